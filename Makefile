@@ -1,0 +1,39 @@
+# make demo: the paper's idea on the embedded domain, in minutes.   make test: everything that must hold.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TQDM_MININTERVAL ?= 1
+
+.PHONY: demo test lab prepare clean sync
+
+$(READY): settings.ini setup.py pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,13))' || { echo "$(PYTHON) is `$(PYTHON) -V`; synthdet needs Python 3.10 to 3.13, so name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/synthdet-run -p arms scratch,scratch_long,pretrain -p n_real 25 -p out runs/demo --output runs/demo/demo.ipynb
+
+test: $(READY) sync
+	timeout 600 $(BIN)/nbdev_test --do_print --timing
+	timeout 900 $(BIN)/python -m pytest -q
+
+# notebooks and modules say the same, and the notebooks are clean
+sync: $(READY)
+	$(BIN)/python tests/check_sync.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs
+
+prepare: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	timeout 600 $(BIN)/nbdev_test
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache paper_figures/out benchmarks/out
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
