@@ -1,0 +1,155 @@
+"""Images per second of the stream on one core, beside a minimal loop and beside torchvision-style copy-paste.
+
+    python benchmarks/stream.py             # speed: prints a table, writes benchmarks/out/stream.json
+    python benchmarks/stream.py --memory    # resident memory over 20,000 samples, added to the same file
+
+All of it runs on 300 x 300 images with three feathered objects and assets in memory. `floor` is the least that draws
+such images with NumPy and OpenCV: resize, soften the mask, blend, note the box. It neither rotates nor changes colours,
+knows no occlusion and draws no reproducible stream. `same pastes` is the stream with everything switched off that the
+floor does not do; `augmented` adds flip, rotation, shear, colours, truncation and the rules of visibility; `default recipe`
+is what training uses: all of it, and distractors, shadows, light, blur, noise and JPEG.
+"""
+import argparse, json, resource, sys, time
+from dataclasses import replace
+from pathlib import Path
+import cv2
+import numpy as np
+import torch
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2 import functional as F
+from synthdet import butterflies
+from synthdet.compose import Recipe
+from synthdet.core import chw, hwc, run_info, write_atomic
+from synthdet.cutouts import cutout
+from synthdet.stream import Samples
+
+OUT = Path(__file__).parent/'out'/'stream.json'
+SIZE, OBJECTS, SCALE, FEATHER = 300, 3, (.15, .7), 2
+
+
+def assets(n_cutouts=64, n_backgrounds=32):
+    "Cut-outs from 128 px class images, and backgrounds of the final size."
+    cuts = [cutout(*butterflies.class_image(i, size=128), origin=str(i)) for i in range(n_cutouts)]
+    return [c for c in cuts if c is not None], [butterflies.background(i, size=SIZE) for i in range(n_backgrounds)]
+
+
+def floor_loop(cutouts, backgrounds):
+    "The minimal loop."
+    cutouts, backgrounds = [hwc(c.rgba) for c in cutouts], [hwc(b) for b in backgrounds]
+    rng = np.random.default_rng(0)
+    def draw(i):
+        image, boxes = backgrounds[rng.integers(len(backgrounds))].copy(), []
+        for _ in range(OBJECTS):
+            rgba = cutouts[rng.integers(len(cutouts))]
+            side = SIZE*rng.uniform(*SCALE)/(rgba.shape[0]*rgba.shape[1])**.5
+            w, h = min(SIZE, int(rgba.shape[1]*side)), min(SIZE, int(rgba.shape[0]*side))
+            x, y = rng.integers(SIZE-w+1), rng.integers(SIZE-h+1)
+            patch = cv2.resize(rgba, (w, h))
+            colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.blur(cv2.extractChannel(patch, 3), (2*FEATHER+1,)*2)
+            alpha = cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB)
+            region = image[y:y+h, x:x+w]
+            cv2.add(cv2.multiply(colour, alpha, scale=1/255), cv2.multiply(region, cv2.bitwise_not(alpha), scale=1/255), dst=region)
+            boxes.append((x, y, x+w, y+h))
+        return image, np.array(boxes, np.float32)
+    return draw
+
+
+def numpy_loop(cutouts, backgrounds):
+    "The same loop as most people write it: resize, and one line of floating point for the blend."
+    cutouts, backgrounds = [hwc(c.rgba) for c in cutouts], [hwc(b) for b in backgrounds]
+    rng = np.random.default_rng(0)
+    def draw(i):
+        image, boxes = backgrounds[rng.integers(len(backgrounds))].copy(), []
+        for _ in range(OBJECTS):
+            rgba = cutouts[rng.integers(len(cutouts))]
+            side = SIZE*rng.uniform(*SCALE)/(rgba.shape[0]*rgba.shape[1])**.5
+            w, h = min(SIZE, int(rgba.shape[1]*side)), min(SIZE, int(rgba.shape[0]*side))
+            x, y = rng.integers(SIZE-w+1), rng.integers(SIZE-h+1)
+            patch = cv2.resize(rgba, (w, h))
+            a = cv2.blur(patch[..., 3], (2*FEATHER+1,)*2)[..., None].astype(np.float32)/255
+            image[y:y+h, x:x+w] = patch[..., :3]*a + image[y:y+h, x:x+w]*(1-a)
+            boxes.append((x, y, x+w, y+h))
+        return image, np.array(boxes, np.float32)
+    return draw
+
+
+def torch_copy_paste(cutouts, backgrounds):
+    "Copy-paste as in torchvision's detection reference: full-size masks, blended edges, boxes from what is left of the masks."
+    cutouts, backgrounds = [c.rgba.contiguous() for c in cutouts], [b.contiguous() for b in backgrounds]
+    g = torch.Generator().manual_seed(0)
+    randint = lambda high: int(torch.randint(high, (1,), generator=g))
+    def draw(i):
+        image, pasted = backgrounds[randint(len(backgrounds))], torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+        masks = torch.zeros(OBJECTS, SIZE, SIZE, dtype=torch.bool)
+        for k in range(OBJECTS):
+            rgba = cutouts[randint(len(cutouts))]
+            side = SIZE*(SCALE[0] + (SCALE[1]-SCALE[0])*float(torch.rand(1, generator=g)))/(rgba.shape[1]*rgba.shape[2])**.5
+            w, h = min(SIZE, int(rgba.shape[2]*side)), min(SIZE, int(rgba.shape[1]*side))
+            y, x = randint(SIZE-h+1), randint(SIZE-w+1)
+            patch = F.resize(rgba, [h, w], antialias=False)
+            mask = torch.zeros(SIZE, SIZE, dtype=torch.bool); mask[y:y+h, x:x+w] = patch[3] > 127
+            full = torch.zeros_like(pasted); full[:, y:y+h, x:x+w] = patch[:3]
+            pasted, masks[:k] = torch.where(mask, full, pasted), masks[:k] & ~mask
+            masks[k] = mask
+        alpha = F.gaussian_blur(masks.any(0)[None].float(), kernel_size=[5, 5], sigma=[2.])
+        image = (image*(1-alpha) + pasted*alpha).to(torch.uint8)
+        seen = masks[masks.flatten(1).any(1)]
+        return image, masks_to_boxes(seen)
+    return draw
+
+
+def streams(cutouts, backgrounds):
+    "The stream under three recipes."
+    base = Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), scale=SCALE, blend='feather', feather=(FEATHER, FEATHER), distractors=(0, 0), shadow=(0, 0), effects=0,
+                  background_crop=0, background_flip=0)
+    plain = replace(base, aspect=(1, 1), flip=0, rotate=(0, 0), shear=(0, 0), blur_share=0, contrast=(1, 1), multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
+    recipes = {'stream, same pastes': plain, 'stream, augmented': base, 'stream, default recipe': Recipe(image_size=SIZE, blend='feather')}
+    return {name: Samples(cutouts, backgrounds, recipe).__getitem__ for name, recipe in recipes.items()}
+
+
+def speed(n=100, rounds=20):
+    "Rows of images per second: all in turns, the fastest turn of each, since other programs can only add time."
+    made = assets()
+    runs = {'floor: OpenCV, bytes': floor_loop(*made), 'NumPy floats': numpy_loop(*made), **streams(*made), 'torch copy-paste': torch_copy_paste(*made)}
+    seconds = {name: [] for name in runs}
+    for r in range(-1, rounds): # the first turn warms up
+        for name, draw in runs.items():
+            start = time.process_time()
+            for i in range(n): draw(i)
+            if r >= 0: seconds[name].append((time.process_time() - start)/n)
+    rate = {name: 1/min(s) for name, s in seconds.items()}
+    floor = rate['floor: OpenCV, bytes']
+    return [dict(name=name, images_per_second=round(v), of_floor=round(v/floor, 2), of_torch=round(v/rate['torch copy-paste'], 2)) for name, v in rate.items()]
+
+
+def rss():
+    "Resident memory in MB."
+    return int(Path('/proc/self/statm').read_text().split()[1])*resource.getpagesize()/2**20
+
+
+def memory(n=20_000):
+    "Resident memory along a stream whose backgrounds exceed the budget."
+    cutouts, _ = assets(n_backgrounds=1)
+    class Many: # drawn when asked for, as files would be read
+        def __len__(self): return 400
+        def __getitem__(self, i): return chw(np.full((SIZE, SIZE, 3), i % 256, np.uint8))
+    samples = Samples(cutouts, Many(), Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), blend='feather'), budget_mb=64)
+    rows = []
+    for i in range(n):
+        samples[i]
+        if (i+1) % (n//10) == 0: rows.append(dict(samples=i+1, rss_mb=round(rss(), 1)))
+    return rows
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--memory', action='store_true', help='measure memory instead of speed')
+    a = p.parse_args()
+    cv2.setNumThreads(1); torch.set_num_threads(1)
+    old = json.loads(OUT.read_text()) if OUT.exists() else {}
+    rows = memory() if a.memory else speed()
+    for r in rows: print(f"{r['samples']:6} samples  {r['rss_mb']:.1f} MB" if a.memory else f"{r['name']:24}{r['images_per_second']:6} images/s{r['of_floor']:8.2f} of the floor{r['of_torch']:8.2f} of torch")
+    write_atomic(OUT, json.dumps({**old, 'memory' if a.memory else 'speed': dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())}, indent=1)+'\n')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,294 @@
+"The paper's SSD against plain loops written from its description, and detectors in torchvision's contract."
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from synthdet import backbones
+from synthdet.backbones import BACKBONES, imagenet_file, make_backbone, read_weights
+from synthdet.core import UserError, shared
+from synthdet.detectors import DETECTORS, detector
+from synthdet.ssd import focal, hard_negative, match, pad_targets, select, ssd
+from torchvision.ops import box_convert, box_iou
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1) # small networks: threads cost more than they give
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def small():
+    torch.manual_seed(0)
+    return ssd('mobilenetv1_025', num_classes=4, image_size=64)
+
+
+def loop_match(iou):
+    "One image, plain lists: greedy pairs, then thresholds; -1 background, -2 ignored."
+    M, N = len(iou), len(iou[0])
+    iou, rows, columns = [r[:] for r in iou], set(range(M)), set(range(N))
+    for _ in range(M):
+        pairs = [(iou[m][n], m, n) for m in sorted(rows) for n in sorted(columns)]
+        if not pairs: break
+        top = max(p[0] for p in pairs)
+        _, m, n = next(p for p in pairs if p[0] == top)
+        if top < .3: break
+        rows.discard(m), columns.discard(n)
+        iou[m][n] = 2.
+    out = []
+    for n in range(N):
+        best = max(range(M), key=lambda m: iou[m][n])
+        out.append(best if iou[best][n] >= .5 else -1 if iou[best][n] < .3 else -2)
+    return out
+
+
+def loop_loss(logits, offsets, anchors, targets, num_classes):
+    "The authors' classification and localisation loss, one number at a time."
+    classification = localisation = positives = 0.
+    corners = box_convert(anchors, 'cxcywh', 'xyxy')
+    for logit, offset, t in zip(logits.tolist(), offsets.tolist(), targets):
+        found = loop_match(box_iou(t['boxes'], corners).tolist()) if len(t['boxes']) else [-1] * len(anchors)
+        for n, m in enumerate(found):
+            if m == -2: continue
+            e = [math.exp(x - max(logit[n])) for x in logit[n]]
+            label = int(t['labels'][m]) if m >= 0 else 0
+            p = e[label] / sum(e)
+            classification -= (1 - p)**2 * math.log(p + 1e-8)
+            if m < 0: continue
+            positives += 1
+            x1, y1, x2, y2 = t['boxes'][m].tolist()
+            cx, cy, w, h = anchors[n].tolist()
+            goal = ((x1 + x2) / 2 - cx) / w / .1, ((y1 + y2) / 2 - cy) / h / .1, math.log((x2 - x1) / w) / .2, math.log((y2 - y1) / h) / .2
+            for d in (abs(a - b) for a, b in zip(offset[n], goal)): localisation += .5 * d * d if d < 1 else d - .5
+    return classification / max(positives, 1), localisation / max(positives, 1)
+
+
+def random_targets(g, n_images, size, classes, most=6):
+    out = []
+    for _ in range(n_images):
+        n = int(torch.randint(0, most + 1, (1,), generator=g))
+        wh = torch.rand(n, 2, generator=g) * size * .6 + 1
+        xy = torch.rand(n, 2, generator=g) * (size - wh)
+        boxes = torch.cat([xy, xy + wh], 1)
+        if n > 2: boxes[1] = boxes[0] # two equal boxes compete for the same anchors
+        out.append(dict(boxes=boxes, labels=torch.randint(1, classes, (n,), generator=g)))
+    return out
+
+
+def test_matching_equals_the_loops_on_random_overlaps():
+    g, seen = torch.Generator().manual_seed(1), set()
+    for case in range(300):
+        M, N = (int(torch.randint(1, k, (1,), generator=g)) for k in (7, 9))
+        iou = torch.rand(4, M, N, generator=g)
+        if case % 2: iou = (iou * 8).round() / 8 # full of ties
+        if case % 3 == 0: iou = iou * .5         # many boxes are dropped
+        want = [loop_match(i.tolist()) for i in iou]
+        assert match(iou).tolist() == want
+        seen |= {(any(m not in w for m in range(M)), -2 in w, -1 in w) for w in want}
+    assert any(dropped for dropped, _, _ in seen) and any(ignored for _, ignored, _ in seen)
+
+
+def test_matches_and_losses_equal_the_loops_on_boxes(small):
+    g = torch.Generator().manual_seed(2)
+    corners = box_convert(small.anchors, 'cxcywh', 'xyxy')
+    for case in range(12):
+        targets = random_targets(g, 4, 64, 4, most=0 if case == 0 else 6)
+        boxes, labels = pad_targets(targets, 'cpu')
+        iou = box_iou(boxes.flatten(0, 1), corners).view(*boxes.shape[:2], -1)
+        want = [loop_match(box_iou(t['boxes'], corners).tolist()) if len(t['boxes']) else [-1] * len(corners) for t in targets]
+        assert match(iou).tolist() == want
+        logits, offsets = torch.randn(4, len(corners), 4, generator=g) * 3, torch.randn(4, len(corners), 4, generator=g)
+        got = small.losses(logits, offsets, boxes, labels)
+        want = loop_loss(logits, offsets, small.anchors, targets, 4)
+        torch.testing.assert_close(torch.stack([got['classification'], got['bbox_regression']]), torch.tensor(want), rtol=1e-4, atol=1e-4)
+
+
+def test_hard_negatives_equal_a_loop():
+    g = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        logits, labels = torch.randn(3, 40, 3, generator=g), torch.randint(1, 3, (3, 40), generator=g)
+        found = torch.randint(-2, 1, (3, 40), generator=g) if _ else torch.full((3, 40), -1)
+        labels = labels.where(found >= 0, 0)
+        want = 0.
+        for x, y, f in zip(logits, labels, found):
+            loss = -x.log_softmax(-1)[range(40), y]
+            n = int((f >= 0).sum())
+            want += loss[f >= 0].sum() + loss[f == -1].sort(descending=True)[0][:3 * max(n, 1)].sum()
+        torch.testing.assert_close(hard_negative(logits, labels, found), torch.as_tensor(want))
+
+
+def test_suppression_equals_a_loop_and_is_inclusive():
+    g = torch.Generator().manual_seed(4)
+    for _ in range(40):
+        xy = torch.randint(0, 12, (30, 2), generator=g).float()
+        boxes = torch.cat([xy, xy + torch.randint(1, 9, (30, 2), generator=g)], 1) # whole numbers: overlaps of exactly one half occur
+        scores = torch.rand(30, 3, generator=g)
+        want = []
+        for c in (1, 2):
+            order = [i for i in scores[:, c].argsort(descending=True).tolist() if scores[i, c] >= .2]
+            while order:
+                i = order.pop(0)
+                want.append((round(scores[i, c].item(), 6), c, boxes[i].tolist()))
+                order = [j for j in order if box_iou(boxes[i:i+1], boxes[j:j+1]).item() < .5]
+        got = select(boxes, scores, .2, .5)
+        assert [(round(s.item(), 6), int(c), b.tolist()) for s, c, b in zip(got['scores'], got['labels'], got['boxes'])] == sorted(want, key=lambda w: -w[0])
+
+
+def test_batched_equals_single_and_padding_does_not_matter(small):
+    g = torch.Generator().manual_seed(5)
+    targets = [dict(t, boxes=t['boxes'][:2], labels=t['labels'][:2]) for t in random_targets(g, 5, 64, 4)]
+    images = torch.rand(5, 3, 64, 64, generator=g)
+    small.eval()
+    with torch.inference_mode():
+        together, alone = small(list(images)), [small([i])[0] for i in images]
+        logits, offsets = small.raw(images)
+    for a, b in zip(together, alone): torch.testing.assert_close(a['scores'], b['scores'], atol=1e-5, rtol=1e-4)
+    boxes, labels = pad_targets(targets, 'cpu')
+    more = torch.nn.functional.pad(boxes, (0, 0, 0, 5)), torch.nn.functional.pad(labels, (0, 5))
+    for k, v in small.losses(logits, offsets, boxes, labels).items(): assert v == small.losses(logits, offsets, *more)[k]
+
+
+def test_detections_come_in_the_pixels_of_each_image(small):
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(6))
+    wide = torch.nn.functional.interpolate(image[None], (64, 128), mode='nearest')[0]
+    small.eval()
+    with torch.inference_mode(): a, b = small([image, wide.float()])
+    assert a['boxes'].shape[1] == b['boxes'].shape[1] == 4 and a['labels'].dtype == torch.int64
+    scale = torch.tensor([2., 1, 2, 1])
+    with torch.inference_mode(): same = small([torch.nn.functional.interpolate(wide[None], (64, 64), mode='bilinear', align_corners=False)[0]])[0]
+    torch.testing.assert_close(b['boxes'], same['boxes'] * scale, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize('size, maps', [(300, [(18, 18), (18, 18), (9, 9), (9, 9)]), ((320, 400), [(20, 25), (20, 25), (10, 12), (10, 12)])])
+def test_mobilenet_maps(size, maps):
+    model = ssd('mobilenetv1_025', image_size=size)
+    assert [s[1:] for s in model.backbone.shapes(*model.size)] == maps
+    assert len(model.anchors) == 3 * sum(h * w for h, w in maps) and model.anchors.dtype == torch.float32
+
+
+def test_the_authors_numbers():
+    model = ssd()
+    assert model.anchors.shape == (2430, 4)
+    count = lambda m: sum(v.numel() for k, v in m.state_dict().items() if not k.endswith('num_batches_tracked'))
+    assert (count(model), count(model.heads)) == (3_726_600, 497_736) # with the running statistics of batch norm, as Keras counts
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 27 and {(m.eps, m.momentum) for m in norms} == {(1e-3, .01)}
+    resnet = ssd('resnet50')
+    assert resnet.anchors.shape == (4149, 4)
+    assert [s[1:] for s in resnet.backbone.shapes(320, 400)] == [(20, 25)] * 3 + [(10, 13)] * 3
+    assert count(resnet.heads) == 1_493_100
+
+
+def test_every_backbone_makes_a_detector():
+    for name in set(BACKBONES) - {'mobilenetv1_100', 'resnet50'}:
+        model = ssd(name, image_size=64)
+        losses = model([torch.rand(3, 64, 64)] * 2, [dict(boxes=torch.tensor([[5., 5, 40, 50]]), labels=torch.tensor([1]))] * 2)
+        assert all(torch.isfinite(v) for v in losses.values()), name
+
+
+def test_the_same_seed_gives_the_same_weights():
+    a, b, c = (torch.manual_seed(s) and ssd('mobilenetv1_025', image_size=64).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a['heads.0.weight'], c['heads.0.weight'])
+
+
+def test_a_checkpoint_survives_the_round_trip(small, tmp_path):
+    save_file(small.state_dict(), tmp_path/'model.safetensors')
+    torch.save(dict(model=small.state_dict()), tmp_path/'model.pth')
+    for name in ('model.safetensors', 'model.pth'):
+        other = ssd('mobilenetv1_025', tmp_path/name, num_classes=4, image_size=96) # anchors are not in the file: another size is fine
+        assert all(torch.equal(v, small.state_dict()[k]) for k, v in other.state_dict().items())
+    body = {k: v for k, v in small.backbone.body.state_dict().items() if not k.endswith('num_batches_tracked')}
+    save_file(dict(body, **{'classifier.weight': torch.zeros(3, 3)}), tmp_path/'body.safetensors')
+    other = ssd('mobilenetv1_025', tmp_path/'body.safetensors', num_classes=2, image_size=64)
+    assert torch.equal(other.backbone.body.conv_stem.weight, small.backbone.body.conv_stem.weight)
+
+
+class Evil:
+    def __reduce__(self): return (print, ('code from a weights file was run',))
+
+
+def test_weights_that_do_not_fit(small, tmp_path, capsys):
+    state = small.state_dict()
+    def attempt(name, what, save=save_file, **options):
+        path = tmp_path/name
+        if what is not None: save(what, path)
+        with pytest.raises(UserError) as e: ssd('mobilenetv1_025', path, image_size=64, **dict(dict(num_classes=4), **options))
+        assert '\n' not in str(e.value) and name in str(e.value)
+        return str(e.value)
+    write = lambda data, path: path.write_bytes(data)
+    assert 'does not exist' in attempt('nothing.pth', None)
+    assert 'cannot be read' in attempt('noise.safetensors', b'12345', write)
+    assert 'cannot be read' in attempt('empty.pth', b'', write)
+    assert 'cannot be read' in attempt('evil.pth', dict(x=Evil()), torch.save)
+    assert 'code from' not in capsys.readouterr().out
+    assert 'dictionary of tensors' in attempt('list.pth', [1, 2], torch.save)
+    assert "'heads.0.weight' is [24, 128, 3, 3], expected [18, 128, 3, 3]" in attempt('classes.safetensors', state, num_classes=2)
+    assert "'heads.3.bias' is missing" in attempt('missing.safetensors', {k: v for k, v in state.items() if k != 'heads.3.bias'})
+    assert "'heads.9.bias' is unexpected" in attempt('more.safetensors', dict(state, **{'heads.9.bias': torch.zeros(1)}))
+    assert 'missing' in attempt('foreign.safetensors', dict(layer=torch.zeros(1)))
+
+
+def test_imagenet_without_a_network(monkeypatch, tmp_path):
+    monkeypatch.delenv('SYNTHDET_WEIGHTS', raising=False)
+    monkeypatch.setattr(backbones, 'try_to_load_from_cache', lambda *a: None)
+    monkeypatch.setattr(backbones, '_reachable', lambda url: False)
+    for name in ('mobilenetv1_100', 'mobilenetv1_050'):
+        with pytest.raises(UserError, match='no ImageNet weights for .*SYNTHDET_WEIGHTS'): ssd(name, 'imagenet')
+    file = tmp_path/'mobilenetv1_050_imagenet.safetensors'
+    save_file(make_backbone('mobilenetv1_050').body.state_dict(), file)
+    monkeypatch.setenv('SYNTHDET_WEIGHTS', str(tmp_path))
+    assert imagenet_file('mobilenetv1_050') == file
+    assert len(ssd('mobilenetv1_050', 'imagenet', image_size=64).anchors) == 120
+
+
+def test_reference_weights_compute_what_timm_computes():
+    if shared() is None: pytest.skip('the reference folder shared/ is not beside the project')
+    import timm
+    path = shared()/'weights'/'mobilenetv1_100_imagenet.safetensors'
+    torch.manual_seed(3)
+    model, random = ssd(weights=path, image_size=128).eval(), torch.manual_seed(3) and ssd(image_size=128)
+    assert all(torch.equal(a, b) for a, b in zip(model.heads.parameters(), random.heads.parameters())) # heads stay random
+    reference = timm.create_model('mobilenetv1_100', num_classes=0, pad_type='same').eval()
+    reference.load_state_dict({k: v for k, v in read_weights(path).items()}, strict=False)
+    x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(): a, b = model.backbone(x)[-1], reference.forward_features(x * 2 - 1)
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3) # even sizes: both pad alike; the differing eps is made up for
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(backbone='mobilnet'), "backbone 'mobilnet' is unknown"), (dict(loss='cross'), "loss 'cross' is unknown"),
+    (dict(image_size=8), 'image_size=8'), (dict(image_size=(1, 2, 3)), 'image_size='), (dict(image_size='128'), 'image_size='), (dict(num_classes=1), 'num_classes=1')])
+def test_impossible_arguments(options, message):
+    with pytest.raises(UserError, match=message): ssd(**options)
+
+
+def test_wrong_input_is_told(small):
+    image, box = torch.rand(3, 64, 64), torch.tensor([[1., 1, 30, 30]])
+    with pytest.raises(UserError, match='float in 0..1'): small.train()([(image * 255).byte()], [])
+    with pytest.raises(UserError, match='labels must lie in 1..3'): small.train()([image], [dict(boxes=box, labels=torch.tensor([4]))])
+    with pytest.raises(UserError, match='needs targets'): small.train()([image])
+
+
+@pytest.mark.parametrize('name', list(DETECTORS))
+def test_detectors_share_one_contract(name):
+    torch.manual_seed(0)
+    model = detector(name, num_classes=3, image_size=64, **(dict(backbone='mobilenetv1_025') if name == 'ssd' else {}))
+    images = [torch.rand(3, 64, 64), torch.rand(3, 48, 80)]
+    targets = [dict(boxes=torch.tensor([[5., 5, 40, 50]]), labels=torch.tensor([2])), dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))]
+    losses = model.train()(images, targets)
+    total = sum(losses.values())
+    total.backward()
+    assert torch.isfinite(total) and all(v.ndim == 0 for v in losses.values())
+    with torch.inference_mode(): out = model.eval()(images)
+    assert [set(o) for o in out] == [{'boxes', 'scores', 'labels'}] * 2
+    for o in out: assert len(o['boxes']) == len(o['scores']) == len(o['labels']) <= 300
+
+
+def test_detector_names():
+    with pytest.raises(UserError, match="detector 'yolo' is unknown; choose from"): detector('yolo')
+    with pytest.raises(UserError, match='brings its own'): detector('retinanet', backbone='resnet50')
