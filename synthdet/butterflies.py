@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'class_image', 'background', 'scene']
 
-# %% ../nbs/02_butterflies.ipynb #958eba8e
-import colorsys
-import math
+# %% ../nbs/02_butterflies.ipynb #054f9c2b
+import colorsys, math
 from collections import namedtuple
 from functools import lru_cache
 from itertools import count
@@ -35,14 +34,8 @@ def fill(layer, points, rgb):
     cv2.fillPoly(layer, [xy], [*np.minimum(255*rgb, 255).tolist(), 255], cv2.LINE_AA, 4)
 
 # %% ../nbs/02_butterflies.ipynb #562d1130
-def over(
-    image,    # uint8 [H,W,3], changed in place
-    layer,    # uint8 [H,W,4], premultiplied
-    shift=0j, # where the shadow falls, pixels (0: none)
-    shade=.5, # how dark it is, 0..1
-    gain=1.,  # light on the layer
-):
-    "Lay a layer and its shadow over the image."
+def over(image, layer, shift=0j, shade=.5, gain=1.):
+    "Lay a layer, lit by `gain`, on a uint8 RGB image in place; its shadow falls `shift` pixels (complex) away, `shade` dark."
     alpha = cv2.extractChannel(layer, 3)
     through = 255 - alpha
     if shift:
@@ -254,8 +247,9 @@ def wings(g, fore, hind, side):
     through = 255 - top[..., 3]
     shaded = cv2.multiply(through, cv2.GaussianBlur(through, (0, 0), side/40)//2+127, scale=1/255)
     right = cv2.add(cv2.multiply(low, cv2.merge([shaded, shaded, shaded, through]), scale=1/255), top)
-    tilt = g.uniform(-.22, .22)*np.array([1, 1, 1, 0])
-    return cv2.hconcat([cv2.flip(cv2.multiply(right, 1-tilt), 1), cv2.multiply(right, 1+tilt)])
+    tilt, most = g.uniform(-.22, .22)*np.array([1, 1, 1, 0]), cv2.merge([right[..., 3]]*4)
+    left, right = (cv2.min(cv2.multiply(right, 1+t), most) for t in (-tilt, tilt))
+    return cv2.hconcat([cv2.flip(left, 1), right])
 
 # %% ../nbs/02_butterflies.ipynb #4bd98597
 def body(g, layer):
@@ -304,15 +298,8 @@ def put(layer, outline, turn, centre, length, size):
 TONES = np.linspace(0, 1, 256)[:, None]
 NORMAL = np.array([NormalDist().inv_cdf((k+.5)/256) for k in range(256)])  # 256 equally likely values
 
-def develop(
-    g,         # generator
-    image,     # uint8 [H,W,3]
-    light,     # complex: where shadows fall, length 1
-    blur=0.,   # sigma, pixels
-    grain=.01, # standard deviation of the noise, 0..1
-    quality=0, # of JPEG, 1..100; 0 is none
-) -> torch.Tensor: # uint8 [3,H,W]
-    "Take the photograph."
+def develop(g, image, light, blur=0., grain=.01, quality=0):
+    "Take the photograph, uint8 tensor [3,H,W]: blur in pixels, noise as standard deviation of 0..1, JPEG quality (0: none)."
     x = np.linspace(-1, 1, len(image), dtype=np.float32)
     lamp = 1 - g.uniform(0, .3)*(x*light.real+x[:, None]*light.imag) - g.uniform(0, .25)*(x*x+(x*x)[:, None])
     curve = TONES**g.uniform(.75, 1.2)*g.uniform(.88, 1.12, 3)*g.uniform(200, 315)
@@ -368,13 +355,16 @@ def places(g, n):
 # %% ../nbs/02_butterflies.ipynb #99f5b55e
 class Stage:
     "A scene being built: the image, and per butterfly what there is and what can be seen."
-    def __init__(self, image, light, shade): self.image, self.light, self.shade, self.full, self.visible = image, light, shade, [], []
+    def __init__(self, image, light, shade):
+        self.image, self.light, self.shade, self.full, self.visible = image, light, shade, [], []
     def lay(self, layer, height, gain=1., labelled=False):
         "Lay a layer on top, `height` pixels above the rest."
         over(self.image, layer, self.light*height, self.shade, gain)
         hides = layer[..., 3] > 127
         self.visible = [v & ~hides for v in self.visible]
-        if labelled: self.full.append(hides); self.visible.append(hides)
+        if labelled:
+            self.full.append(hides)
+            self.visible.append(hides)
     def masks(self, least=1/3):
         "The masks of the butterflies seen well enough; bool [N,H,W]."
         keep = [v for f, v in zip(self.full, self.visible) if v.sum() > least*f.sum()]
@@ -389,7 +379,7 @@ def populate(g, size, light):
         layer = put(*butterfly(g, length*size), pose(g), (x*size, y*size), length*size, size)
         stage.lay(soft(layer, size*g.uniform(0, .006)), length*size*g.uniform(.03, .14), g.uniform(.6, 1.1), labelled=True)
         if g.random() < .5:
-            leaves = plants(g, size, int(g.integers(1, 3)), hue, .15+.5*length, complex(x, y), .7*length)
+            leaves = plants(g, size, int(g.integers(1, 3)), hue, .15+.5*length, complex(x, y), .7*length, (.45, .45, 0, .1))
             stage.lay(soft(leaves, size*g.uniform(0, .01)), size*.02)
     return stage
 

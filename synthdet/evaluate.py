@@ -100,7 +100,7 @@ def match_detections(
     boxes, labels, scores, image = boxes[order], labels[order], scores[order], image[order]
     width = 1 + max(labels.max(initial=0), truth_labels.max(initial=0)) # (image, class) as one number
     which, best = _best_truth(boxes, image * width + labels, truth, truth_image * width + truth_labels)
-    hit = (best >= iou) & (which >= 0)
+    hit = best >= iou
     ignored = hit & np.append(hard, False)[which]
     claims = np.flatnonzero(hit & ~ignored)
     tp = np.zeros(len(boxes), bool)

@@ -111,9 +111,10 @@ def grabcut_mask(
     small = cv2.resize(image[t:b, l:r], (work, work), interpolation=cv2.INTER_AREA if max(h, w) > work else cv2.INTER_LINEAR)
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB)
     gradient, loose, tight = _gradient(lab), grab(lab, 'loose'), grab(lab, 'tight')
-    best = (loose if 1.2*plausibility(gradient, loose) > plausibility(gradient, tight) else tight).astype(np.float32)
+    best = loose if 1.2*plausibility(gradient, loose) > plausibility(gradient, tight) else tight
+    if outline_contrast(gradient, best) < 1: return np.zeros((h, w), np.float32) # an outline laid at random does as well
     mask = np.zeros((h, w), np.float32)
-    mask[t:b, l:r] = cv2.resize(cv2.GaussianBlur(best, (3, 3), 0), (r - l, b - t), interpolation=cv2.INTER_LINEAR)
+    mask[t:b, l:r] = cv2.resize(cv2.GaussianBlur(best.astype(np.float32), (3, 3), 0), (r - l, b - t), interpolation=cv2.INTER_LINEAR)
     return mask
 
 # %% ../nbs/21_segment.ipynb #460a6847

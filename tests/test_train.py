@@ -241,6 +241,19 @@ def test_wrong_arguments_are_one_clear_line(tmp_path, wrong, says):
     with pytest.raises(UserError, match=says): run(tmp_path, **wrong)
 
 
+def test_only_the_seed_chooses_the_dropout_and_it_changes_from_step_to_step(tmp_path):
+    masks = []
+    def watched(seed):
+        model = new_model()
+        torch.manual_seed(len(masks)) # what the caller draws must not matter
+        model.body[3].register_forward_hook(lambda m, i, o: masks[-1].append((o[0] == 0).flatten().tolist()) if m.training else None)
+        masks.append([])
+        run(tmp_path/f'{len(masks)}', model=model, seed=seed)
+    for seed in (0, 0, 1): watched(seed)
+    assert outcome(tmp_path/'1') == outcome(tmp_path/'2') != outcome(tmp_path/'3')
+    assert masks[0] == masks[1] != masks[2] and len({tuple(m) for m in masks[0]}) == STEPS
+
+
 def test_lists_of_images_and_the_batch_give_the_same_run(tmp_path):
     def listed(start):
         for images, targets in batches(start): yield list(images), targets
