@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models import efficientnet
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torch.func import functional_call
 
@@ -26,18 +27,21 @@ from .core import UserError, choose
 
 # %% ../nbs/30_backbones.ipynb #23f8f1b0
 class Layout(NamedTuple):
-    "Where a timm network is tapped, and the anchor scale of each tap."
-    taps: tuple         # names of the modules whose outputs are the maps, in order
-    scales: tuple       # anchor side / image side, one per tap
-    keras: bool = False # pad and normalise as Keras' MobileNetV1 does
+    "Where a timm network is tapped, the anchor scale of each tap, and how its batch norms are set."
+    taps: tuple             # names of the modules whose outputs are the maps, in order
+    scales: tuple           # anchor side / image side, one per tap
+    keras: bool = False     # pad and normalise as Keras' MobileNetV1 does
+    bn_momentum: float = .1 # share of the new batch in the running averages
 
-# %% ../nbs/30_backbones.ipynb #b82fe548
-_V1 = Layout(('blocks.3.4', 'blocks.3.5', 'blocks.4.0', 'blocks.4.1'), (.1, .2, .4, .8), True)
-_V3 = Layout(('blocks.2.1', 'blocks.3.1', 'blocks.4.2', 'blocks.5.0'), (.1, .2, .4, .8))
-_R50 = Layout(('layer3.3', 'layer3.4', 'layer3.5', 'layer4.0', 'layer4.1', 'layer4.2'), (.05, .1, .2, .4, .6, .8))
+# %% ../nbs/30_backbones.ipynb #3f86d361
+_SIDES = .1, .2, .4, .8
+_V1 = Layout(('blocks.3.4', 'blocks.3.5', 'blocks.4.0', 'blocks.4.1'), _SIDES, True)
+_V3 = Layout(('blocks.2.1', 'blocks.3.1', 'blocks.4.2', 'blocks.5.0'), _SIDES)
+_R50 = Layout(('layer3.3', 'layer3.4', 'layer3.5', 'layer4.0', 'layer4.1', 'layer4.2'), (.05, .1, .2, .4, .6, .8), bn_momentum=.01)
 
-BACKBONES = dict(mobilenetv1_100=_V1, mobilenetv1_075=_V1, mobilenetv1_050=_V1, mobilenetv1_025=_V1, resnet50=_R50,
-                 mobilenetv3_small_100=_V3, mobilenetv3_small_075=_V3, mobilenetv3_small_050=_V3)
+BACKBONES = dict(mobilenetv1_100=_V1._replace(bn_momentum=.01), mobilenetv1_075=_V1, mobilenetv1_050=_V1, mobilenetv1_025=_V1, resnet50=_R50,
+                 mobilenetv3_small_100=_V3, mobilenetv3_small_075=_V3, mobilenetv3_small_050=_V3,
+                 resnet_small=Layout(('layer2.1', 'layer3.0', 'layer3.1', 'layer4.0'), _SIDES))
 
 # %% ../nbs/30_backbones.ipynb #74c79bc8
 class BottomRightConv2d(nn.Conv2d):
@@ -58,9 +62,17 @@ def pad_bottom_right(
         body.set_submodule(name, new)
     return body
 
+# %% ../nbs/30_backbones.ipynb #d773ae10
+def _small_resnet():
+    "A ResNet of six plain blocks and 0.4 M weights."
+    body = ResNet(BasicBlock, layers=(1, 2, 2, 1), channels=(16, 32, 64, 128), stem_width=16, num_classes=0)
+    body.default_cfg = dict(classifier='fc', mean=(.5, .5, .5), std=(.5, .5, .5))
+    return body
+
 # %% ../nbs/30_backbones.ipynb #53f9d9b2
 def _body(name, keras):
     "The timm network `name` with random weights and without a classifier."
+    if name == 'resnet_small': return _small_resnet()
     if not keras: return timm.create_model(name, num_classes=0)
     width = int(name[-3:]) / 100
     return pad_bottom_right(efficientnet._gen_mobilenet_v1('mobilenetv1_100', width, num_classes=0, bn_eps=1e-3))
@@ -154,7 +166,7 @@ def _mend_eps(module, state, eps):
 # %% ../nbs/30_backbones.ipynb #8eda0b58
 def load_backbone(
     backbone:Backbone, # network to fill
-    state:dict,        # tensors under timm's names; a classifier among them is left out
+    state:dict,        # tensors as timm publishes them; a classifier among them is left out
     path,              # where they came from, for the message
     eps=1e-5,          # what the file's owner added to the variances
 ) -> Backbone:
@@ -200,12 +212,13 @@ def imagenet_file(
 def make_backbone(
     name='mobilenetv1_100', # one of `BACKBONES`
     weights='none',         # 'none' (random), 'imagenet' or the path of a file
-    bn_momentum=.01,        # share of the new batch in the running averages of batch norm
+    bn_momentum=None,       # share of the new batch in the running averages of batch norm; None for the layout's own
 ) -> Backbone:
     "A backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit."
     layout = choose('backbone', name, BACKBONES)
     body = _body(name, layout.keras)
-    backbone = Backbone(body, layout.taps, body.default_cfg['mean'], body.default_cfg['std'], bn_momentum)
+    backbone = Backbone(body, layout.taps, body.default_cfg['mean'], body.default_cfg['std'],
+                        layout.bn_momentum if bn_momentum is None else bn_momentum)
     if weights == 'none': return backbone
     path = imagenet_file(name) if weights == 'imagenet' else weights
     return load_backbone(backbone, read_weights(path), path)

@@ -248,7 +248,7 @@ def ssd(
     nms_thresh=.5,              # IoU from which on the weaker of two boxes of a class goes
     candidates=400,             # boxes per class that enter the suppression; None for all, as the authors
     detections_per_img=100,     # the best that are returned; None for all, as the authors
-    bn_momentum=.01,            # share of the new batch in the running averages of batch norm
+    bn_momentum=None,           # share of the new batch in the running averages of batch norm; None for the backbone's own
 ) -> SSD:
     "The paper's detector. Raises `UserError` for unknown names, impossible sizes and weights that do not fit."
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)

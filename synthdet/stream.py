@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Held', 'Samples', 'make_samples', 'Loop', 'Mixed', 'endless', 'collate', 'batches', 'write_stream', 'claim']
 
-# %% ../nbs/24_stream.ipynb #75acb2ae
-import json, os
+# %% ../nbs/24_stream.ipynb #17177a58
+import json
 from dataclasses import asdict
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -189,9 +189,12 @@ class _Worded(Dataset):
         try: return self.dataset[i]
         except UserError as e: return e
 
-def _one_thread(worker):
-    "A worker is one core; OpenCV's and torch's threads would fight over it."
-    cv2.setNumThreads(1); torch.set_num_threads(1)
+def _forked(loader):
+    "Start the loader's processes. OpenCV's thread pool does not survive a fork: it is put away before, and a worker is one core."
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try: return iter(loader)
+    finally: cv2.setNumThreads(threads)
 
 # %% ../nbs/24_stream.ipynb #458ead81
 def collate(
@@ -217,12 +220,12 @@ def batches(
         if value < low: raise UserError(f'{name}={value}: expected a whole number of at least {low}')
     samples = endless(samples, getattr(samples, 'seed', 0))
     if workers: getattr(samples, 'fill', lambda: None)()
-    return _running(DataLoader(_Worded(samples), batch_sampler=_Steps(batch_size, start), collate_fn=collate, num_workers=workers, worker_init_fn=_one_thread,
+    return _running(DataLoader(_Worded(samples), batch_sampler=_Steps(batch_size, start), collate_fn=collate, num_workers=workers,
                                multiprocessing_context='fork' if workers else None, generator=torch.Generator())) # its own generator: torch's global one is the trainer's
 
 def _running(loader):
     "The loader's batches; an error that travelled as a batch is raised."
-    for batch in loader:
+    for batch in _forked(loader) if loader.num_workers else loader:
         if isinstance(batch, UserError): raise batch
         yield batch
 
@@ -257,7 +260,8 @@ def claim(samples, folder, n, format, suffix):
     if n < 1 or (samples.n_fake and n > samples.n_fake): raise UserError(f'n={n}: expected {f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"}')
     if format not in FORMATS: raise UserError(f"format {format!r} is unknown; choose from {', '.join(FORMATS)}")
     if suffix not in ('.jpg', '.png'): raise UserError(f"suffix {suffix!r} is unknown; choose from .jpg, .png")
-    mark, about = folder/'stream.json', dict(signature=samples.signature(), format=format, suffix=suffix, masks=samples.masks, seed=samples.seed, recipe=asdict(samples.recipe))
+    # JSON under the name of YAML, which it is too: readers of data sets take any .json for annotations
+    mark, about = folder/'stream.yaml', dict(signature=samples.signature(), format=format, suffix=suffix, masks=samples.masks, seed=samples.seed, recipe=asdict(samples.recipe))
     text = json.dumps(about, indent=1)+'\n'
     if mark.exists():
         if mark.read_text() != text: raise UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')

@@ -1,0 +1,144 @@
+"From folders to rows: the commands as a user types them, runs that are killed, and real photographs."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from synthdet import cli
+from synthdet.core import UserError, read_jsonl, shared
+from synthdet.domains import load_domain, write_domain
+from synthdet.experiment import make_arms, run
+
+BIN = Path(sys.executable).parent
+SMALL = dict(backbone="mobilenetv1_025", image_size=96, batch_size=4, steps=4, pretrain_steps=4, eval_every=2, n_real=5)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    butterflies = load_domain("butterflies", n_class_images=16, n_backgrounds=6)
+    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"butterflies", n_labelled=8)
+
+
+def words(**values): return [w for k, v in values.items() for w in ("-p", k, str(v))]
+
+
+def said(capsys, command, *argv):
+    "The one line of a refused command; it must end with exit code 2."
+    with pytest.raises(SystemExit) as stop: command([str(a) for a in argv])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
+
+
+def test_run_from_another_folder_then_again(root, tmp_path):
+    command = [BIN/"synthdet-run", *words(**SMALL, domain="folder", root=root, arms="scratch,pretrain", out="here")]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    rows = read_jsonl(tmp_path/"here"/"results.jsonl")
+    assert [r["arm"] for r in rows] == ["scratch", "pretrain"], "the second call found both rows"
+    assert {"learning_curves.png", "synthesised.png", "detections.png"} <= set(os.listdir(tmp_path/"here"/"figures"))
+    assert str(tmp_path/"here"/"butterflies.ipynb") in done.stdout and "pretrain" in done.stdout
+    assert all(0 <= r["ap50"] <= 1 and r["data"] and r["torch"] and str(tmp_path) not in json.dumps(r) for r in rows)
+
+
+def test_papermill_without_our_command(root, tmp_path):
+    notebook = Path(__file__).parents[1]/"nbs"/"experiments"/"run_experiment.ipynb"
+    values = words(**SMALL, domain="folder", root=root, arms="pretrain_only", out=tmp_path/"out")
+    done = subprocess.run([BIN/"papermill", notebook, tmp_path/"out.ipynb", *values], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [r["arm"] for r in read_jsonl(tmp_path/"out"/"results.jsonl")] == ["pretrain_only"]
+
+
+@pytest.mark.parametrize("values, line", [
+    (dict(n_reel=5), "parameter 'n_reel' is unknown; choose from "),
+    (dict(n_real="five"), "n_real='five' should be int like the default 25"),
+])
+def test_run_refuses_before_anything_is_written(capsys, tmp_path, values, line):
+    assert line in said(capsys, cli.run, *words(**values, out=tmp_path/"out"))
+    assert not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("values, line", [
+    (dict(arms="scratch,pretrian"), "arm 'pretrian' is unknown; choose from scratch, "),
+    (dict(domain="brids", root=""), "domain 'brids' is unknown; choose from butterflies, folder"),
+    (dict(detector="yolo"), "detector 'yolo' is unknown; choose from ssd, "),
+    (dict(recipe='{"blend": "glue"}'), "blend 'glue' is unknown; choose from paste, "),
+    (dict(root="/nowhere"), "/nowhere: no such folder"),
+    (dict(n_real=9), "a subset of 9 was asked for, and the set holds 8"),
+    (dict(weights="/nowhere.pth"), "/nowhere.pth"),
+    (dict(steps=-3), "steps=-3 should be above 0"),
+])
+def test_an_arm_that_cannot_be_is_said_in_one_line(root, tmp_path, values, line):
+    with pytest.raises(UserError) as e:
+        for arm in make_arms(**{**SMALL, "arms": "scratch", "domain": "folder", "root": str(root), **values}): run(arm, tmp_path/"out")
+    assert line in str(e.value) and "\n" not in str(e.value)
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path/"out"/"results.jsonl").exists()
+
+
+def test_an_error_inside_the_notebook_is_one_line_too(capsys, root, tmp_path):
+    values = words(**{**SMALL, "n_real": 9}, domain="folder", root=root, out=tmp_path/"out")
+    assert said(capsys, cli.run, *values).startswith("error: a subset of 9 was asked for")
+
+
+def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
+    tiny = ("--domain", "folder", "--root", root, "--image-size", 96)
+    assert "segmenter 'sam' is unknown" in said(capsys, cli.preview, *tiny, "--segmenter", "sam")
+    assert "-n 0 should be 1 or more" in said(capsys, cli.preview, *tiny, "-n", 0)
+    assert "format 'csv' is unknown" in said(capsys, cli.synth, *tiny, "-n", 2, "--format", "csv", tmp_path/"set")
+    assert not (tmp_path/"set").exists()
+
+
+def test_a_results_file_that_cannot_grow_is_said(root, tmp_path):
+    full = tmp_path/"results.jsonl"
+    full.symlink_to("/dev/full")
+    arm, = make_arms("scratch", domain="folder", root=str(root), **SMALL)
+    with pytest.raises(UserError, match="No space left on device; free some space"): run(arm, tmp_path/"out", full)
+    row = run(arm, tmp_path/"out")
+    assert row["seconds"] < 30 and read_jsonl(tmp_path/"out"/"results.jsonl") == [json.loads(json.dumps(row))], "the training was kept"
+
+
+def test_a_torn_last_row_is_run_again_from_its_artefacts(root, tmp_path):
+    arm, = make_arms("scratch", domain="folder", root=str(root), **SMALL)
+    row = run(arm, tmp_path)
+    results = tmp_path/"results.jsonl"
+    results.write_bytes(results.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="torn"): again = run(arm, tmp_path)
+    same = [k for k in row if k != "seconds"]
+    assert [row[k] for k in same] == [again[k] for k in same] and len(read_jsonl(results)) == 1
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
+    longer = {**SMALL, "steps": 12, "pretrain_steps": 12, "eval_every": 3}
+    call = f"from synthdet.experiment import *; run(make_arms('pretrain', domain='folder', root={str(root)!r}, **{longer!r})[0], OUT)"
+    start = lambda out: subprocess.Popen([sys.executable, "-c", call.replace("OUT", repr(str(out)))], stderr=subprocess.PIPE)
+    whole = start(tmp_path/"whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    killed = 0
+    for states in (1, 2):                                   # once while pretraining, once while fine-tuning
+        process = start(tmp_path/"killed")
+        while process.poll() is None:
+            if len(list((tmp_path/"killed").rglob("state.pt"))) >= states: process.send_signal(signal.SIGKILL)
+            time.sleep(.02)
+        killed += process.returncode == -signal.SIGKILL
+    assert killed == 2 and start(tmp_path/"killed").wait() == 0
+    weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob("best.safetensors")} for d in ("whole", "killed")]
+    assert len(weights[0]) == 2 and weights[0] == weights[1]
+    a, b = (read_jsonl(tmp_path/d/"results.jsonl") for d in ("whole", "killed"))
+    assert len(a) == len(b) == 1 and a[0]["ap50"] == b[0]["ap50"] and a[0]["curve"] == b[0]["curve"]
+
+
+@pytest.mark.skipif(shared() is None, reason="the reference photographs are not beside the project")
+@pytest.mark.parametrize("name", ["airplanes", "faces"])
+def test_real_photographs_in_small(name, tmp_path):
+    photographs = load_domain("folder", shared()/"data"/name)
+    root = write_domain(photographs, tmp_path/name, n_class_images=12, n_backgrounds=6, n_labelled=6)
+    values = {**SMALL, "backbone": "mobilenetv1_100", "weights": str(shared()/"weights"/"mobilenetv1_100_imagenet.safetensors")}
+    rows = [run(arm, tmp_path/"runs") for arm in make_arms("scratch,pretrain,mixed", domain="folder", root=str(root), **values)]
+    assert [r["arm"] for r in rows] == ["scratch", "pretrain", "mixed"] and {r["domain"] for r in rows} == {name}
+    assert all(r["weights"] == "mobilenetv1_100_imagenet.safetensors" for r in rows)

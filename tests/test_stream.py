@@ -1,0 +1,154 @@
+"The stream across processes: same bytes anywhere, killed and resumed, read back, and what bad input gets."
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import cv2
+import numpy as np
+import pytest
+import torch
+from synthdet import butterflies
+from synthdet.compose import Recipe
+from synthdet.core import UserError, chw, digest, read_jsonl
+from synthdet.cutouts import cutout
+from synthdet.domains import Domain, Images, load_domain
+from synthdet.formats import read_detection, write_image
+from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
+
+MAKE = '''
+import sys
+from synthdet import butterflies
+from synthdet.compose import Recipe
+from synthdet.core import UserError, digest
+from synthdet.cutouts import cutout
+from synthdet.stream import Samples, batches, write_stream
+cuts = [cutout(*butterflies.class_image(i, size=64), label=1, origin=str(i)) for i in range(4)]
+samples = Samples([c for c in cuts if c], [butterflies.background(i, size=96) for i in range(3)], Recipe(image_size=96, blend='mixed'), seed=5, classes=['butterfly'])
+'''
+
+
+def make(seed=5, **recipe):
+    cuts = [cutout(*butterflies.class_image(i, size=64), label=1, origin=str(i)) for i in range(4)]
+    return Samples([c for c in cuts if c], [butterflies.background(i, size=96) for i in range(3)], Recipe(**{**dict(image_size=96, blend='mixed'), **recipe}), seed=seed, classes=['butterfly'])
+
+
+def python(code, *args, **options):
+    return subprocess.Popen([sys.executable, '-c', MAKE + code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def test_another_process_draws_the_same_bytes():
+    p = python("print(digest([samples[i][0] for i in (0, 7, 123456)]))", env={**os.environ, 'PYTHONHASHSEED': '77'})
+    out, err = p.communicate(timeout=120)
+    assert out.strip() == digest([make()[i][0] for i in (0, 7, 123456)]), err
+
+
+def test_workers_start_after_opencv_has_used_its_threads():
+    code = '''
+import cv2, numpy as np
+cv2.setNumThreads(4); cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
+a, b = batches(samples, 4), batches(samples, 4, workers=2)
+assert all(digest(next(a)[0]) == digest(next(b)[0]) for _ in range(3)) and cv2.getNumThreads() == 4
+'''
+    p = python(code)
+    try: _, err = p.communicate(timeout=120)
+    except subprocess.TimeoutExpired: p.kill(); pytest.fail('the workers hang')
+    assert p.returncode == 0, err
+
+
+def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
+    n = 60
+    write_stream(make(), tmp_path/'whole', n, format='voc')
+    code = f"write_stream(samples, sys.argv[1], {n}, format='voc')"
+    p = python(code, tmp_path/'killed')
+    for _ in range(2000): # until some images are there
+        if len(list((tmp_path/'killed').glob('images/*.jpg'))) >= 5: break
+        time.sleep(.01)
+    p.send_signal(signal.SIGKILL); p.communicate()
+    assert 5 <= len(list((tmp_path/'killed').glob('images/*.jpg'))) < n, 'killed midway'
+    with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
+    with pytest.warns(UserWarning, match='torn'): write_stream(make(), tmp_path/'killed', n, format='voc')
+    killed = {k: v for k, v in tree(tmp_path/'killed').items() if not k.endswith('.tmp')} # a killed process cannot clear its temporary file
+    assert killed == tree(tmp_path/'whole')
+
+
+@pytest.mark.parametrize('format', ['coco', 'voc', 'yolo'])
+def test_what_is_written_reads_back(tmp_path, format):
+    samples = make()
+    write_stream(samples, tmp_path, 6, format=format, suffix='.png')
+    d = read_detection(tmp_path)
+    found = {f.name: d[i] for i, f in enumerate(d.files)}
+    assert d.classes == ('butterfly',)
+    for i, row in enumerate(read_jsonl(tmp_path/'provenance.jsonl')):
+        image, target = found[f'{i:06d}.png']
+        assert torch.equal(image, samples[i][0]), 'png keeps every pixel'
+        assert torch.allclose(target['boxes'], samples[i][1]['boxes'], atol=.01) and torch.equal(target['labels'], samples[i][1]['labels'])
+        assert [o['box'] for o in row['objects']] == samples[i][1]['boxes'].tolist() and row['sample'] == i
+
+
+def test_a_longer_stream_continues_a_shorter_one(tmp_path):
+    write_stream(make(), tmp_path/'a', 3); write_stream(make(), tmp_path/'a', 5); write_stream(make(), tmp_path/'b', 5)
+    assert tree(tmp_path/'a') == tree(tmp_path/'b')
+
+
+def test_a_full_disk_is_one_line_and_no_torn_file(tmp_path):
+    code = '''
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)) # bytes: an image of 96 x 96 as PNG does not fit
+try: write_stream(samples, sys.argv[1], 3, suffix='.png')
+except UserError as e: print(e); sys.exit(2)
+'''
+    p = python(code, tmp_path/'s')
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and 'cannot write' in out, err
+    assert not list((tmp_path/'s').rglob('*.png')) and not list((tmp_path/'s').rglob('*.tmp'))
+
+
+def test_a_broken_background_is_one_line_also_from_a_worker(tmp_path):
+    write_image(tmp_path/'a.jpg', butterflies.background(0, size=64))
+    (tmp_path/'b.jpg').write_bytes((tmp_path/'a.jpg').read_bytes()[:300])
+    samples = Samples(make().cutouts.items, Images([tmp_path/'b.jpg']), Recipe(image_size=96))
+    for workers in (0, 1):
+        with pytest.raises(UserError) as e: next(batches(samples, 2, workers=workers))
+        assert 'b.jpg' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_the_butterflies_domain_makes_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    domain = load_domain('butterflies', n_class_images=24, n_backgrounds=4)
+    samples = make_samples(domain, segmenter='alpha', recipe=Recipe(image_size=128), n_fake=3)
+    assert samples.classes == ('butterfly',) and len(samples) == 3
+    images, targets = next(batches(samples, 6)) # two passes over the three
+    assert images.shape == (6, 3, 128, 128) and images.is_contiguous(memory_format=torch.channels_last)
+    first = sorted(digest(i) for i in images[:3])
+    assert first == sorted(digest(i) for i in images[3:]) == sorted(digest(samples[i][0]) for i in range(3))
+    bare = Domain(**{**domain.__dict__, 'backgrounds': []})
+    with pytest.raises(UserError, match='no background'): make_samples(bare, segmenter='alpha')
+
+
+def test_mixed_batches_are_the_same_for_any_number_of_workers():
+    real = [(chw(np.full((96, 96, 3), k, np.uint8)), dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))) for k in range(5)]
+    mixed = Mixed(Loop(real, seed=3, n=4), make(), real_share=.25, seed=3)
+    runs = []
+    for workers in (0, 2):
+        it = batches(mixed, 8, workers=workers)
+        runs.append([digest(next(it)[0]) for _ in range(3)])
+    assert runs[0] == runs[1]
+    images = torch.cat([b[0] for b, _ in zip(batches(mixed, 8), range(4))])
+    plain = [int(i[0, 0, 0]) for i in images if len(i.unique()) == 1]
+    assert len(plain) == 8 and sorted(plain[:4]) == sorted(plain[4:]) == [0, 1, 2, 3], 'a quarter is real, each real image once per pass'
+
+
+@pytest.mark.parametrize('blend', ['paste', 'feather', 'poisson'])
+def test_every_change_lies_under_a_visible_mask(blend):
+    "What is drawn is labelled: outside the masks the image is the background."
+    quiet = dict(distractors=(0, 0), shadow=(0, 0), effects=0, background_crop=0, background_flip=0, max_overlap=.5, objects=(2, 4))
+    samples = make(blend=blend, **quiet); samples.masks = True
+    for i in range(20):
+        image, target = samples[i]
+        ground = samples.backgrounds[samples.layout(i)[1]]
+        touched = (image != ground).any(0)
+        seen = target['masks'].any(0) if len(target['masks']) else torch.zeros_like(touched)
+        soft = torch.from_numpy(cv2.dilate(seen.numpy().astype(np.uint8), np.ones((5, 5)))).bool() # a soft edge reaches a little beyond the mask
+        assert not (touched & ~soft).any()
