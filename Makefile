@@ -18,6 +18,8 @@ $(READY): settings.ini setup.py pyproject.toml
 demo: $(READY)
 	$(BIN)/synthdet-run -p arms scratch,scratch_long,pretrain -p n_real 25 -p out runs/demo --output runs/demo/demo.ipynb
 
+# one thread per process: the notebooks run in parallel, and threads that wait for each other's core cost more than they bring
+test: export OMP_NUM_THREADS := 1
 test: $(READY) sync
 	timeout 600 $(BIN)/nbdev_test --do_print --timing
 	timeout 900 $(BIN)/python -m pytest -q

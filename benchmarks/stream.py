@@ -1,6 +1,6 @@
 """Images per second of the stream on one core, beside a minimal loop and beside torchvision-style copy-paste.
 
-    python benchmarks/stream.py             # speed: prints a table, writes benchmarks/out/stream.json
+    python benchmarks/stream.py             # speed: prints a table, writes results/stream.json
     python benchmarks/stream.py --memory    # resident memory over 20,000 samples, added to the same file
 
 All of it runs on 300 x 300 images with three feathered objects and assets in memory. `floor` is the least that draws
