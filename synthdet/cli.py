@@ -76,7 +76,7 @@ def _preview(argv):
     _, samples = _samples(a)
     drawn = [samples[i] for i in range(a.n)]
     png = encode_png(sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192).contiguous())
-    print(samples.cutouts.items.report(), write_atomic(a.output, bytes(png.numpy())).resolve(), sep='\n')
+    print(samples.report(), write_atomic(a.output, bytes(png.numpy())).resolve(), sep='\n')
 
 # %% ../nbs/50_cli.ipynb #0278692c
 def preview(argv=None):
@@ -94,7 +94,7 @@ def _synth(argv):
     if a.n < 1: raise UserError(f'-n {a.n} should be 1 or more')
     domain, samples = _samples(a)
     write_stream(samples, a.output, a.n, format=a.format)
-    print(samples.cutouts.items.report(), f'{a.n} images in {Path(a.output).resolve()} ({a.format})', sep='\n')
+    print(samples.report(), f'{a.n} images in {Path(a.output).resolve()} ({a.format})', sep='\n')
 
 # %% ../nbs/50_cli.ipynb #e1d54d47
 def synth(argv=None):

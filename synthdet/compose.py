@@ -251,7 +251,8 @@ def effects(
     "Light, blur, noise and JPEG over the whole image, each with probability `recipe.effects`."
     light, soft, grain, jpeg = (g.random(4) < recipe.effects).tolist()
     if light and recipe.lighting:
-        corners = (128*(1 + recipe.lighting*g.uniform(-1, 1, (2, 2, 3)))).astype(np.uint8)
+        corners = .8*g.uniform(-1, 1, (2, 2, 1)) + .2*g.uniform(-1, 1, (2, 2, 3)) # mostly brightness, a little tint
+        corners = (128*(1 + recipe.lighting*corners)).astype(np.uint8)
         image = cv2.multiply(image, cv2.resize(corners, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), scale=1/128)
     if soft and (sigma := draw(recipe.image_blur, g)) > .2: image = cv2.GaussianBlur(image, (0, 0), sigma)
     if grain and (sigma := draw(recipe.image_noise, g)) > 0: image = noise(image, sigma, g)

@@ -18,7 +18,7 @@ from .compose import Recipe
 from .core import UserError, append_jsonl, choose, digest, project, read_jsonl, run_info, write_atomic
 from .detectors import DETECTORS, detector
 from .domains import load_domain, subset
-from .evaluate import average_precision, evaluate, predict
+from .evaluate import evaluate, predict, validator
 from .formats import Resized
 from .stream import Loop, Mixed, batches, make_samples
 from .train import train
@@ -67,7 +67,7 @@ class Arm:
 
 # %% ../nbs/40_experiment.ipynb #fb66d64c
 PROTOCOLS = dict(
-    quick    = dict(backbone='mobilenetv1_050', image_size=128, batch_size=16, steps=300, pretrain_steps=900, lr=1e-3, eval_every=50),
+    quick    = dict(backbone='resnet_small', image_size=128, batch_size=16, steps=300, pretrain_steps=900, lr=1e-3, eval_every=50),
     paper    = dict(backbone='mobilenetv1_100', image_size=300, batch_size=32, steps=1000, pretrain_steps=1000, lr=1e-4, eval_every=50),
     released = dict(backbone='mobilenetv1_100', image_size=300, batch_size=16, steps=500, pretrain_steps=1000, lr=1e-4, eval_every=25),
 )
@@ -176,12 +176,10 @@ def fit(
     subset(domain.train, arm.n_real, fold=arm.fold)        # a bad n_real is said before anything is trained
     torch.manual_seed(arm.seed)
     model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.image_size, backbone=arm.backbone, weights=arm.weights)
-    truth = [t for _, t in val]
-    score = lambda m: {'ap50': average_precision(predict(m, val), truth)}
     done = []
     for sees, steps, name in phase_names(arm, fingerprint(domain)):
         feed = lambda start, sees=sees: batches(_stream(arm, sees), arm.batch_size, start=start, workers=workers)
-        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=score, lr=arm.lr, eval_every=arm.eval_every, seed=arm.seed))
+        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, eval_every=arm.eval_every, seed=arm.seed))
     return model, done
 
 # %% ../nbs/40_experiment.ipynb #a1291b32

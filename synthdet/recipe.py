@@ -59,7 +59,7 @@ class Recipe:
     noise:tuple = (0, 0)            # sigma of Gaussian noise on the object, grey levels
     noise_colour:float = .5         # probability that noise differs between channels
     multiply:tuple = (.75, 1.25)    # factor on brightness
-    multiply_colour:float = .5      # probability that the factor differs between channels
+    multiply_colour:float = .2      # probability that the factor differs between channels
     blend:str = 'feather'           # a name in BLENDS, or 'mixed': one of them drawn per image
     feather:tuple = (1, 3)          # pixels over which `feather` fades an object in
     hard_mask:bool = False          # masks cut to 0 or 1 at the threshold before pasting

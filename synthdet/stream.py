@@ -91,6 +91,11 @@ class Samples(Dataset):
         "Decode what fits in the budget now."
         self.cutouts.fill(); self.backgrounds.fill()
 
+    def report(self) -> str:
+        "What it is made of, in a line: cut-outs accepted and rejected, backgrounds."
+        pool = self.cutouts.items
+        return f"{pool.report() if hasattr(pool, 'report') else f'{len(pool):,} cut-outs'}; {len(self.backgrounds):,} backgrounds"
+
     def signature(self) -> str:
         "The name of this stream by content: equal signatures, equal samples."
         pool = [(c.label, c.origin, c.rgba) for c in self.cutouts.items]
