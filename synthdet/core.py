@@ -6,8 +6,8 @@
 __all__ = ['UserError', 'choose', 'generator', 'digest', 'write_atomic', 'read_jsonl', 'append_jsonl', 'chw', 'hwc', 'project',
            'cache_dir', 'shared', 'device', 'interactive', 'run_info']
 
-# %% ../nbs/00_core.ipynb #b174c91a
-import hashlib, json, os, platform, subprocess, sys, tempfile, warnings
+# %% ../nbs/00_core.ipynb #a5bc6f66
+import errno, hashlib, json, os, platform, subprocess, sys, tempfile, warnings
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
@@ -94,22 +94,29 @@ def read_jsonl(
             warnings.warn(f"{path}: the last line is torn and was left out")
     return rows
 
+# %% ../nbs/00_core.ipynb #11d1893e
+def _json(text):
+    "Is this one JSON value?"
+    with suppress(ValueError): json.loads(text); return True
+    return False
+
 # %% ../nbs/00_core.ipynb #2a510a83
 def append_jsonl(
     path, # file with one JSON object per line; made when missing
     row,  # dict of literals
 ):
-    "Add one row with a single synced write, first cutting off a torn last line."
-    path = Path(path)
+    "Add one row with a single synced write, first cutting off a torn last line; raises `UserError`, and adds nothing, when the disk refuses."
+    path, line = Path(path), (json.dumps(row, allow_nan=False) + '\n').encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, 'ab+') as f:
-            f.seek(0); old = f.read()
-            whole = old.rfind(b'\n') + 1
-            if whole < len(old):
-                with suppress(json.JSONDecodeError): json.loads(old[whole:]); f.write(b'\n'); whole = None
-                if whole is not None: f.truncate(whole)
-            f.write((json.dumps(row, sort_keys=False, allow_nan=False) + '\n').encode()); f.flush(); os.fsync(f.fileno())
+        with open(path, 'ab+', buffering=0) as f:
+            f.seek(0); text = f.read(); end = text.rfind(b'\n') + 1
+            if _json(text[end:]): end, line = len(text), b'\n' + line   # whole, only its line end is missing
+            try:
+                f.truncate(end)
+                if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(f.fileno())
+            except OSError: f.truncate(end); raise
     except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from None
 
 # %% ../nbs/00_core.ipynb #ce602210

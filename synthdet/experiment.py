@@ -64,6 +64,7 @@ class Arm:
             if not getattr(self, k) > 0: raise UserError(f"{k}={getattr(self, k)} should be above 0")
         for k in ('n_real', 'n_fake', 'fold', 'seed'):
             if getattr(self, k) < 0: raise UserError(f"{k}={getattr(self, k)} should be 0 or more")
+        if self.weights not in ('none', 'imagenet') and not Path(self.weights).is_file(): raise UserError(f"weights {self.weights!r}: no such file; choose none, imagenet or the path of a file")
 
 # %% ../nbs/40_experiment.ipynb #fb66d64c
 PROTOCOLS = dict(

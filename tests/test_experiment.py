@@ -1,4 +1,5 @@
 "From folders to rows: the commands as a user types them, runs that are killed, and real photographs."
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from synthdet import cli
 from synthdet.core import UserError, read_jsonl, shared
 from synthdet.domains import load_domain, write_domain
-from synthdet.experiment import make_arms, run
+from synthdet.experiment import fit, make_arms, run
 
 BIN = Path(sys.executable).parent
 SMALL = dict(backbone="mobilenetv1_025", image_size=96, batch_size=4, steps=4, pretrain_steps=4, eval_every=2, n_real=5)
@@ -22,6 +23,9 @@ SMALL = dict(backbone="mobilenetv1_025", image_size=96, batch_size=4, steps=4, p
 def root(tmp_path_factory):
     butterflies = load_domain("butterflies", n_class_images=16, n_backgrounds=6)
     return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"butterflies", n_labelled=8)
+
+
+def plain(row): return json.loads(json.dumps(row))
 
 
 def words(**values): return [w for k, v in values.items() for w in ("-p", k, str(v))]
@@ -71,7 +75,7 @@ def test_run_refuses_before_anything_is_written(capsys, tmp_path, values, line):
     (dict(recipe='{"blend": "glue"}'), "blend 'glue' is unknown; choose from paste, "),
     (dict(root="/nowhere"), "/nowhere: no such folder"),
     (dict(n_real=9), "a subset of 9 was asked for, and the set holds 8"),
-    (dict(weights="/nowhere.pth"), "/nowhere.pth"),
+    (dict(weights="/nowhere.pth"), "weights '/nowhere.pth': no such file; choose none, imagenet or the path of a file"),
     (dict(steps=-3), "steps=-3 should be above 0"),
 ])
 def test_an_arm_that_cannot_be_is_said_in_one_line(root, tmp_path, values, line):
@@ -94,13 +98,18 @@ def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
     assert not (tmp_path/"set").exists()
 
 
-def test_a_results_file_that_cannot_grow_is_said(root, tmp_path):
-    full = tmp_path/"results.jsonl"
-    full.symlink_to("/dev/full")
-    arm, = make_arms("scratch", domain="folder", root=str(root), **SMALL)
-    with pytest.raises(UserError, match="No space left on device; free some space"): run(arm, tmp_path/"out", full)
-    row = run(arm, tmp_path/"out")
-    assert row["seconds"] < 30 and read_jsonl(tmp_path/"out"/"results.jsonl") == [json.loads(json.dumps(row))], "the training was kept"
+def test_a_full_disk_costs_no_row_and_no_training(root, tmp_path, monkeypatch):
+    first, second = (make_arms("scratch", domain="folder", root=str(root), **SMALL, fold=fold)[0] for fold in (0, 1))
+    row = run(first, tmp_path)
+    fit(second, tmp_path)                                   # trained, but not yet a row
+
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="results.jsonl: No space left on device; free some space"): run(second, tmp_path)
+    assert read_jsonl(tmp_path/"results.jsonl") == [plain(row)], "the old row is whole, the new one absent"
+    new = run(second, tmp_path)
+    assert read_jsonl(tmp_path/"results.jsonl") == [plain(row), plain(new)]
 
 
 def test_a_torn_last_row_is_run_again_from_its_artefacts(root, tmp_path):
