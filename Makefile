@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
 
-.PHONY: demo test lab prepare clean sync
+.PHONY: demo test lab prepare clean sync figures
 
 $(READY): settings.ini setup.py pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
@@ -27,6 +27,11 @@ test: $(READY) sync
 # notebooks and modules say the same, and the notebooks are clean
 sync: $(READY)
 	$(BIN)/python tests/check_sync.py
+
+# every figure and table, from results/ alone
+figures: $(READY)
+	mkdir -p paper_figures/out
+	for n in paper_figures/*.ipynb; do $(BIN)/papermill --no-progress-bar $$n paper_figures/out/`basename $$n` || exit 1; done
 
 lab: $(READY)
 	$(BIN)/jupyter lab nbs

@@ -37,7 +37,7 @@ def _run(argv):
     if a.list: return print('\n'.join(f'{k:16} {d!r:24} {h}' for k, (d, h) in known.items()))
     word = lambda k: values.get(k, known[k][0] if k in known else '')
     output = a.output or Path(word('out') or 'runs')/f"{Path(word('root')).name or word('domain') or Path(a.notebook).stem}.ipynb"
-    print(run_notebook(a.notebook, output, values), f'notebook  {Path(output).resolve()}', sep='', flush=True)
+    print(run_notebook(a.notebook, output, values), f'notebook  {output}', sep='', flush=True)
 
 # %% ../nbs/50_cli.ipynb #b70e2f01
 def run(argv=None):

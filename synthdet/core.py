@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import synthdet
+try: import fcntl
+except ImportError: fcntl = None # Windows has no such lock
 
 # %% ../nbs/00_core.ipynb #c18f5224
 class UserError(ValueError):
@@ -59,6 +61,12 @@ def digest(
     text = json.dumps(_plain(parts), sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
+# %% ../nbs/00_core.ipynb #ca1b928d
+def _refused(path, e):
+    "The `UserError` for a disk that refuses."
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return UserError(f"cannot write {path}: {e.strerror or e}; {'free some space or ' if full else ''}choose another folder")
+
 # %% ../nbs/00_core.ipynb #0e52354e
 def write_atomic(
     path,    # target file; its folder is made when missing
@@ -73,7 +81,7 @@ def write_atomic(
         else: tmp.write_bytes(content.encode() if isinstance(content, str) else content)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from None
+    except OSError as e: raise _refused(path, e) from None
     finally:
         with suppress(OSError): tmp.unlink()
     return path
@@ -92,12 +100,14 @@ def read_jsonl(
         except json.JSONDecodeError as e:
             if n < len(lines): raise UserError(f"{path}, line {n}: not JSON ({e.msg}); expected one JSON object per line, so mend or delete the line") from None
             warnings.warn(f"{path}: the last line is torn and was left out")
+            break
+        if not isinstance(rows[-1], dict): raise UserError(f"{path}, line {n}: {line[:40]} is not a JSON object; expected one per line, so mend or delete the line")
     return rows
 
 # %% ../nbs/00_core.ipynb #11d1893e
 def _json(text):
-    "Is this one JSON value?"
-    with suppress(ValueError): json.loads(text); return True
+    "Is this one JSON object?"
+    with suppress(ValueError): return isinstance(json.loads(text), dict)
     return False
 
 # %% ../nbs/00_core.ipynb #2a510a83
@@ -110,6 +120,7 @@ def append_jsonl(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, 'ab+', buffering=0) as f:
+            if fcntl: fcntl.flock(f, fcntl.LOCK_EX)                      # several experiments may share one file
             f.seek(0); text = f.read(); end = text.rfind(b'\n') + 1
             if _json(text[end:]): end, line = len(text), b'\n' + line   # whole, only its line end is missing
             try:
@@ -117,7 +128,7 @@ def append_jsonl(
                 if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(f.fileno())
             except OSError: f.truncate(end); raise
-    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space or choose another folder") from None
+    except OSError as e: raise _refused(path, e) from None
 
 # %% ../nbs/00_core.ipynb #ce602210
 def chw(

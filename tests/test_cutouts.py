@@ -36,7 +36,7 @@ def test_second_call_reads_the_cache(tmp_path, monkeypatch):
 def test_every_input_is_part_of_the_name(tmp_path):
     xs = objects(4)
     changed = xs[0].image.clone(); changed[0, 0, 0] += 1
-    calls = [dict(), dict(size=32), dict(limits=Gate(min_area=.01)), dict(segmenter='frame')]
+    calls = [dict(), dict(size=32), dict(limits=Gate(min_area=.01)), dict(segmenter='frame'), dict(tight=False)]
     for k in calls: make_cutouts(xs, **k)
     make_cutouts([xs[0]._replace(image=changed), *xs[1:]]); make_cutouts([xs[0]._replace(label=2), *xs[1:]])
     assert len(files(tmp_path)) == len(calls) + 2
@@ -81,6 +81,14 @@ def test_threads_do_not_matter(monkeypatch):
     xs = objects(8); many = make_cutouts(xs, cache=False)
     monkeypatch.setattr('synthdet.segment.os.cpu_count', lambda: 1)
     assert same(many, make_cutouts(xs, cache=False))
+
+def test_whole_pictures_pass_the_same_gate_with_the_same_masks():
+    xs = objects(8) + [ClassImage(torch.full((3, 48, 48), 90, dtype=torch.uint8), 1, 'blank')]
+    crops, wholes = make_cutouts(xs), make_cutouts(xs, tight=False)
+    images = {x.origin: x.image for x in xs}
+    assert crops.rejected == wholes.rejected and [c[1:] for c in crops] == [c[1:] for c in wholes] and any(c.rgba.shape[1:] != (48, 48) for c in crops)
+    for crop, whole in zip(crops, wholes):
+        assert torch.equal(whole.rgba[:3], images[whole.origin]) and (whole.rgba[3] > 127).sum() == (crop.rgba[3] > 127).sum()
 
 def test_rejected_is_counted_and_never_a_full_frame():
     blank = ClassImage(torch.full((3, 48, 48), 90, dtype=torch.uint8), 1, 'blank')

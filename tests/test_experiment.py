@@ -12,6 +12,7 @@ import pytest
 
 from synthdet import cli
 from synthdet.core import UserError, read_jsonl, shared
+from synthdet.detectors import detector
 from synthdet.domains import load_domain, write_domain
 from synthdet.experiment import fit, make_arms, run
 
@@ -47,7 +48,7 @@ def test_run_from_another_folder_then_again(root, tmp_path):
     rows = read_jsonl(tmp_path/"here"/"results.jsonl")
     assert [r["arm"] for r in rows] == ["scratch", "pretrain"], "the second call found both rows"
     assert {"learning_curves.png", "synthesised.png", "detections.png"} <= set(os.listdir(tmp_path/"here"/"figures"))
-    assert str(tmp_path/"here"/"butterflies.ipynb") in done.stdout and "pretrain" in done.stdout
+    assert "here/butterflies.ipynb" in done.stdout and "pretrain" in done.stdout
     assert all(0 <= r["ap50"] <= 1 and r["data"] and r["torch"] and str(tmp_path) not in json.dumps(r) for r in rows)
 
 
@@ -75,8 +76,10 @@ def test_run_refuses_before_anything_is_written(capsys, tmp_path, values, line):
     (dict(recipe='{"blend": "glue"}'), "blend 'glue' is unknown; choose from paste, "),
     (dict(root="/nowhere"), "/nowhere: no such folder"),
     (dict(n_real=9), "a subset of 9 was asked for, and the set holds 8"),
+    (dict(detector="retinanet", backbone="resnet_small"), "backbone 'resnet_small' cannot be chosen"),
+    (dict(protocol="paper"), "protocol 'paper' has recipes for faces, birds, cars, and this is 'butterflies'"),
     (dict(weights="/nowhere.pth"), "weights '/nowhere.pth': no such file; choose none, imagenet or the path of a file"),
-    (dict(steps=-3), "steps=-3 should be above 0"),
+    (dict(steps=-3), "steps=-3 should be above 0 and finite"),
 ])
 def test_an_arm_that_cannot_be_is_said_in_one_line(root, tmp_path, values, line):
     with pytest.raises(UserError) as e:
@@ -88,6 +91,13 @@ def test_an_arm_that_cannot_be_is_said_in_one_line(root, tmp_path, values, line)
 def test_an_error_inside_the_notebook_is_one_line_too(capsys, root, tmp_path):
     values = words(**{**SMALL, "n_real": 9}, domain="folder", root=root, out=tmp_path/"out")
     assert said(capsys, cli.run, *values).startswith("error: a subset of 9 was asked for")
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_a_wrong_word_on_the_command_line_leaves_nothing(root, tmp_path):
+    done = subprocess.run([BIN/"synthdet-run", *words(domain="brids", out="here")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: domain 'brids' is unknown; choose from butterflies, folder\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
@@ -120,6 +130,17 @@ def test_a_torn_last_row_is_run_again_from_its_artefacts(root, tmp_path):
     with pytest.warns(UserWarning, match="torn"): again = run(arm, tmp_path)
     same = [k for k in row if k != "seconds"]
     assert [row[k] for k in same] == [again[k] for k in same] and len(read_jsonl(results)) == 1
+
+
+def test_rows_of_experiments_that_share_a_file_all_arrive(tmp_path):
+    call = f"from synthdet.core import append_jsonl\nfor i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))"
+    for process in [subprocess.Popen([sys.executable, "-c", call]) for _ in range(3)]: assert process.wait() == 0
+    assert len(read_jsonl(tmp_path/"rows.jsonl")) == 300
+
+
+def test_another_detector_brings_its_own_backbone():
+    arm, = make_arms("scratch", detector="ssdlite320")
+    assert detector(arm.detector, image_size=320, backbone=arm.backbone)
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):

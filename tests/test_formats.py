@@ -179,6 +179,7 @@ COCO_MISTAKES = {
     'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), 'has no area'),
     'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), 'finite'),
     'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), 'expected four numbers'),
+    'text box': (dict(annotations=ann(bbox='1234')), 'expected four numbers'),
     'short box': (dict(annotations=ann(bbox=None)), 'expected four numbers'),
     'unknown category': (dict(annotations=ann(category_id=4)), 'category_id 4 is unknown; choose from 1 (bird)'),
     'double image id': (dict(images=img() + img(file_name='b.png')), 'image id 1 occurs 2 times'),

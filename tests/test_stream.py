@@ -11,6 +11,7 @@ from synthdet.core import UserError, chw, digest, read_jsonl
 from synthdet.cutouts import cutout
 from synthdet.domains import Domain, Images, load_domain
 from synthdet.formats import read_detection, write_image
+from synthdet.objects import make_objects
 from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
 
 MAKE = '''
@@ -105,6 +106,41 @@ except UserError as e: print(e); sys.exit(2)
     assert not list((tmp_path/'s').rglob('*.png')) and not list((tmp_path/'s').rglob('*.tmp'))
 
 
+def test_a_disk_that_fills_up_in_the_provenance_is_one_line_and_resumes(tmp_path):
+    code = '''
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)) # bytes: images as JPEG fit, the rows of provenance do not
+try: write_stream(samples, sys.argv[1], 60)
+except UserError as e: print(e); sys.exit(2)
+'''
+    p = python(code, tmp_path/'s')
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and 'cannot write' in out and 'provenance.jsonl' in out and not err, err
+    text = (tmp_path/'s/provenance.jsonl').read_text()
+    assert 5 < len(text.splitlines()) < 60 and text.endswith('\n') and not list((tmp_path/'s').rglob('*.tmp'))
+    write_stream(make(), tmp_path/'s', 60); write_stream(make(), tmp_path/'whole', 60)
+    assert tree(tmp_path/'s') == tree(tmp_path/'whole')
+
+
+def test_fewer_images_than_are_there_are_refused(tmp_path):
+    write_stream(make(), tmp_path/'s', 5)
+    before = tree(tmp_path/'s')
+    with pytest.raises(UserError, match='holds 5 images of this stream already; ask for at least 5, or choose'): write_stream(make(), tmp_path/'s', 3)
+    assert tree(tmp_path/'s') == before
+
+
+def test_thin_objects_are_drawn_in_every_blend():
+    samples = make(blend='poisson', image_size=128, scale=(.02, .1), aspect=(.1, 8))
+    for i in range(60): samples[i]
+
+
+def test_the_pixels_of_backgrounds_are_part_of_the_signature():
+    many = [chw(np.full((16, 16, 3), k % 7, np.uint8)) for k in range(1500)]
+    named = lambda backgrounds: Samples(make().cutouts.items, backgrounds, Recipe(image_size=16)).signature()
+    assert named(many) == named(list(many)) != named([chw(np.full((16, 16, 3), 9, np.uint8)), *many[1:]])
+    assert named(many[:3]) != named(many[1:4])
+
+
 def test_a_broken_background_is_one_line_also_from_a_worker(tmp_path):
     write_image(tmp_path/'a.jpg', butterflies.background(0, size=64))
     (tmp_path/'b.jpg').write_bytes((tmp_path/'a.jpg').read_bytes()[:300])
@@ -123,6 +159,9 @@ def test_the_butterflies_domain_makes_a_stream(tmp_path, monkeypatch):
     assert images.shape == (6, 3, 128, 128) and images.is_contiguous(memory_format=torch.channels_last)
     first = sorted(digest(i) for i in images[:3])
     assert first == sorted(digest(i) for i in images[3:]) == sorted(digest(samples[i][0]) for i in range(3))
+    paper = make_samples(domain, segmenter='alpha', recipe=Recipe.paper('faces'))
+    assert all(torch.equal(c.rgba[:3], o.image[:3]) for c, o in zip(paper.cutouts.items, make_objects('real', domain))), 'the paper pastes whole pictures'
+    assert any(c.rgba.shape != o.image.shape for c, o in zip(samples.cutouts.items, make_objects('real', domain))), 'the default crops'
     bare = Domain(**{**domain.__dict__, 'backgrounds': []})
     with pytest.raises(UserError, match='no background'): make_samples(bare, segmenter='alpha')
 
