@@ -145,6 +145,7 @@ ANGLES = np.linspace(-np.pi/2, np.pi/2, 480, dtype=np.float32)
 RAYS = np.exp(-1j*ANGLES[::4].astype(float))
 
 class Wing(namedtuple('Wing', 'phi radius')): # float32 [480] each: 0 lower to 1 upper edge; 1 is as long as a fore wing
+    "The outline of the wings of one side, as radii over angles."
     def outline(self):
         "The right wing as complex numbers, head up."
         return self.radius[::4]*RAYS

@@ -61,7 +61,7 @@ def free_patch(
 
 # %% ../nbs/23_compose.ipynb #5bd75ffc
 def paper_patch(
-    cutout, # `Cutout`
+    cutout, # `Cutout`, the whole picture for the paper's sizes
     w, h,   # size of the placement box, pixels
     recipe, # `Recipe`
     g,      # generator
@@ -84,10 +84,10 @@ def paper_boxes(
     recipe, # `Recipe`
     g,      # generator
 ) -> np.ndarray: # int [N,4], x1 y1 x2 y2, end exclusive
-    "Boxes that neither overlap nor touch, by the paper's placement loop (released compositor)."
+    "Boxes that neither overlap nor touch, by the paper's placement loop (released compositor); raises `UserError` when they do not fit."
     H, W = recipe.size
     low, high = (int(s*min(H, W)) for s in recipe.scale)
-    while True:
+    for _ in range(2000):
         n = int(g.integers(recipe.objects[0], recipe.objects[1], endpoint=True))
         size, ratio = g.integers(low, max(high, low+1), (10, n)), np.sqrt(g.uniform(*recipe.aspect, (10, n)))
         w, h = np.minimum(W, size*ratio).astype(int), np.minimum(H, size/ratio).astype(int)
@@ -97,6 +97,7 @@ def paper_boxes(
         meet = ((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])).all(-1)        # [10,N,N]
         good = np.flatnonzero(meet.sum((1, 2)) == n) # a box meets itself alone
         if len(good): return boxes[good[0]]
+    raise UserError(f'recipe: no place found for objects={recipe.objects} of scale={recipe.scale} that do not touch; lower the number of objects or their scale')
 
 # %% ../nbs/23_compose.ipynb #97e20b5e
 class Layer(NamedTuple):
@@ -275,7 +276,12 @@ def compose(
     return render(background, layers, recipe, g), target(layers, recipe, masks=masks)
 
 # %% ../nbs/23_compose.ipynb #8d77e50c
-def render(background, layers, recipe, g) -> torch.Tensor: # uint8 [3,H,W]
+def render(
+    background, # uint8 [3,H,W], any size
+    layers,     # of `Layer`, the first lies lowest
+    recipe,     # `Recipe`
+    g,          # generator, as `arrange` left it
+) -> torch.Tensor: # uint8 [3,H,W] of the recipe's size
     "Draw layers on a background, from back to front."
     canvas = backdrop(background, recipe, g)
     blend = recipe.blend if recipe.blend != 'mixed' else tuple(BLENDS)[int(g.integers(len(BLENDS)))]

@@ -179,7 +179,7 @@ def _coco_boxes(data, names, where):
         here = f"{where}, annotation {a.get('id', n) if isinstance(a, dict) else n}"
         image, category, box = _need(a, ['image_id', 'category_id', 'bbox'], here)
         if str(category) not in names: raise UserError(f"{here}: category_id {category!r} is unknown; choose from {', '.join(f'{k} ({v})' for k, v in names.items())}")
-        try: x, y, w, h = map(float, box)
+        try: x, y, w, h = map(float, box) if isinstance(box, list) else () # a text, too, has characters to count
         except (TypeError, ValueError): raise UserError(f"{here}: bbox is {str(box)[:60]}; expected four numbers x, y, width, height") from None
         if a.get('iscrowd'): crowds += 1
         else: found.setdefault(str(image), []).append(([x, y, x+w, y+h], names[str(category)], here))

@@ -47,10 +47,10 @@ def poisson(
 ):
     "Paste the gradients of `colour` (OpenCV's seamlessClone)."
     mask = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)[1]
-    if min(mask.shape) < 3 or not mask.any(): return paste(region, colour, alpha)
+    x, y, w, h = cv2.boundingRect(mask)
+    if min(w, h) < 3: return paste(region, colour, alpha) # seamlessClone fails where a mask has no inside
     framed = lambda a, kind: cv2.copyMakeBorder(a, 2, 2, 2, 2, kind) # seamlessClone wants room around the mask
-    dst, (x, y, w, h) = framed(region, cv2.BORDER_REPLICATE), cv2.boundingRect(framed(mask, cv2.BORDER_CONSTANT))
-    out = cv2.seamlessClone(framed(colour, cv2.BORDER_REPLICATE), dst, framed(mask, cv2.BORDER_CONSTANT), (x+w//2, y+h//2), cv2.NORMAL_CLONE)
+    out = cv2.seamlessClone(framed(colour, cv2.BORDER_REPLICATE), framed(region, cv2.BORDER_REPLICATE), framed(mask, cv2.BORDER_CONSTANT), (x+2+w//2, y+2+h//2), cv2.NORMAL_CLONE)
     cv2.copyTo(np.ascontiguousarray(out[2:-2, 2:-2]), mask, region)
 
 # %% ../nbs/15_pixels.ipynb #63c0da1c

@@ -84,9 +84,12 @@ class Recipe:
         choose('protocol', self.protocol, dict.fromkeys(('free', 'paper')))
         choose('blend', self.blend, dict.fromkeys((*BLENDS, 'mixed')))
         if self.protocol == 'free' and (self.naive or self.released): raise UserError("recipe: naive and released belong to protocol 'paper'; choose that protocol, or leave them False")
+        if self.released and self.blend != 'paste': raise UserError(f"recipe: blend={self.blend!r} has no effect with released=True, which pastes; choose blend='paste', or released=False")
 
     @property
-    def size(self): return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)*2
+    def size(self):
+        "(height, width) of the image, pixels."
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)*2
 
     @classmethod
     def paper(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Held', 'Samples', 'make_samples', 'Loop', 'Mixed', 'endless', 'collate', 'batches', 'write_stream', 'claim']
 
-# %% ../nbs/24_stream.ipynb #17177a58
-import json
+# %% ../nbs/24_stream.ipynb #ce4b8ce7
+import errno, json, os
 from dataclasses import asdict
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -97,9 +97,10 @@ class Samples(Dataset):
         return f"{pool.report() if hasattr(pool, 'report') else f'{len(pool):,} cut-outs'}; {len(self.backgrounds):,} backgrounds"
 
     def signature(self) -> str:
-        "The name of this stream by content: equal signatures, equal samples."
-        pool = [(c.label, c.origin, c.rgba) for c in self.cutouts.items]
-        return digest(self.recipe, self.seed, self.classes, pool, len(self.backgrounds), [_origin(self.backgrounds.items, i) for i in range(len(self.backgrounds))])
+        "The name of this stream by content: recipe, seed, classes, all cut-outs, and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced."
+        pool, n = [(c.label, c.origin, c.rgba) for c in self.cutouts.items], len(self.backgrounds)
+        looked_at = [digest(hwc(self.backgrounds[n*k//min(n, 1000)])) for k in range(min(n, 1000))]
+        return digest(self.recipe, self.seed, self.classes, pool, n, [_origin(self.backgrounds.items, i) for i in range(n)], looked_at)
 
 # %% ../nbs/24_stream.ipynb #d6b04e3c
 def _channels_last(cutout): return cutout._replace(rgba=chw(hwc(cutout.rgba)))
@@ -127,10 +128,11 @@ def make_samples(
     size=128,            # longest side of the object images, pixels
     masks=False,         # targets with masks
     budget_mb=1024,      # memory for decoded backgrounds and cut-outs
-    **options,           # further options of `make_cutouts`
+    **options,           # further options of `make_cutouts`; `tight` is False by default in the paper protocol
 ) -> Samples:
     "The stream of a domain; raises `UserError` when there is no background, or when every mask is rejected."
     if not len(domain.backgrounds): raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
+    options.setdefault('tight', (recipe or Recipe()).protocol != 'paper')
     cutouts = make_cutouts(make_objects(objects, domain, size=size), segmenter=segmenter, size=size, **options)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, n_fake=n_fake, masks=masks, classes=domain.classes, budget_mb=budget_mb)
 
@@ -149,9 +151,15 @@ class Loop(Dataset):
         if n < 0 or n > len(dataset): raise UserError(f'n={n}: expected 0 to {len(dataset)}, the size of the set')
         self.dataset, self.seed, self.n = dataset, seed, n or len(dataset)
         if self.n == 0: raise UserError('the set is empty; expected at least one image')
-    def index(self, i): return int(_order(self.seed, self.n, i//self.n)[i % self.n])
+    def index(self,
+        i, # number of the sample, from 0
+    ) -> int:
+        "The item of the dataset that sample i is."
+        return int(_order(self.seed, self.n, i//self.n)[i % self.n])
     def __getitem__(self, i): return self.dataset[self.index(i)]
-    def fill(self): getattr(self.dataset, 'fill', lambda: None)()
+    def fill(self):
+        "Read the dataset into memory, where it can hold itself."
+        getattr(self.dataset, 'fill', lambda: None)()
 
 # %% ../nbs/24_stream.ipynb #849b8480
 class Mixed(Dataset):
@@ -169,6 +177,7 @@ class Mixed(Dataset):
         real = (i+1)*self.share.numerator // self.share.denominator > before
         return self.real[before] if real else self.fake[i-before]
     def fill(self):
+        "Read both sources into memory, where they can hold themselves."
         for source in (self.real, self.fake): getattr(source, 'fill', lambda: None)()
 
 # %% ../nbs/24_stream.ipynb #90728112
@@ -242,26 +251,41 @@ def write_stream(
     format='coco', # 'coco', 'voc' or 'yolo'
     suffix='.jpg', # kind of image file: '.jpg' or '.png'
 ) -> Path:
-    "Write samples 0..n-1 with annotations and provenance, resumably; raises `UserError` for a folder with other content or a full disk."
+    "Write samples 0..n-1 with annotations and provenance, resumably; raises `UserError` for a folder with other content or more images, or a full disk."
     folder = Path(folder)
     claim(samples, folder, n, format, suffix)
     log = folder/'provenance.jsonl'
-    rows = read_jsonl(log)[:n]
+    rows = read_jsonl(log)
     write_atomic(log, ''.join(json.dumps(r)+'\n' for r in rows)) # without a torn last line
-    with open(log, 'a', buffering=1) as f:
+    with open(log, 'ab', buffering=0) as f: # unbuffered: a line that did not fit must not be tried again on closing
         for i in tqdm(range(len(rows), n), desc='writing', initial=len(rows), total=n, disable=not interactive()):
             g, background, layers = samples.layout(i)
             image = render(samples.backgrounds[background], layers, samples.recipe, g)
             file = write_image(folder/'images'/f'{i:06d}{suffix}', image)
             rows.append({**annotation(file.name, image, target(layers, samples.recipe, masks=samples.masks)), **_provenance(samples, i, background, layers)})
-            try: f.write(json.dumps(rows[-1])+'\n')
-            except OSError as e: raise UserError(f'cannot write {log}: {e.strerror or e}; free some space or choose another folder') from None
+            _add_line(f, json.dumps(rows[-1])+'\n')
     write_annotations(rows, folder, format, samples.classes)
     return folder
 
+# %% ../nbs/24_stream.ipynb #a748f7b2
+def _add_line(f, text):
+    "Append a line to an unbuffered file, whole or not at all; raises `UserError` when the disk refuses."
+    line, end = text.encode(), f.tell()
+    try:
+        if f.write(line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as e:
+        f.truncate(end)
+        raise UserError(f'cannot write {f.name}: {e.strerror or e}; free some space or choose another folder') from None
+
 # %% ../nbs/24_stream.ipynb #3248f782
-def claim(samples, folder, n, format, suffix):
-    "Mark a folder as this stream's; raises `UserError` when it holds something else."
+def claim(
+    samples, # `Samples`
+    folder,  # Path of the folder to write to
+    n,       # number of images wanted
+    format,  # a name in FORMATS
+    suffix,  # '.jpg' or '.png'
+):
+    "Mark a folder as this stream's; raises `UserError` for a wrong choice, or when the folder holds something else or more than n images."
     if n < 1 or (samples.n_fake and n > samples.n_fake): raise UserError(f'n={n}: expected {f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"}')
     if format not in FORMATS: raise UserError(f"format {format!r} is unknown; choose from {', '.join(FORMATS)}")
     if suffix not in ('.jpg', '.png'): raise UserError(f"suffix {suffix!r} is unknown; choose from .jpg, .png")
@@ -272,3 +296,5 @@ def claim(samples, folder, n, format, suffix):
         if mark.read_text() != text: raise UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
     else: write_atomic(mark, text)
+    have = len(list(folder.glob(f'images/*{suffix}')))
+    if n < have: raise UserError(f'n={n}: {folder} holds {have} images of this stream already; ask for at least {have}, or choose a new folder')
