@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parents[1]
-notebooks = sorted(p for d in ("nbs", "paper_figures") for p in (root/d).rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+notebooks = sorted(p for d in ("nbs", "paper_figures") for p in (root/d).rglob("*.ipynb") if not {".ipynb_checkpoints", "out"} & set(p.parts))
 modules = sorted(p for p in (root/"synthdet").glob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 floor = {p.stem[3:]: int(p.name[:2]) for p in notebooks if re.match(r"\d\d_", p.name)}
 
