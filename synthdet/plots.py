@@ -92,7 +92,8 @@ def learning_curves(
     for arm, curve in curves.items():
         x, y = [s for s, _ in curve], [100*v for _, v in curve]
         ax.plot(x, y, marker='.', ms=4, lw=1.5, label=arm, color=ARM_COLOURS.get(arm), zorder=3 - len(x)/1e4)   # short curves lie on top
-        ax.plot(x[int(np.argmax(y))], max(y), 'o', mfc='none', color=ARM_COLOURS.get(arm))
+        best = max((v, -s) for s, v in zip(x, y) if s > 0)                # the checkpoint that is tested
+        ax.plot(-best[1], best[0], 'o', mfc='none', color=ARM_COLOURS.get(arm))
     if any(s < 0 for curve in curves.values() for s, _ in curve): ax.axvline(0, color='k', lw=.5, ls=':')
     ax.set(xlabel='steps on real images (pretraining before 0)', ylabel='validation AP50', title=title, ylim=(0, None))
     ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, fontsize=8); ax.figure.tight_layout()
