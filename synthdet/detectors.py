@@ -14,9 +14,9 @@ from torchvision.models import MobileNet_V3_Large_Weights, ResNet50_Weights
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from .backbones import fit_weights, read_weights
 from .core import UserError, choose
 from .ssd import ssd
+from .weights import fit_weights, read_weights
 
 # %% ../nbs/33_detectors.ipynb #2c24fd21
 def _cached(weights):

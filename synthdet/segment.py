@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'SEGMENTERS', 'prior', 'content_box', 'grab', 'outline_contrast', 'plausibility', 'grabcut_mask', 'grabcut',
-           'frame', 'alpha', 'segmenter', 'Gate', 'own_gate', 'gate']
+           'frame', 'alpha', 'segmenter', 'Score', 'overlap', 'mask_score', 'Gate', 'own_gate', 'gate']
 
-# %% ../nbs/21_segment.ipynb #714f5748
-import os
+# %% ../nbs/21_segment.ipynb #128e7b03
+import math, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
@@ -158,6 +159,37 @@ def segmenter(
     if weights is not None and name in ('grabcut', 'frame', 'alpha'): raise UserError(f"segmenter {name!r} takes no weights; leave weights={str(weights)!r} out")
     return build(weights)
 
+# %% ../nbs/21_segment.ipynb #22fbdc16
+class Score(NamedTuple):
+    "What speaks for a mask, each 0..1 with 1 the best."
+    area:float      # 1 where the mask covers a fair share of the picture; falls towards nothing and towards everything
+    border:float    # 1 - mean of the mask along the picture's border
+    sharpness:float # overlap of the soft mask with itself cut at one half
+    agreement:float # overlap with the mask of the mirrored picture; nan when that was not given
+    total:float     # geometric mean of those that are known
+
+# %% ../nbs/21_segment.ipynb #33ba8ac4
+def overlap(
+    a, b, # float or bool arrays or tensors of one shape, 0..1
+):        # 0..1; 0 when both are empty
+    "Intersection over union of two masks; of soft ones, the sum of the smaller over the sum of the larger values."
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    return float(np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1e-6))
+
+# %% ../nbs/21_segment.ipynb #135ff8d9
+def mask_score(
+    mask,         # float or bool [H,W] in 0..1
+    flipped=None, # the same of the picture's mirror image, as it was found there; None leaves the agreement out
+) -> Score:
+    "How good a mask looks, without knowing the truth; an empty mask scores 0."
+    m = np.asarray(mask, np.float32)
+    solid = m > .5
+    share = solid.mean()
+    known = [min(1., share/.2, (1 - share)/.2), 1 - float(_rim(m).mean()), overlap(m, solid)]
+    if flipped is not None: known.append(overlap(m, np.asarray(flipped)[:, ::-1]))
+    total = float(np.prod(known)**(1/len(known)))
+    return Score(*map(float, known), *[math.nan]*(4 - len(known)), total)
+
 # %% ../nbs/21_segment.ipynb #8e37f61d
 @dataclass(frozen=True)
 class Gate:
@@ -167,6 +199,7 @@ class Gate:
     max_border:float = .65  # share of the picture's border pixels that lie in the mask, at most
     min_largest:float = .6  # share of the mask that its largest piece holds, at least
     keep:float = .2         # pieces smaller than this share of the largest are removed
+    min_score:float = 0.    # `mask_score` in total, at least
 
     def __post_init__(self):
         for k, v in vars(self).items():
@@ -196,8 +229,9 @@ def _pieces(solid, keep):
 def gate(
     mask,          # float or bool [H,W] in 0..1
     limits=Gate(), # Gate
+    flipped=None,  # the mask of the picture's mirror image, for the score
 ):                 # (float32 [H,W] without scraps, reason for turning it down or None)
-    "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border' and 'in pieces'."
+    "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'."
     soft = mask.detach().float().cpu().numpy()
     solid = (soft > .5).astype(np.uint8)
     if not solid.any(): return torch.from_numpy(soft), 'empty'
@@ -205,5 +239,6 @@ def gate(
     if limits.keep: soft = soft * cv2.dilate(kept, np.ones((5, 5), np.uint8)) # the soft edge of a kept piece stays
     area, rim = kept.mean(), _rim(kept).mean()
     reasons = {'too small': area < limits.min_area, 'too large': area > limits.max_area,
-               'along the border': rim > limits.max_border, 'in pieces': largest < limits.min_largest}
+               'along the border': rim > limits.max_border, 'in pieces': largest < limits.min_largest,
+               'poor score': limits.min_score > 0 and mask_score(mask, flipped).total < limits.min_score}
     return torch.from_numpy(soft), next((r for r, bad in reasons.items() if bad), None)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import box_convert, box_iou, nms
 
-from .backbones import BACKBONES, Backbone, fit_weights, imagenet_file, load_backbone, make_backbone, read_weights
+from .backbones import BACKBONES, Backbone, imagenet_file, load_backbone, make_backbone
 from .boxes import resize_boxes
 from .core import UserError, choose
+from .weights import fit_weights, read_weights
 
 # %% ../nbs/31_ssd.ipynb #69fe973d
 def make_anchors(
