@@ -14,7 +14,7 @@ from .core import UserError, write_atomic
 from .domains import DOMAINS
 from .experiment import arm_data, arm_samples, experiment_notebook, make_arms, parameters, run_notebook
 from .plots import sheet
-from .segment import SEGMENTERS
+from .segment import SEGMENTERS, shipped_weights
 from .stream import write_stream
 
 # %% ../nbs/50_cli.ipynb #cbb6009a
@@ -52,6 +52,8 @@ def _stream_options(name, what):
     p.add_argument('--root', default='', help='folder of the domain, where it needs one')
     p.add_argument('--class-images', default='', help="another folder of class images than the domain's own")
     p.add_argument('--segmenter', default='grabcut', help=f"how objects are cut out: {', '.join(SEGMENTERS)} (default: %(default)s)")
+    p.add_argument('--mask-weights', default='', help=f"weights of segmenter redo: a domain they are shipped for ({', '.join(shipped_weights()) or 'none'}) or a file (default: the domain's)")
+    p.add_argument('--gate', default='', help="""JSON of Gate limits that differ, like '{"min_score": 0.8}'""")
     p.add_argument('--recipe', default='', help="""JSON of Recipe fields that differ, like '{"blend": "paste"}'""")
     p.add_argument('--protocol', default='quick', help='quick, paper or released (default: %(default)s)')
     p.add_argument('--image-size', type=int, default=300, help='side of the images, px (default: %(default)s)')
@@ -61,7 +63,7 @@ def _stream_options(name, what):
 # %% ../nbs/50_cli.ipynb #016bacaa
 def _samples(a):
     "The stream that parsed options name."
-    names = ('domain', 'root', 'class_images', 'segmenter', 'recipe', 'protocol', 'image_size', 'seed')
+    names = ('domain', 'root', 'class_images', 'segmenter', 'mask_weights', 'gate', 'recipe', 'protocol', 'image_size', 'seed')
     arm, = make_arms('pretrain_only', **{k: getattr(a, k) for k in names})
     return arm_data(arm)[0], arm_samples(arm)
 

@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'SEGMENTERS', 'prior', 'content_box', 'grab', 'outline_contrast', 'plausibility', 'grabcut_mask', 'grabcut',
-           'frame', 'alpha', 'segmenter', 'Score', 'overlap', 'mask_score', 'Gate', 'own_gate', 'gate']
+           'frame', 'alpha', 'shipped_weights', 'weights_file', 'redo', 'segmenter', 'Score', 'overlap', 'separation',
+           'mask_score', 'Gate', 'own_gate', 'gate']
 
 # %% ../nbs/21_segment.ipynb #128e7b03
 import math, os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from .core import UserError, choose
+import torch.nn.functional as F
+import synthdet
+from .core import UserError, choose, device, hwc
+from .redonet import load_redo
 
 # %% ../nbs/21_segment.ipynb #1d337e52
 PRIORS = {'loose': dict(p=16, outer=.97, ellipse=.9, inner=0.), 'tight': dict(p=4, outer=1.05, ellipse=.9, inner=.3)}
@@ -146,49 +151,106 @@ def alpha(
         return images[:, 3:]
     return segment
 
-# %% ../nbs/21_segment.ipynb #f3e8467d
-SEGMENTERS = {'grabcut': grabcut, 'frame': frame, 'alpha': alpha} # name -> function of weights that returns a segmenter
+# %% ../nbs/21_segment.ipynb #50925064
+def shipped_weights() -> dict: # name of a domain -> path
+    "The ReDO mask encoders that come with the package."
+    return {p.stem[5:]: p for p in sorted((Path(synthdet.__file__).parent/'assets').glob('redo_*.safetensors'))}
+
+# %% ../nbs/21_segment.ipynb #acd509e4
+def weights_file(
+    name,         # a key of `SEGMENTERS`
+    weights=None, # path; for 'redo' also the name of a domain with shipped weights, None the butterflies'
+):                # Path, or None for a segmenter that reads none
+    "The file a segmenter reads its weights from; raises `UserError` when there is none, or the segmenter has no use for it."
+    if name in ('grabcut', 'frame', 'alpha') and weights: raise UserError(f"segmenter {name!r} takes no weights; leave weights={str(weights)!r} out")
+    if name != 'redo': return Path(weights) if weights else None
+    known, weights = shipped_weights(), str(weights or 'butterflies')
+    if weights not in known and not Path(weights).is_file():
+        raise UserError(f"weights {weights!r}: no such file, and shipped are only those of {', '.join(known) or 'no domain'}; train with nbs/experiments/train_redo.ipynb, or give a path")
+    return known.get(weights) or Path(weights)
+
+# %% ../nbs/21_segment.ipynb #86d7256c
+def redo(
+    weights=None, # path, or the name of a domain with shipped weights; None: the butterflies'
+):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    "ReDO's mask encoder (Chen, Artières and Denoyer 2019); raises `UserError` for weights that are not there or not a mask encoder's."
+    path = weights_file('redo', weights)
+    nets = load_redo(path)
+    if nets.mask_encoder is None: raise UserError(f"{path} holds no mask encoder; give the file that has it")
+    encoder, k, side = nets.mask_encoder.to(device()), int(nets.options.get('object_channel') or 0), (int(nets.options['sizex']),)*2
+    @torch.inference_mode()
+    def segment(images):
+        x = F.interpolate(images[:, :3].to(device()), size=side, mode='bilinear', antialias=True)
+        return F.interpolate(encoder(2*x - 1)[:, k:k+1].float(), size=images.shape[-2:], mode='bilinear').clamp(0, 1).to(images.device)
+    return segment
+
+# %% ../nbs/21_segment.ipynb #ab0d0026
+SEGMENTERS = {'grabcut': grabcut, 'redo': redo, 'frame': frame, 'alpha': alpha} # name -> function of weights that returns a segmenter
+
+# %% ../nbs/21_segment.ipynb #07e98ec9
+def _check_batch(images):
+    "Raise `UserError` for what is not a batch of pictures."
+    if not isinstance(images, torch.Tensor) or images.dim() != 4 or not len(images) or images.shape[1] not in (3, 4) or images.shape[2] != images.shape[3] or images.shape[2] < 8 or not images.is_floating_point():
+        raise UserError(f"got {f'{images.dtype} {list(images.shape)}' if isinstance(images, torch.Tensor) else type(images).__name__}; a segmenter takes float images [B,3 or 4,S,S] with S of 8 pixels or more")
+    low, high = (v.item() for v in images.aminmax())
+    if not 0 <= low <= high <= 1: raise UserError(f"the images hold values from {low:g} to {high:g}; a segmenter takes finite ones in 0..1 (uint8 images divided by 255)")
 
 # %% ../nbs/21_segment.ipynb #8c91cd6e
 def segmenter(
     name,         # a key of `SEGMENTERS`
-    weights=None, # path, for those that are trained
+    weights=None, # for 'redo': path, or the name of a domain with shipped weights
 ):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
-    "The segmenter called `name`; raises `UserError` for an unknown name, or weights it has no use for."
+    "The segmenter called `name`; raises `UserError` for an unknown name, for weights it has no use for and, when called, for what is not a batch of pictures."
     build = choose('segmenter', name, SEGMENTERS)
-    if weights is not None and name in ('grabcut', 'frame', 'alpha'): raise UserError(f"segmenter {name!r} takes no weights; leave weights={str(weights)!r} out")
-    return build(weights)
+    weights_file(name, weights)
+    segment = build(weights)
+    def checked(images):
+        _check_batch(images)
+        return segment(images)
+    return checked
 
 # %% ../nbs/21_segment.ipynb #22fbdc16
 class Score(NamedTuple):
-    "What speaks for a mask, each 0..1 with 1 the best."
-    area:float      # 1 where the mask covers a fair share of the picture; falls towards nothing and towards everything
-    border:float    # 1 - mean of the mask along the picture's border
-    sharpness:float # overlap of the soft mask with itself cut at one half
-    agreement:float # overlap with the mask of the mirrored picture; nan when that was not given
-    total:float     # geometric mean of those that are known
+    "What speaks for a mask, each 0..1 with 1 the best; nan for what was not looked at."
+    area:float       # 1 where the mask covers a tenth to four fifths of the picture; falls to 0 at nothing and everything
+    border:float     # 1 - mean of the mask along the picture's border
+    sharpness:float  # overlap of the soft mask with itself cut at one half
+    agreement:float  # overlap with what is found in the mirrored picture
+    separation:float # Hellinger distance of the colours inside from those outside
+    total:float      # geometric mean of those that were looked at
 
 # %% ../nbs/21_segment.ipynb #33ba8ac4
 def overlap(
-    a, b, # float or bool arrays or tensors of one shape, 0..1
+    a, b, # float or bool, of one shape, 0..1
 ):        # 0..1; 0 when both are empty
     "Intersection over union of two masks; of soft ones, the sum of the smaller over the sum of the larger values."
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return float(np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1e-6))
 
+# %% ../nbs/21_segment.ipynb #5fa4509c
+def separation(
+    image, # uint8 [3 or 4,H,W]; a fourth channel is ignored
+    solid, # bool array [H,W]
+):         # 0 for the same colours, 1 for no colour in common; 0 when there is no inside or no outside
+    "The Hellinger distance of the colours inside a mask from those outside, in Lab and 8 steps per channel."
+    if solid.all() or not solid.any(): return 0.
+    lab, inside = cv2.cvtColor(np.ascontiguousarray(hwc(image)[..., :3]), cv2.COLOR_RGB2LAB), solid.astype(np.uint8)
+    a, b = (cv2.calcHist([lab], [0, 1, 2], m, [8]*3, [0, 256]*3) / m.sum() for m in (inside, 1 - inside))
+    return float(np.sqrt(max(0., 1 - np.sqrt(a*b).sum())))
+
 # %% ../nbs/21_segment.ipynb #135ff8d9
 def mask_score(
     mask,         # float or bool [H,W] in 0..1
-    flipped=None, # the same of the picture's mirror image, as it was found there; None leaves the agreement out
+    flipped=None, # the mask of the mirrored picture, as the segmenter gave it; None leaves the agreement out
+    image=None,   # the picture, uint8 [3 or 4,H,W]; None leaves the separation out
 ) -> Score:
     "How good a mask looks, without knowing the truth; an empty mask scores 0."
     m = np.asarray(mask, np.float32)
-    solid = m > .5
-    share = solid.mean()
-    known = [min(1., share/.2, (1 - share)/.2), 1 - float(_rim(m).mean()), overlap(m, solid)]
-    if flipped is not None: known.append(overlap(m, np.asarray(flipped)[:, ::-1]))
-    total = float(np.prod(known)**(1/len(known)))
-    return Score(*map(float, known), *[math.nan]*(4 - len(known)), total)
+    solid, share = m > .5, (m > .5).mean()
+    terms = [min(1., share/.1, (1 - share)/.2), 1 - _rim(m).mean(), overlap(m, solid),
+             math.nan if flipped is None else overlap(m, np.asarray(flipped)[:, ::-1]), math.nan if image is None else separation(image, solid)]
+    known = [t for t in terms if not math.isnan(t)]
+    return Score(*map(float, terms), float(np.prod(known)**(1/len(known))))
 
 # %% ../nbs/21_segment.ipynb #8e37f61d
 @dataclass(frozen=True)
@@ -202,8 +264,9 @@ class Gate:
     min_score:float = 0.    # `mask_score` in total, at least
 
     def __post_init__(self):
-        for k, v in vars(self).items():
-            if not 0 <= v <= 1: raise UserError(f"gate limit {k}={v!r} is a share and must lie in 0..1")
+        for k, v in list(vars(self).items()):
+            if type(v) not in (int, float) or not 0 <= v <= 1: raise UserError(f"gate limit {k}={v!r} is a share and must lie in 0..1")
+            object.__setattr__(self, k, float(v)) # 0 and 0. are the same limit
 
     @classmethod
     def none(cls):
@@ -214,8 +277,8 @@ class Gate:
 def own_gate(
     name, # a key of `SEGMENTERS`
 ) -> Gate:
-    "The limits that suit a segmenter: none where the mask is right by definition, the usual ones elsewhere."
-    return Gate.none() if name in ('frame', 'alpha') else Gate()
+    "The limits that suit a segmenter: none where the mask is right by definition, the usual ones elsewhere, a least score for a network's guess."
+    return Gate.none() if name in ('frame', 'alpha') else Gate(min_score=.65 if name == 'redo' else 0.)
 
 # %% ../nbs/21_segment.ipynb #b732f585
 def _pieces(solid, keep):
@@ -229,7 +292,7 @@ def _pieces(solid, keep):
 def gate(
     mask,          # float or bool [H,W] in 0..1
     limits=Gate(), # Gate
-    flipped=None,  # the mask of the picture's mirror image, for the score
+    score=None,    # the mask's score, 0..1; None: what `mask_score` says of the mask alone
 ):                 # (float32 [H,W] without scraps, reason for turning it down or None)
     "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'."
     soft = mask.detach().float().cpu().numpy()
@@ -240,5 +303,5 @@ def gate(
     area, rim = kept.mean(), _rim(kept).mean()
     reasons = {'too small': area < limits.min_area, 'too large': area > limits.max_area,
                'along the border': rim > limits.max_border, 'in pieces': largest < limits.min_largest,
-               'poor score': limits.min_score > 0 and mask_score(mask, flipped).total < limits.min_score}
+               'poor score': limits.min_score > 0 and (mask_score(mask).total if score is None else score) < limits.min_score}
     return torch.from_numpy(soft), next((r for r, bad in reasons.items() if bad), None)

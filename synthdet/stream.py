@@ -121,7 +121,7 @@ def _provenance(samples, i, background, layers):
 def make_samples(
     domain,              # `Domain`: class images and backgrounds are taken from it
     objects='real',      # a name in OBJECTS
-    segmenter='grabcut', # a name in SEGMENTERS, or a callable
+    segmenter='grabcut', # a name in SEGMENTERS
     recipe=None,         # `Recipe`, the default one when None
     seed=0,              # which stream
     n_fake=0,            # length; 0: endless
@@ -130,9 +130,10 @@ def make_samples(
     budget_mb=1024,      # memory for decoded backgrounds and cut-outs
     **options,           # further options of `make_cutouts`; `tight` is False by default in the paper protocol
 ) -> Samples:
-    "The stream of a domain; raises `UserError` when there is no background, or when every mask is rejected."
+    "The stream of a domain; raises `UserError` when there is no background, no weights for the segmenter, or when every mask is rejected."
     if not len(domain.backgrounds): raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
     options.setdefault('tight', (recipe or Recipe()).protocol != 'paper')
+    if segmenter == 'redo': options['weights'] = options.get('weights') or domain.name
     cutouts = make_cutouts(make_objects(objects, domain, size=size), segmenter=segmenter, size=size, **options)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, n_fake=n_fake, masks=masks, classes=domain.classes, budget_mb=budget_mb)
 

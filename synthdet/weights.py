@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['read_checkpoint', 'read_weights', 'save_weights', 'read_note', 'fit_weights']
 
-# %% ../nbs/06_weights.ipynb #68f64630
-import io, re, tarfile
+# %% ../nbs/06_weights.ipynb #ec924bf5
+import io, json, re, tarfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,11 +28,11 @@ def _existing(path):
 # %% ../nbs/06_weights.ipynb #4c462d13
 def _unreadable(path, e, expected):
     "The `UserError` for a file that failed with `e`; a refused global is called by its name."
-    text = ' '.join(str(e).split())
+    text = ''.join(c if c.isprintable() else '?' for c in ' '.join(str(e).split())) # a file may put anything into it
     name = re.search(r'GLOBAL (\S+)', text)
     if name:
         name = name[1] if '.' in name[1] else f'builtins.{name[1]}'
-        return UserError(f'{path} cannot be read: it asks for {name}, which is not plain data; it was refused and nothing was executed; get a file of tensors only')
+        return UserError(f'{path} cannot be read: it asks for {name[:100]}, which is not plain data; it was refused and nothing was executed; get a file of tensors only')
     text = text.split('WeightsUnpickler error: ')[-1].split(' Check the documentation')[0][:100]
     return UserError(f'{path} cannot be read: damaged, cut short or of another kind ({": ".join(filter(None, (type(e).__name__, text)))}); expected {expected}')
 
@@ -70,11 +70,11 @@ def _only_checkpoint(path):
         for m in tar:
             name, size = PurePosixPath(m.name), size + m.size
             if not (m.isfile() or m.isdir()) or name.is_absolute() or '..' in name.parts:
-                raise UserError(f'{path} is refused: its member {m.name!r} is a link, a device or outside of the archive; expected plain files')
-            if size > _LIMIT: raise UserError(f'{path} is refused: with {m.name!r} it unpacks to more than {_LIMIT >> 20} MiB; unpack it yourself and give the .pth file')
+                raise UserError(f'{path} is refused: its member {m.name[:100]!r} is a link, a device or outside of the archive; expected plain files')
+            if size > _LIMIT: raise UserError(f'{path} is refused: with {m.name[:100]!r} it unpacks to more than {_LIMIT >> 20} MiB; unpack it yourself and give the .pth file')
             if m.isfile() and name.suffix in ('.pth', '.pt') and name.name[0] != '.': found.append(m)
         if len(found) != 1:
-            names = ', '.join(repr(m.name) for m in found[:5]) or 'none'
+            names = ', '.join(repr(m.name[:100]) for m in found[:5]) or 'none'
             raise UserError(f'{path} holds {len(found)} checkpoints ({names}); expected exactly one .pth or .pt file, so unpack it and give the one you want')
         return io.BytesIO(tar.extractfile(found[0]).read())
 
@@ -84,9 +84,9 @@ def read_checkpoint(
     allowed=(), # classes that are let through besides tensors, containers, numbers and strings
 ):              # whatever was saved; tensors on the CPU
     "What a PyTorch file holds, nothing executed. Raises `UserError` for a missing, damaged or unsafe file; what was refused is named."
-    path = _existing(path)
+    path, known = _existing(path), torch.serialization.get_safe_globals() # what the program itself lets through stays so
     try:
-        with torch.serialization.safe_globals([*allowed, *_NUMPY]):
+        with torch.serialization.safe_globals([c for c in (*allowed, *_NUMPY) if c not in known]):
             return torch.load(_only_checkpoint(path) if _is_archive(path) else path, map_location='cpu', weights_only=True)
     except UserError: raise
     except Exception as e: # a damaged or foreign file can fail in any way
@@ -116,7 +116,8 @@ def save_weights(
 ) -> Path:
     "Write the weights of `model` atomically; raises `UserError` when the disk refuses."
     weights = {k: v.detach().to('cpu').clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
-    return write_atomic(path, safetensors.torch.save(weights, {k: str(v) for k, v in note.items()}))
+    note = json.dumps({k: str(v) for k, v in note.items()}, sort_keys=True) # one entry: safetensors writes several in any order
+    return write_atomic(path, safetensors.torch.save(weights, {'note': note}))
 
 # %% ../nbs/06_weights.ipynb #46822c99
 def read_note(
@@ -125,7 +126,8 @@ def read_note(
     "What `save_weights` noted beside the weights. Raises `UserError` for a missing or unreadable file."
     path = _existing(path)
     try:
-        with safe_open(path, 'pt') as file: return dict(file.metadata() or {})
+        with safe_open(path, 'pt') as file: note = dict(file.metadata() or {})
+        return json.loads(note['note']) if 'note' in note else note
     except Exception as e: raise _unreadable(path, e, 'safetensors') from e # as above
 
 # %% ../nbs/06_weights.ipynb #9728a580
@@ -136,11 +138,13 @@ def fit_weights(
 ) -> nn.Module:
     "Copy `state` into `module`. Raises `UserError` that names the first missing, unexpected or mis-shaped entry."
     own = module.state_dict()
+    if not isinstance(state, dict): raise UserError(f'{path} does not fit this network: it holds a {type(state).__name__}, expected a dictionary of tensors')
     missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
     unexpected = [k for k in state if k not in own]
-    shaped = [k for k in own if k in state and own[k].shape != getattr(state[k], 'shape', None)]
+    shape = lambda v: list(v.shape) if isinstance(v, torch.Tensor) else type(v).__name__
+    shaped = [k for k in own if k in state and shape(own[k]) != shape(state[k])]
     fault = (f'{missing[0]!r} is missing' if missing else f'{unexpected[0]!r} is unexpected' if unexpected else
-             f'{shaped[0]!r} is {list(getattr(state[shaped[0]], "shape", "?"))}, expected {list(own[shaped[0]].shape)}' if shaped else None)
+             f'{shaped[0]!r} is {shape(state[shaped[0]])}, expected {shape(own[shaped[0]])}' if shaped else None)
     if fault: raise UserError(f'{path} does not fit this network: {fault} ({len(missing)} missing, {len(unexpected)} unexpected, {len(shaped)} mis-shaped of {len(own)}); '
                               'give a file of this network, or build the network with the options of the file')
     module.load_state_dict(state, strict=False)

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from synthdet import cli
 from synthdet.core import UserError, read_jsonl, shared
 from synthdet.detectors import detector
 from synthdet.domains import load_domain, write_domain
-from synthdet.experiment import fit, make_arms, run
+from synthdet.experiment import fit, make_arms, phase_names, run
+from synthdet.results import load_rows, table
+from synthdet.segment import weights_file
 
 BIN = Path(sys.executable).parent
 SMALL = dict(backbone="mobilenetv1_025", image_size=96, batch_size=4, steps=4, pretrain_steps=4, eval_every=2, n_real=5)
@@ -172,3 +175,37 @@ def test_real_photographs_in_small(name, tmp_path):
     rows = [run(arm, tmp_path/"runs") for arm in make_arms("scratch,pretrain,mixed", domain="folder", root=str(root), **values)]
     assert [r["arm"] for r in rows] == ["scratch", "pretrain", "mixed"] and {r["domain"] for r in rows} == {name}
     assert all(r["weights"] == "mobilenetv1_100_imagenet.safetensors" for r in rows)
+
+
+def test_mask_weights_and_gate_are_part_of_what_is_synthesised_and_of_nothing_else(tmp_path):
+    names = lambda arm="pretrain_only", **k: phase_names(make_arms(arm, **k)[0], "data")[0][-1]
+    shipped = weights_file("redo", "butterflies")
+    other = tmp_path/"other.safetensors"
+    other.write_bytes(shipped.read_bytes() + b"\0")
+    redo = [names(segmenter="redo", mask_weights=str(w)) for w in ("", "butterflies", shipped, other)]
+    assert redo[0] == redo[1] == redo[2] != redo[3], "by content, not by path"
+    assert len({names(), names(gate='{"min_score": 0.1}'), names(gate='{"keep": 0.5}'), redo[0]}) == 4 and names() == names(gate='{"min_score": 0}')
+    assert names("scratch", segmenter="redo") == names("scratch", gate='{"keep": 0.5}') == names("scratch")
+
+
+def test_redo_from_a_command_to_rows(capsys, root, tmp_path):
+    tiny = ("--domain", "folder", "--root", root, "--image-size", 96, "--segmenter", "redo")
+    cli.preview([str(a) for a in (*tiny, "--gate", '{"min_score": 0.1}', "-n", 2, "--output", tmp_path/"sheet.png")])
+    assert "redo: " in capsys.readouterr().out, "a folder called butterflies takes the butterflies' weights"
+    elsewhere = shutil.copytree(root, tmp_path/"airships")
+    assert "weights 'airships': no such file, and shipped are only those of" in said(capsys, cli.preview, "--domain", "folder", "--root", elsewhere, "--segmenter", "redo")
+    assert "takes no weights" in said(capsys, cli.preview, "--mask-weights", "butterflies")
+    assert "gate limit 'min_scor' is unknown; choose from " in said(capsys, cli.preview, *tiny, "--gate", '{"min_scor": 0.1}')
+    assert "write it like" in said(capsys, cli.synth, *tiny, "--gate", "min_score=.1", tmp_path/"set")
+    row = run(make_arms("pretrain_only", domain="folder", root=str(elsewhere), segmenter="redo", mask_weights="butterflies", gate='{"min_score": 0.1}', **SMALL)[0], tmp_path/"runs")
+    assert row["mask_weights"] == "redo_butterflies.safetensors" and row["gate"]["min_score"] == .1 and row["segmenter"] == "redo"
+
+
+def test_rows_from_before_these_columns_are_still_read(tmp_path):
+    old = (Path(__file__).parents[1]/"results"/"results.jsonl").read_text()
+    row = json.loads(old.splitlines()[0])
+    new = {**row, "id": "new", "fold": 99, "mask_weights": "", "gate": {"min_area": .03}}
+    (tmp_path/"rows.jsonl").write_text(old + json.dumps(new) + "\n")
+    rows = load_rows(tmp_path/"rows.jsonl")
+    assert len(rows) == len(load_rows(Path(__file__).parents[1]/"results"/"results.jsonl")) + 1
+    assert not table(rows[rows.domain == row["domain"]]).empty and load_rows(tmp_path/"rows.jsonl", mask_weights="").shape[0] >= 1

@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from synthdet import backbones
-from synthdet.backbones import BACKBONES, imagenet_file, make_backbone, read_weights
+from synthdet.backbones import BACKBONES, imagenet_file, make_backbone
 from synthdet.core import UserError, shared
 from synthdet.detectors import DETECTORS, detector
 from synthdet.ssd import focal, hard_negative, match, pad_targets, select, ssd
+from synthdet.weights import read_weights
 from torchvision.ops import box_convert, box_iou
 
 

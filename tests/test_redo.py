@@ -1,0 +1,224 @@
+"ReDO: the layout of the released files, reading them safely, resuming, collapse."
+import argparse
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from synthdet import redo
+from synthdet.butterflies import class_image
+from synthdet.core import UserError, shared
+from synthdet.redo import RedoConfig, object_channel, redo_losses, train_redo
+from synthdet.redonet import NETS, build_redo, load_redo
+from synthdet.weights import read_note
+
+torch.set_num_threads(1)
+tiny = RedoConfig.small(nf=4, nz=4, steps=8, batch=4, check_every=2, average=.9, amp="none") # looks after 2, 4, 6, 8
+
+
+@pytest.fixture(scope="module")
+def flock(): return [class_image(i, size=48)[0] for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def nets():
+    torch.manual_seed(0)
+    made = build_redo(dict(sizex=32, nf=8, useSelfAttG=True, useSelfAttD=True))
+    for n in NETS: getattr(made, n).eval()
+    return made
+
+
+def released(nets, **more):
+    "The dictionary of a released file."
+    options = argparse.Namespace(**{k: v for k, v in nets.options.items() if k != "object_channel"}, device="cuda:0", dataset="lfw", **more)
+    return {**{theirs: getattr(nets, ours).state_dict() for ours, theirs in NETS.items()}, "options": options}
+
+
+def outputs(nets):
+    g = torch.Generator().manual_seed(1)
+    x, z = torch.rand(2, 3, 32, 32, generator=g)*2 - 1, torch.randn(2, 2, 32, 1, 1, generator=g)
+    with torch.no_grad():
+        m = nets.mask_encoder(x)
+        return [m, nets.region_generators(m, z), nets.discriminator(x), nets.z_encoder(x), *redo_losses(nets, x, z, x.flip(0)).values()]
+
+
+def same(a, b, atol=1e-6): return all(torch.allclose(x, y, atol=atol) for x, y in zip(outputs(a), outputs(b), strict=True))
+
+
+@pytest.mark.parametrize("name, options", [("redo_lfw_default", {}), ("redo_nfX32", dict(nfX=32))])
+def test_layout_is_that_of_the_released_files(name, options):
+    if shared() is None: pytest.skip("no reference layout beside the project")
+    keys = json.loads((shared()/"spec"/"keys"/f"{name}.json").read_text())
+    with torch.device("meta"): made = build_redo(dict(options, useSelfAttG=True, useSelfAttD=True))
+    for ours, theirs in NETS.items():
+        assert {k: list(v.shape) for k, v in getattr(made, ours).state_dict().items()} == keys[theirs]
+
+
+def test_the_released_size_runs_end_to_end():
+    made = build_redo(dict(nf=8, useSelfAttG=True, useSelfAttD=True))
+    losses = redo_losses(made, torch.rand(2, 3, 128, 128), torch.randn(2, 2, 32, 1, 1), torch.rand(2, 3, 128, 128))
+    assert list(losses) == ["generator_adversarial", "z_reconstruction", "generator_total", "discriminator"] and all(v.isfinite() and v.dim() == 0 for v in losses.values())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_released_file_gives_its_networks_back(nets, tmp_path, zipped):
+    torch.save(released(nets), tmp_path/"nets.pth", _use_new_zipfile_serialization=zipped)
+    back = load_redo(tmp_path/"nets.pth")
+    assert same(nets, back) and not back.mask_encoder.training and back.options["dataset"] == "lfw" and back.options["object_channel"] == 0
+
+
+@pytest.mark.parametrize("only", list(NETS.values()))
+def test_any_subset_is_read(nets, tmp_path, only):
+    whole = released(nets)
+    torch.save({k: whole[k] for k in (only, "options")}, tmp_path/"one.pth")
+    back = load_redo(tmp_path/"one.pth")
+    assert [NETS[k] for k in NETS if getattr(back, k) is not None] == [only]
+
+
+def test_options_that_are_missing_are_read_off_the_weights(nets, tmp_path):
+    torch.save({**released(nets), "options": argparse.Namespace(sizex=32)}, tmp_path/"old.pth")
+    assert same(nets, load_redo(tmp_path/"old.pth"))
+
+
+def test_spectral_norm_of_every_age_is_read(nets, tmp_path):
+    file = released(nets)
+    for net in list(NETS.values())[1:]:
+        state = dict(file[net])
+        for k in [k for k in state if k.endswith("weight_v")]:
+            stem = k.removesuffix("_v"); w = state[f"{stem}_orig"]
+            state[stem] = w/(state[f"{stem}_u"] @ (w.flatten(1) @ state.pop(k))) # as torch 0.4 stored it
+        file[net] = state
+    torch.save(file, tmp_path/"oldest.pth")
+    assert same(nets, load_redo(tmp_path/"oldest.pth"), atol=1e-4)
+
+
+def test_gpu_storages_are_read_without_a_gpu(nets, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    for zipped in (True, False): torch.save(released(nets), tmp_path/f"{zipped}.pth", _use_new_zipfile_serialization=zipped)
+    monkeypatch.undo()
+    assert same(nets, load_redo(tmp_path/"True.pth")) and same(nets, load_redo(tmp_path/"False.pth"))
+
+
+class Evil:
+    def __init__(self, marker): self.marker = marker
+    def __reduce__(self): return (open, (str(self.marker), "w"))
+
+
+def test_a_file_that_wants_to_run_code_is_refused_by_name(nets, tmp_path):
+    for zipped in (True, False):
+        torch.save({**released(nets), "more": Evil(tmp_path/"ran")}, tmp_path/"evil.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=r"open"): load_redo(tmp_path/"evil.pth")
+        assert not (tmp_path/"ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0, .01, .5, .99])
+def test_a_truncated_file_is_one_line(nets, tmp_path, share, zipped):
+    torch.save(released(nets), tmp_path/"whole.pth", _use_new_zipfile_serialization=zipped)
+    data = (tmp_path/"whole.pth").read_bytes()
+    (tmp_path/"cut.pth").write_bytes(data[:int(len(data)*share)])
+    with pytest.raises(UserError, match="cut.pth") as e: load_redo(tmp_path/"cut.pth")
+    assert "\n" not in str(e.value)
+
+
+def test_another_architecture_is_named_by_its_first_key(nets, tmp_path):
+    file = released(nets)
+    gone = {k: v for k, v in file["netGenX"].items() if k != "net.1.dense.bias"}
+    torch.save({**file, "netGenX": gone}, tmp_path/"gap.pth")
+    with pytest.raises(UserError, match=r"netGenX.*'net.1.dense.bias' is missing"): load_redo(tmp_path/"gap.pth")
+    torch.save({**file, "netEncM": {**file["netEncM"], "cnn.9.extra": torch.zeros(1)}}, tmp_path/"more.pth")
+    with pytest.raises(UserError, match=r"'cnn.9.extra' is unexpected"): load_redo(tmp_path/"more.pth")
+    torch.save(file["netEncM"], tmp_path/"bare.pth")
+    with pytest.raises(UserError, match="holds none of netEncM"): load_redo(tmp_path/"bare.pth")
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bytes(flock, tmp_path, monkeypatch):
+    whole = train_redo(flock, tiny, tmp_path/"whole")
+    step, done = redo._Run.step, []
+
+    def cut(self, images):
+        done.append(1)
+        if len(done) == 6: raise KeyboardInterrupt
+        return step(self, images)
+
+    monkeypatch.setattr(redo._Run, "step", cut)
+    with pytest.raises(KeyboardInterrupt): train_redo(flock, tiny, tmp_path/"cut")
+    again = train_redo(flock, tiny, tmp_path/"cut")
+    untimed = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
+    assert untimed(again["history"]) == untimed(whole["history"]) and len(done) == 6 + 4
+    assert (tmp_path/"cut"/"mask_encoder.safetensors").read_bytes() == (tmp_path/"whole"/"mask_encoder.safetensors").read_bytes()
+
+
+def test_more_steps_go_on_where_the_run_ended(flock, tmp_path):
+    train_redo(flock, replace(tiny, steps=4), tmp_path/"grown")
+    grown, whole = train_redo(flock, tiny, tmp_path/"grown"), train_redo(flock, tiny, tmp_path/"whole")
+    a, b = load_file(grown["path"]), load_file(whole["path"])
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_collapsed_run_begins_again_and_says_so(flock, tmp_path, monkeypatch):
+    look, looks = redo._look, []
+
+    def gone_at_first(*args):
+        row, solid = look(*args)
+        looks.append(row)
+        return ({**row, "smaller": .01} if len(looks) <= 3 else {**row, "smaller": .3}), solid # collapsed at the first look, three times
+
+    monkeypatch.setattr(redo, "_look", gone_at_first)
+    result = train_redo(flock, tiny, tmp_path/"run")
+    assert result["restarts"] == 3 and result["step"] == 8 and [r["restart"] for r in result["history"]] == [0, 1, 2, 3, 3, 3, 3]
+    first = [r["generator_total"] for r in result["history"][:4]]
+    assert len(set(first)) == 4, "every restart has other weights"
+
+
+def test_six_collapses_are_an_error(flock, tmp_path, monkeypatch):
+    look = redo._look
+    monkeypatch.setattr(redo, "_look", lambda *a: ({**look(*a)[0], "smaller": 0.}, None))
+    with pytest.raises(UserError, match="ReDO collapsed 6 times"): train_redo(flock, tiny, tmp_path/"run")
+    assert not (tmp_path/"run"/"mask_encoder.safetensors").exists()
+
+
+def test_a_late_collapse_keeps_the_weights_before_it(flock, tmp_path, monkeypatch):
+    look, looks = redo._look, []
+
+    def late(*args):
+        row, solid = look(*args); looks.append(1)
+        return {**row, "smaller": .3 if len(looks) < 3 else 0.}, solid
+
+    monkeypatch.setattr(redo, "_look", late)
+    result = train_redo(flock, replace(tiny, collapse_until=3), tmp_path/"run")
+    assert result["ended"] == "collapsed" and result["step"] == 6 and read_note(result["path"])["step"] == "4"
+
+
+def test_steady_masks_end_the_run(flock, tmp_path):
+    result = train_redo(flock, replace(tiny, steady=.01, patience=2), tmp_path/"run")
+    assert result["ended"] == "steady" and result["step"] < 8
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_object_is_the_channel_off_the_border(flipped):
+    m = torch.full((3, 2, 16, 16), .2); m[:, 0, 4:12, 4:12] = .9; m[:, 1] = 1 - m[:, 0]
+    assert object_channel(m.flip(1) if flipped else m) == int(flipped)
+
+
+def test_bad_pictures_are_named(flock, tmp_path):
+    for bad in (torch.zeros(1, 32, 32, dtype=torch.uint8), torch.full((3, 32, 32), float("nan")), torch.zeros(3, 2, 32, dtype=torch.uint8)):
+        with pytest.raises(UserError, match="image 24 is"): train_redo([*flock, bad], tiny, tmp_path/"run")
+    with pytest.raises(UserError, match="batch of images at least: 3 given"): train_redo(flock[:3], tiny, tmp_path/"run")
+    assert not (tmp_path/"run").exists()
+
+
+def test_a_damaged_state_and_another_run_are_refused(flock, tmp_path):
+    train_redo(flock, replace(tiny, steps=2), tmp_path/"run")
+    with pytest.raises(UserError, match="nf is 4 there and 8 here"): train_redo(flock, replace(tiny, nf=8), tmp_path/"run")
+    with pytest.raises(UserError, match="key is"): train_redo(flock[:20], tiny, tmp_path/"run")
+    (tmp_path/"run"/"state.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="state.pt: cannot read the state"): train_redo(flock, tiny, tmp_path/"run")
+
+
+def test_attention_many_masks_and_64_pixels_train(flock, tmp_path):
+    result = train_redo(flock, RedoConfig(size=64, masks=3, nf=4, nz=4, attention=True, steps=2, batch=4, check_every=1, collapse=0.), tmp_path/"run")
+    m = load_redo(result["path"]).mask_encoder(torch.rand(1, 3, 64, 64))
+    assert m.shape == (1, 3, 64, 64) and torch.allclose(m.sum(1), torch.ones(1, 64, 64), atol=1e-5)
