@@ -253,7 +253,7 @@ class _Run:
         at = load_state(self.out, dict(asdict(self.config), key=self.key), **self.modules())
         if at is None: return
         self.before, self.at = at.pop('before'), at
-        if at['ended'] == 'steps' and at['step'] < self.config.steps: at['ended'] = '' # more steps were asked for
+        if at['ended'] in ('', 'steps'): at['ended'] = 'steps' if at['step'] >= self.config.steps else '' # other steps may be asked for now
 
 # %% ../nbs/20_redo.ipynb #156ae922
 def _verdict(rows, config, restarts, most=5):

@@ -154,7 +154,7 @@ def load_stylegan(
     "Read StyleGAN's generator without executing anything. Raises `UserError` for a missing, damaged, forbidden or foreign file, naming the first entry that does not fit."
     state = _state(path)
     read = next((f for start, f in LAYOUTS.items() if any(str(k).startswith(start) for k in state)), None)
-    if read is None: raise UserError(f'{path} holds no StyleGAN generator, but entries such as {str(next(iter(state)))[:60]!r}; expected {_FILES}')
+    if read is None: raise UserError(f"{path} holds no StyleGAN generator, but entries such as {str(next(iter(state), 'none'))[:60]!r}; expected {_FILES}")
     G = read(state, path)
     sizes = [4 << b for b in range(G.synthesis.blocks)]
     if size is not None and size not in sizes: raise UserError(f"{path} has no pictures of size {size}; choose from {', '.join(map(str, sizes))}")

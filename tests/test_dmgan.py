@@ -160,14 +160,14 @@ def test_the_third_stage_is_what_the_equations_say(net, noise):
         assert np.abs(out[n].numpy() - stage(s, h[n].numpy(), list(words[n].T.numpy()), lambda p: padding[n].numpy())).max() < 1e-4
 
 
-def test_a_caption_does_not_depend_on_its_batch(net, noise):
-    z, eps = noise
+def test_a_caption_does_not_depend_on_its_batch(noise):
+    net, (z, eps) = made().double(), noise # in float32 such lively weights turn another order of sums into visible differences
     images, unsaid = net(CAPTIONS, LENGTHS, z, eps), net(CAPTIONS, LENGTHS, z)
     for order in ([2, 0], [3, 1, 0], [1]):
-        for a, b in zip(net(CAPTIONS[order], LENGTHS[order], z[order], eps[order]), images): assert torch.allclose(a, b[order], atol=1e-4)
-        assert torch.allclose(net(CAPTIONS[order, :5], LENGTHS[order], z[order])[-1], unsaid[-1][order], atol=1e-4)
+        for a, b in zip(net(CAPTIONS[order], LENGTHS[order], z[order], eps[order]), images): assert torch.allclose(a, b[order], atol=1e-9)
+        assert torch.allclose(net(CAPTIONS[order, :5], LENGTHS[order], z[order])[-1], unsaid[-1][order], atol=1e-9)
     same = [1, 3] # of equal length
-    for a, b in zip(net(CAPTIONS[same], LENGTHS[same], z[same], eps[same], batch_mask_quirk=True), images): assert torch.allclose(a, b[same], atol=1e-4)
+    for a, b in zip(net(CAPTIONS[same], LENGTHS[same], z[same], eps[same], batch_mask_quirk=True), images): assert torch.allclose(a, b[same], atol=1e-9)
     assert (net(CAPTIONS, LENGTHS, z, eps, batch_mask_quirk=True)[-1] - images[-1]).abs().max() > .01
 
 

@@ -158,6 +158,20 @@ def test_more_steps_go_on_where_the_run_ended(flock, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
+def test_a_run_can_be_ended_at_a_look(flock, tmp_path, monkeypatch):
+    step, done = redo._Run.step, []
+
+    def cut(self, images):
+        done.append(1)
+        if len(done) == 6: raise KeyboardInterrupt
+        return step(self, images)
+
+    monkeypatch.setattr(redo._Run, "step", cut)
+    with pytest.raises(KeyboardInterrupt): train_redo(flock, tiny, tmp_path/"run")
+    result = train_redo(flock, replace(tiny, steps=4), tmp_path/"run")
+    assert (result["ended"], result["step"], len(done)) == ("steps", 4, 6)
+
+
 def test_a_collapsed_run_begins_again_and_says_so(flock, tmp_path, monkeypatch):
     look, looks = redo._look, []
 
