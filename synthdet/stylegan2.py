@@ -315,23 +315,28 @@ def _layout_of_arguments(attributes):
     if unknown: raise UserError(f'its argument {unknown[0]!r:.60} is none of StyleGAN2-ADA; expected the generator of that')
     return Layout(**options)
 
+# %% ../nbs/11_stylegan2.ipynb #08fd1fba
+def _size(state, *places):
+    "The size that most of the places (name, axis) agree on, so that a single odd entry is found out. Raises `UserError` when none is there."
+    sizes = [state[k].shape[axis] for k, axis in places if k in state and state[k].ndim > axis]
+    if not sizes: raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the names of the generator of StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
+    return max(sizes, key=sizes.count)
+
 # %% ../nbs/11_stylegan2.ipynb #ecd421f1
 def _layout_of_state(state):
-    "The `Layout` that names and shapes tell. Raises `UserError` naming the first entry that is missing."
-    def size(key, axis):
-        if key not in state: raise UserError(f'{key!r} is missing; expected the names of the generator of StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
-        if state[key].ndim <= axis: raise UserError(f'{key!r} is {list(state[key].shape)}; expected at least {axis + 1} axes')
-        return state[key].shape[axis]
-    blocks = [r for k in range(12) if f'synthesis.b{(r := 4*2**k)}.conv1.weight' in state] or [4]
-    layers = [k for k in range(64) if f'mapping.fc{k}.weight' in state] or [0]
-    c = 'mapping.embed.weight' in state
-    embed = size('mapping.embed.weight', 0) if c else 0
+    "The `Layout` that names and shapes tell. Raises `UserError` naming the first entry without which nothing can be told."
+    there = {'.'.join(k.split('.')[:n]) for k in state for n in range(1, 5)} # all names, and what they begin with
+    blocks = [r for k in range(12) if f'synthesis.b{(r := 4*2**k)}' in there] or [4]
+    widths = [_size(state, *((f'synthesis.b{r}.conv1.{k}', axis) for k, axis in (('weight', 0), ('weight', 1), ('bias', 0), ('affine.weight', 0), ('affine.bias', 0)))) for r in blocks]
+    last = max((k for k in range(64) if f'mapping.fc{k}' in there), default=0)
+    hidden = [_size(state, (f'mapping.fc{k}.weight', 0), (f'mapping.fc{k}.bias', 0), (f'mapping.fc{k + 1}.weight', 1)) for k in range(last)]
+    embed = _size(state, ('mapping.embed.weight', 0), ('mapping.embed.bias', 0)) if 'mapping.embed' in there else 0
     filters = state.get('synthesis.b4.resample_filter')
-    return Layout(z_dim=size('mapping.fc0.weight', 1) - embed, w_dim=size('synthesis.b4.conv1.affine.weight', 1), widths=tuple(size(f'synthesis.b{r}.conv1.weight', 0) for r in blocks),
-        layer_features=tuple(size(f'mapping.fc{k}.weight', 0) for k in layers[:-1]), c_dim=size('mapping.embed.weight', 1) if c else 0, embed_features=embed,
-        img_channels=size(f'synthesis.b{blocks[-1]}.torgb.weight', 0), use_noise='synthesis.b4.conv1.noise_const' in state,
-        architecture='resnet' if any('.skip.' in k for k in state) else 'orig' if len(blocks) > 1 and 'synthesis.b4.torgb.weight' not in state else 'skip',
-        resample_filter=(1, 3, 3, 1) if filters is None or len(filters) == 4 else (1,)*len(filters))
+    return Layout(z_dim=_size(state, ('mapping.fc0.weight', 1)) - embed, c_dim=_size(state, ('mapping.embed.weight', 1)) if embed else 0, embed_features=embed,
+        w_dim=_size(state, *((f'synthesis.b{r}.conv1.affine.weight', 1) for r in blocks), ('mapping.w_avg', 0)), widths=tuple(widths), layer_features=tuple(hidden),
+        img_channels=_size(state, *((f'synthesis.b{r}.torgb.{k}', 0) for r in reversed(blocks) for k in ('weight', 'bias'))), use_noise=any('.noise_' in k for k in state),
+        architecture='resnet' if any('.skip.' in k for k in state) else 'skip' if len(blocks) == 1 or any(f'synthesis.b{r}.torgb' in there for r in blocks[:-1]) else 'orig',
+        resample_filter=(1, 3, 3, 1) if filters is None or filters.ndim != 2 or len(filters) == 4 else (1,)*len(filters)) # its values are the file's
 
 # %% ../nbs/11_stylegan2.ipynb #236a7140
 def _filled(layout, state, path):
@@ -346,6 +351,14 @@ def _filled(layout, state, path):
     G.load_state_dict({k: v.float().contiguous() for k, v in state.items()}, assign=True)
     return G.eval().requires_grad_(False)
 
+# %% ../nbs/11_stylegan2.ipynb #bb2c13a9
+def _is_plain(path):
+    "Is this a file of tensors by its name, or (PyTorch's archives) by how it begins?"
+    path = Path(path)
+    if path.suffix.lower() in ('.safetensors', '.pt', '.pth', '.gz', '.tar', '.tgz'): return True
+    if not path.is_file(): return False # told where it is read
+    with open(path, 'rb') as f: return f.read(4) == b'PK\x03\x04'
+
 # %% ../nbs/11_stylegan2.ipynb #4117ad1d
 def load_stylegan2(
     path,      # NVIDIA's .pkl of StyleGAN2-ADA (PyTorch), or the state dictionary of its generator (.pt, .pth, .safetensors)
@@ -353,8 +366,7 @@ def load_stylegan2(
 ) -> StyleGAN2:
     "A released generator, in eval mode on the CPU; nothing in the file is executed. Raises `UserError` for a file that is damaged, unsafe, of another kind, or does not fit."
     try:
-        if Path(path).suffix in ('.safetensors', '.pt', '.pth', '.gz', '.tar', '.tgz'): state, attributes = read_weights(path), None
-        else: state, attributes = read_network(path)
+        state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
     except RefusedName as e:
         if not e.name.startswith(('dnnlib.tflib', 'tensorflow')): raise
         raise UserError(f'{path} is a TensorFlow pickle ({e.name}), which is not supported; expected a .pkl of the PyTorch version (stylegan2-ada-pytorch), whose scripts also convert the older ones') from None

@@ -160,7 +160,7 @@ def _storage(content):
     if type(content) is not bytes: raise ValueError('a nested payload that is not bytes')
     stored = torch.load(io.BytesIO(content), map_location='cpu', weights_only=True)
     if not isinstance(stored, torch.storage.TypedStorage): raise ValueError(f'a nested payload with a {type(stored).__name__} in it')
-    return torch.empty(0, dtype=stored.dtype).set_(stored.untyped())
+    return torch.empty(0, dtype=stored.dtype).set_(stored)
 
 # %% ../nbs/07_unpickle.ipynb #536363a3
 def _tensor(numbers, offset, size, stride, *_):

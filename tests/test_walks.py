@@ -1,0 +1,26 @@
+"The notebooks that look at masks: on a plain folder of pictures, and on made-up rows."
+import json
+import re
+
+from synthdet.butterflies import class_image
+from synthdet.experiment import experiment_notebook, run_notebook
+from synthdet.formats import write_image
+
+
+def test_a_plain_folder_is_walked_through_and_told_its_layout(tmp_path):
+    pictures = tmp_path/"mine"
+    for i in range(6): write_image(pictures/f"{i}.png", class_image(i, size=64)[0])
+    said = run_notebook(experiment_notebook("own_class"), tmp_path/"walk.ipynb", dict(root=str(pictures), out=str(tmp_path/"out"), gate=""))
+    assert re.search(r"[1-6] of 6 pictures passed", said) and f"mv {pictures} {pictures}.new/class_images" in said and f"--root {pictures}" in said
+    assert {p.name for p in (tmp_path/"out").iterdir()} >= {"accepted.jpg", "scenes.jpg"}
+    assert "drawn ones stand in" in (tmp_path/"walk.ipynb").read_text()
+
+
+def test_segmentation_quality_measures_and_reads_exactly_its_rows(tmp_path):
+    def row(arm, s, fold, **k): return dict(id=f"{arm}{s}{fold}", arm=arm, segmenter=s, fold=fold, seed=0, n_real=25, n_fake=0, domain="butterflies", protocol="quick", ap50=.5, seconds=60, commit="made up", **k)
+    rows = [row("pretrain", "frame", 0) | dict(id="other", domain="birds", ap50=.1), *(row(arm, s, f) for s in ("frame", "alpha") for arm, f in (("pretrain_only", 0), ("pretrain", 0), ("pretrain", 1), ("pretrain", 2)))]
+    file = tmp_path/"results.jsonl"
+    values = dict(results=str(file), measured=str(tmp_path/"s.json"), segmenters="frame,alpha", n_images=12, first=0)
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert "from the worst masks to the best:    frame, alpha" in run_notebook(experiment_notebook("segmentation_quality"), tmp_path/"b.ipynb", values)
+    assert json.loads((tmp_path/"s.json").read_text())["segmenters"]["alpha"]["iou"] == 1
