@@ -30,7 +30,7 @@ class Cutout(NamedTuple):
 # %% ../nbs/22_cutouts.ipynb #0d4a1888
 def _cut(image, mask, label, origin, limits, tight=True, score=None):
     "(Cutout, None), or (None, the reason the gate gave)."
-    mask, reason = gate(mask, limits, score)
+    mask, reason = gate(mask, limits, score, image)
     if reason: return None, reason
     opacity = (mask.numpy()*255).round().astype(np.uint8)
     x, y, w, h = cv2.boundingRect((opacity > 5).astype(np.uint8)) if tight else (0, 0, *opacity.shape[::-1])
@@ -48,7 +48,7 @@ def cutout(
 ):                 # Cutout, or None when the gate turns the mask down
     "Cut the object under `mask` out of `image`; raises `UserError` when their sizes differ. A score is looked at without the mirrored picture."
     if tuple(image.shape[-2:]) != tuple(mask.shape): raise UserError(f"mask {tuple(mask.shape)} does not fit the image {tuple(image.shape[-2:])}; give one mask value per pixel")
-    return _cut(image, mask, label, origin, limits, tight, mask_score(mask, image=image).total if limits.min_score else None)[0]
+    return _cut(image, mask, label, origin, limits, tight)[0]
 
 # %% ../nbs/22_cutouts.ipynb #1076a861
 def _check_image(image, name):

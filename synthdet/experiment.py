@@ -22,7 +22,7 @@ from .backbones import BACKBONES
 from .compose import Recipe
 from .core import UserError, append_jsonl, choose, digest, project, read_jsonl, run_info, write_atomic
 from .detectors import DETECTORS, detector
-from .domains import DOMAINS, load_domain, subset
+from .domains import DOMAINS, Missing, load_domain, subset
 from .evaluate import evaluate, predict, validator
 from .formats import Resized
 from .objects import OBJECTS
@@ -202,7 +202,8 @@ def load_data(
     "A domain with its validation and test images at `image_size`, in memory."
     options = {'class_images': class_images} if class_images else {}
     d = load_domain(domain, root or None, **options)
-    return d, Resized(d.val, image_size), Resized(d.test, image_size)
+    held = [s if isinstance(s, Missing) else Resized(s, image_size) for s in (d.val, d.test)] # a stream needs neither
+    return d, *held
 
 # %% ../nbs/40_experiment.ipynb #ccaf71d4
 def arm_data(

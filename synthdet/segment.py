@@ -94,8 +94,11 @@ def _gradient(image):
     return np.sqrt((cv2.Sobel(image, -1, 1, 0)**2 + cv2.Sobel(image, -1, 0, 1)**2).sum(-1))
 
 # %% ../nbs/21_segment.ipynb #7dff541b
-def _rim(mask):
-    "The values of a [H,W] array along its border."
+def _rim(mask, image=None):
+    "The values of a [H,W] array along its border; where the uint8 `image` [3 or 4,H,W] is given, along the border of what lies inside its flat margins."
+    if image is not None:
+        l, t, r, b = content_box(hwc(image)[..., :3])
+        mask = mask[t:b, l:r]
     return np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
 
 # %% ../nbs/21_segment.ipynb #0aec75ca
@@ -213,7 +216,7 @@ def segmenter(
 class Score(NamedTuple):
     "What speaks for a mask, each 0..1 with 1 the best; nan for what was not looked at."
     area:float       # 1 where the mask covers a tenth to four fifths of the picture; falls to 0 at nothing and everything
-    border:float     # 1 - mean of the mask along the picture's border
+    border:float     # 1 - mean of the mask along the picture's border, inside flat margins
     sharpness:float  # overlap of the soft mask with itself cut at one half
     agreement:float  # overlap with what is found in the mirrored picture
     separation:float # Hellinger distance of the colours inside from those outside
@@ -242,12 +245,12 @@ def separation(
 def mask_score(
     mask,         # float or bool [H,W] in 0..1
     flipped=None, # the mask of the mirrored picture, as the segmenter gave it; None leaves the agreement out
-    image=None,   # the picture, uint8 [3 or 4,H,W]; None leaves the separation out
+    image=None,   # the picture, uint8 [3 or 4,H,W]; None leaves the separation out and knows of no margins
 ) -> Score:
     "How good a mask looks, without knowing the truth; an empty mask scores 0."
     m = np.asarray(mask, np.float32)
     solid, share = m > .5, (m > .5).mean()
-    terms = [min(1., share/.1, (1 - share)/.2), 1 - _rim(m).mean(), overlap(m, solid),
+    terms = [min(1., share/.1, (1 - share)/.2), 1 - _rim(m, image).mean(), overlap(m, solid),
              math.nan if flipped is None else overlap(m, np.asarray(flipped)[:, ::-1]), math.nan if image is None else separation(image, solid)]
     known = [t for t in terms if not math.isnan(t)]
     return Score(*map(float, terms), float(np.prod(known)**(1/len(known))))
@@ -258,7 +261,7 @@ class Gate:
     "The limits of a credible mask; shares of the picture's area, of its border pixels, of the mask's area."
     min_area:float = .03    # the mask covers at least this share of the picture
     max_area:float = .90    # and at most this
-    max_border:float = .65  # share of the picture's border pixels that lie in the mask, at most
+    max_border:float = .65  # share of the picture's border pixels (inside flat margins) that lie in the mask, at most
     min_largest:float = .6  # share of the mask that its largest piece holds, at least
     keep:float = .2         # pieces smaller than this share of the largest are removed
     min_score:float = 0.    # `mask_score` in total, at least
@@ -292,7 +295,8 @@ def _pieces(solid, keep):
 def gate(
     mask,          # float or bool [H,W] in 0..1
     limits=Gate(), # Gate
-    score=None,    # the mask's score, 0..1; None: what `mask_score` says of the mask alone
+    score=None,    # the mask's score, 0..1; None: what `mask_score` says without the mirrored picture
+    image=None,    # the picture, uint8 [3 or 4,H,W]; None: nothing is known of its colours and margins
 ):                 # (float32 [H,W] without scraps, reason for turning it down or None)
     "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'."
     soft = mask.detach().float().cpu().numpy()
@@ -300,8 +304,8 @@ def gate(
     if not solid.any(): return torch.from_numpy(soft), 'empty'
     kept, largest = _pieces(solid, limits.keep)
     if limits.keep: soft = soft * cv2.dilate(kept, np.ones((5, 5), np.uint8)) # the soft edge of a kept piece stays
-    area, rim = kept.mean(), _rim(kept).mean()
+    area, rim = kept.mean(), _rim(kept, image).mean()
     reasons = {'too small': area < limits.min_area, 'too large': area > limits.max_area,
                'along the border': rim > limits.max_border, 'in pieces': largest < limits.min_largest,
-               'poor score': limits.min_score > 0 and (mask_score(mask).total if score is None else score) < limits.min_score}
+               'poor score': limits.min_score > 0 and (mask_score(mask, image=image).total if score is None else score) < limits.min_score}
     return torch.from_numpy(soft), next((r for r, bad in reasons.items() if bad), None)

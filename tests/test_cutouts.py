@@ -7,7 +7,7 @@ import torch
 from synthdet import cutouts as module
 from synthdet.butterflies import class_image
 from synthdet.core import UserError, shared
-from synthdet.cutouts import Cutout, Cutouts, make_cutouts
+from synthdet.cutouts import Cutout, Cutouts, cutout, make_cutouts
 from synthdet.domains import ClassImage, load_domain
 from synthdet.objects import make_objects
 from synthdet.segment import SEGMENTERS, Gate
@@ -97,6 +97,18 @@ def test_rejected_is_counted_and_never_a_full_frame():
     assert cuts.rejected.total() + len(cuts) == 7 and cuts.rejected['empty'] >= 1 and 'blank' not in [c.origin for c in cuts]
     assert not any(c.rgba[3].float().mean() == 255 for c in cuts)
     with pytest.raises(UserError, match=r'every mask was rejected .*empty 2'): make_cutouts([blank, blank])
+
+def test_a_margin_hides_no_strip_of_landscape(monkeypatch):
+    photograph = np.random.default_rng(0).integers(0, 200, (48, 48, 3), dtype=np.uint8)
+    padded = torch.from_numpy(cv2.copyMakeBorder(photograph, 6, 6, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))).permute(2, 0, 1)
+    strip = torch.zeros(60, 48); strip[34:54] = 1 # of the photograph, from the left to the right and down to its end
+    limits = Gate(max_border=.4)
+    assert cutout(padded[:, 6:54], strip[6:54], limits=limits) is None is cutout(padded, strip, limits=limits)
+    padded[:, -6:] = torch.randint(200, (3, 6, 48), generator=torch.Generator().manual_seed(0)) # the photograph goes on below
+    assert cutout(padded, strip, limits=limits) is not None
+    monkeypatch.setitem(SEGMENTERS, 'strip', lambda weights=None: lambda x: torch.ones_like(x[:, :1]) * (torch.arange(x.shape[-2])[:, None] >= x.shape[-2]*.55) * (torch.arange(x.shape[-2])[:, None] < x.shape[-2]*.9))
+    square = torch.from_numpy(cv2.copyMakeBorder(photograph, 6, 6, 6, 6, cv2.BORDER_CONSTANT, value=(255, 255, 255))).permute(2, 0, 1)
+    with pytest.raises(UserError, match='along the border 1'): make_cutouts([ClassImage(square, 1, 'padded')], 'strip', limits=limits, cache=False)
 
 def test_a_new_segmenter_is_one_dict_entry(monkeypatch):
     monkeypatch.setitem(SEGMENTERS, 'half', lambda weights=None: lambda x: torch.ones_like(x[:, :1]) * (torch.arange(x.shape[-1]) < x.shape[-1]//2))

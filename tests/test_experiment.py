@@ -111,6 +111,14 @@ def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
     assert not (tmp_path/"set").exists()
 
 
+def test_a_stream_needs_no_labelled_picture(capsys, root, tmp_path):
+    bare = tmp_path/"bare"
+    for part in ("class_images", "backgrounds"): shutil.copytree(root/part, bare/part)
+    cli.preview([str(a) for a in ("--domain", "folder", "--root", bare, "--image-size", 96, "-n", 2, "--output", tmp_path/"sheet.png")])
+    assert (tmp_path/"sheet.png").exists()
+    assert "has no" in said(capsys, cli.run, *words(**SMALL, domain="folder", root=bare, out=tmp_path/"out"))
+
+
 def test_a_full_disk_costs_no_row_and_no_training(root, tmp_path, monkeypatch):
     first, second = (make_arms("scratch", domain="folder", root=str(root), **SMALL, fold=fold)[0] for fold in (0, 1))
     row = run(first, tmp_path)

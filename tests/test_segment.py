@@ -9,7 +9,7 @@ from synthdet.core import UserError
 from synthdet.cutouts import make_cutouts
 from synthdet.domains import ClassImage
 from synthdet.redonet import build_redo
-from synthdet.segment import SEGMENTERS, Gate, mask_score, segmenter, shipped_weights, weights_file
+from synthdet.segment import SEGMENTERS, Gate, gate, mask_score, segmenter, shipped_weights, weights_file
 from synthdet.weights import save_weights
 
 
@@ -133,3 +133,15 @@ def test_a_score_follows_the_picture_into_the_mirror():
     x, m = class_image(0, size=48, seed=3)
     here, there = mask_score(m, m.flip(1), x), mask_score(m.flip(1), m, x.flip(2))
     assert here.agreement == there.agreement == 1 and here.total == pytest.approx(there.total)
+
+
+@pytest.mark.parametrize('value', [0, 90, 255])
+@pytest.mark.parametrize('box', [(8, 0, 64, 56), (0, 6, 50, 64), (5, 7, 60, 52)])
+def test_the_border_is_that_of_the_photograph_inside_its_margins(box, value):
+    l, t, r, b = box
+    x, inside = torch.full((3, 64, 64), value, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.bool)
+    x[:, t:b, l:r] = torch.randint(256, (3, b - t, r - l), generator=torch.Generator().manual_seed(0)); inside[t:b, l:r] = True
+    speck = torch.zeros(64, 64); speck[30:36, 30:36] = 1
+    assert mask_score(inside, image=x).border == 0 and mask_score(speck, image=x).border == 1 and mask_score(inside).border > .2
+    assert gate(inside, Gate(max_area=1.), image=x)[1] == 'along the border' and gate(inside, Gate(max_area=1.))[1] is None
+    assert mask_score(inside, inside.flip(1), x) == mask_score(inside.flip(1), inside, x.flip(2))
