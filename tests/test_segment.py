@@ -41,7 +41,7 @@ def test_the_shipped_weights_are_small_and_find_butterflies():
     pairs = [class_image(i, seed=34) for i in range(40)]
     found = segmenter('redo')(torch.stack([x for x, _ in pairs]).float()/255)[:, 0] > .5
     truth = torch.stack([m for _, m in pairs])
-    assert ((found & truth).sum((1, 2))/(found | truth).sum((1, 2))).mean() > .5
+    assert ((found & truth).sum((1, 2))/(found | truth).sum((1, 2))).mean() > .6
 
 
 def test_weights_by_name_by_path_and_by_default_are_one_segmenter_and_one_cache_file(tmp_path):

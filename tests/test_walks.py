@@ -3,7 +3,7 @@ import json
 import re
 
 from synthdet.butterflies import class_image
-from synthdet.experiment import experiment_notebook, run_notebook
+from synthdet.experiment import experiment_notebook, parameters, run_notebook
 from synthdet.formats import write_image
 
 
@@ -13,7 +13,14 @@ def test_a_plain_folder_is_walked_through_and_told_its_layout(tmp_path):
     said = run_notebook(experiment_notebook("own_class"), tmp_path/"walk.ipynb", dict(root=str(pictures), out=str(tmp_path/"out"), gate=""))
     assert re.search(r"[1-6] of 6 pictures passed", said) and f"mv {pictures} {pictures}.new/class_images" in said and f"--root {pictures}" in said
     assert {p.name for p in (tmp_path/"out").iterdir()} >= {"accepted.jpg", "scenes.jpg"}
-    assert "drawn ones stand in" in (tmp_path/"walk.ipynb").read_text()
+    walk = (tmp_path/"walk.ipynb").read_text()
+    assert "drawn ones stand in" in walk and "random cut-outs of" in walk and "judged by eye: {" in walk and not re.search(r"judged by eye: \d", walk), "nobody has judged these pictures"
+
+
+def test_the_judgement_is_of_the_settings_the_walk_comes_with():
+    notebook = experiment_notebook("own_class")
+    as_judged, = (line for cell in json.loads(notebook.read_text())["cells"] for line in cell["source"] if line.startswith("as_judged = "))
+    assert as_judged.strip().endswith(repr(tuple(parameters(notebook)[k][1] for k in ("root", "segmenter", "gate", "n_images", "seed"))))
 
 
 def test_segmentation_quality_measures_and_reads_exactly_its_rows(tmp_path):
