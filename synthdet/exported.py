@@ -107,7 +107,7 @@ def _program(path):
     "The compiled `forward` of a TorchScript file, not yet run, and the sizes of its tensors. Raises `UserError` for an unsafe, damaged or foreign file."
     parts = _parts(path)
     sizes = _sizes(parts, path)
-    try: forward = torch.jit.load(_packed(parts), map_location='cpu').eval()._c._get_method('forward')
+    try: forward = torch.jit.load(_packed(parts), map_location='cpu').eval().float()._c._get_method('forward')
     except Exception as e: raise _unreadable(path, e, 'TorchScript with a method forward') from e # code that does not compile, parts that do not fit
     needed = [a.name for a in forward.schema.arguments[1:] if not a.has_default_value()]
     if len(needed) != 1: raise UserError(f"{path} takes {len(needed)} inputs ({', '.join(needed) or 'none'}); expected one, the noise, so export the generator with the others filled in")
@@ -188,7 +188,11 @@ def _images(x, path):
     if max(-low.min(), high.max()) > 8: raise _Bad(f'{path} returned numbers from {low.min():.3g} to {high.max():.3g}; expected floats in -1..1, or uint8')
     return x.float()
 
-# %% ../nbs/13_exported.ipynb #6b650805
+# %% ../nbs/13_exported.ipynb #622e57e6
+def _tail(e):
+    "The end of an error's text, which a file may have written, in one line."
+    return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(e).split()))[-160:]
+
 class Exported(nn.Module):
     "A generator from a file: noise to pictures, on the CPU; made by `load_exported`."
     def __init__(self,
@@ -215,7 +219,7 @@ class Exported(nn.Module):
         n = self.batch or len(z)
         short = torch.cat([z, z[:1].expand(-len(z) % n, *z.shape[1:])])
         try: parts = [self.run(part) for part in short.split(n)]
-        except Exception as e: raise UserError(f"{self.path} failed with noise {list(z.shape)}: {' '.join(str(e).split())[-160:]}; expected noise of the size it was exported for") from e # whatever the program raises
+        except Exception as e: raise UserError(f"{self.path} failed with noise {list(z.shape)}: {_tail(e)}; expected noise of the size it was exported for") from e # whatever the program raises
         return torch.cat([_images(p, self.path) for p in parts])[:len(z)]
 
 # %% ../nbs/13_exported.ipynb #9026e7f5

@@ -20,7 +20,7 @@ def test_a_plain_folder_is_walked_through_and_told_its_layout(tmp_path):
 def test_the_judgement_is_of_the_settings_the_walk_comes_with():
     notebook = experiment_notebook("own_class")
     as_judged, = (line for cell in json.loads(notebook.read_text())["cells"] for line in cell["source"] if line.startswith("as_judged = "))
-    assert as_judged.strip().endswith(repr(tuple(parameters(notebook)[k][1] for k in ("root", "segmenter", "gate", "n_images", "seed"))))
+    assert as_judged.strip().endswith(repr(tuple(parameters(notebook)[k][0] for k in ("root", "segmenter", "gate", "n_images", "seed"))))
 
 
 def test_segmentation_quality_measures_and_reads_exactly_its_rows(tmp_path):

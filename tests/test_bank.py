@@ -1,0 +1,218 @@
+"The bank: threads, errors, and processes that come and go."
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from synthdet.bank import Bank, place
+from synthdet.core import UserError, generator
+
+torch.set_num_threads(1)
+
+
+def block(b):
+    "Three numbers, made with torch and at an uneven pace."
+    time.sleep(.01*generator(0, b).random())
+    return torch.from_numpy(generator(1, b).standard_normal(3))
+
+
+@pytest.fixture
+def threads():
+    "Nothing that a test starts may outlive it."
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    until = time.monotonic() + 5
+    while (left := [t for t in threading.enumerate() if t not in before and t.name.startswith("bank")]) and time.monotonic() < until: time.sleep(.01)
+    assert not left
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("start", [0, 10**12])
+def test_blocks_do_not_depend_on_threads_or_where_one_starts(workers, start, threads):
+    with Bank(block, ahead=4, workers=workers) as bank:
+        for b, x in zip(range(start, start + 15), bank.blocks(start)): assert torch.equal(x, block(b))
+
+
+@pytest.mark.parametrize("ahead,workers", [(1, 1), (2, 3), (4, 2)])
+def test_no_more_than_ahead_blocks_are_there(ahead, workers, threads):
+    class Thing: pass
+    alive = weakref.WeakSet()
+
+    def make(b):
+        alive.add(t := Thing())
+        return [t]
+
+    most = 0
+    with Bank(make, ahead=ahead, workers=workers) as bank:
+        for b in range(30):
+            bank[b]
+            time.sleep(.003)
+            most = max(most, len(alive))
+        assert set(range(b, b + ahead)) >= set(bank._work.ready)
+    assert 1 <= most <= ahead + 1  # one more where a given-up block is still on its way out
+    gc.collect()
+    assert not alive
+
+
+def test_a_slow_make_is_waited_for_and_waiting_is_counted(threads):
+    with Bank(lambda b: time.sleep(.1) or b, ahead=2) as bank:
+        assert bank[0] == 0 and .09 < bank.waited < 2
+        time.sleep(.15)
+        waited = bank.waited
+        assert bank[1] == 1 and bank.waited - waited < .05, "it was ready"
+
+
+class Odd(Exception):
+    "Not an error of this package."
+
+
+@pytest.mark.parametrize("error", [UserError("no object was found"), Odd("x"), MemoryError(), SystemExit(3), KeyError("k")])
+def test_an_error_comes_as_it_is_and_where_it_belongs(error, threads):
+    def make(b):
+        if b == 3: raise error
+        return b
+
+    with Bank(make, ahead=8, workers=2) as bank:
+        time.sleep(.02)
+        assert [bank[b] for b in range(3)] == [0, 1, 2]
+        for _ in range(2):
+            with pytest.raises(type(error)) as e: bank[3]
+            assert e.value is error
+        assert bank[4] == 4
+
+
+def test_it_closes_early_twice_and_by_error(threads):
+    started = threading.Event()
+
+    def make(b):
+        started.set()
+        time.sleep(.05)
+        return b
+
+    with pytest.raises(Odd):
+        with Bank(make, ahead=50, workers=3) as bank:
+            bank[0]
+            raise Odd
+    assert not any(t.is_alive() for t in bank._work.threads)
+    bank.close()
+    with pytest.raises(UserError, match="the bank is closed"): bank[0]
+    never = Bank(make)
+    never.close()
+    with pytest.raises(UserError, match="the bank is closed"): never[0]
+
+
+def test_close_wakes_a_reader_that_waits(threads):
+    release, seen = threading.Event(), []
+    bank = Bank(lambda b: release.wait(5))
+
+    def read():
+        try: bank[0]
+        except UserError as e: seen.append(str(e))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(.05)
+    closer = threading.Thread(target=bank.close)
+    closer.start()
+    reader.join(2)
+    assert seen == ["the bank is closed; make a new one"]
+    release.set()
+    closer.join(2)
+    assert not closer.is_alive()
+
+
+def test_a_forgotten_bank_is_collected_while_it_works(threads):
+    bank = Bank(lambda b: time.sleep(.02) or [b], ahead=100, workers=2)
+    bank[0]
+    gone, ts = weakref.ref(bank), bank._work.threads
+    del bank
+    gc.collect()
+    assert gone() is None
+    for t in ts: t.join(2)
+    assert not any(t.is_alive() for t in ts)
+
+
+SCRIPT = """
+import time
+import synthdet.bank as bank_module
+from synthdet.bank import Bank
+{body}
+print('done', flush=True)
+"""
+
+
+@pytest.mark.parametrize("body,code", [
+    ("bank_module._stop.__defaults__ = (.5,)\nbank = Bank(lambda b: time.sleep(b*600), ahead=3); bank[0]", 0),
+    ("import torch\nbusy = Bank(lambda b: torch.randn(300, 300) @ torch.randn(300, 300), ahead=1000, workers=2); busy[0]; busy.cycle = busy\n"
+     "bank = Bank(lambda b: 1/(b - 1), ahead=3); bank[0]; bank[1]", 1),
+], ids=["asleep", "computing and failed"])
+def test_python_ends(body, code):
+    r = subprocess.run([sys.executable, "-c", SCRIPT.format(body=body)], capture_output=True, text=True, timeout=60)
+    assert r.returncode == code and ("done" in r.stdout) == (code == 0), r.stderr
+    assert "ZeroDivisionError" in r.stderr.strip().splitlines()[-1] if code else not r.stderr, r.stderr
+
+
+class Served(Dataset):
+    "Item i is taken from a bank, as a stream would."
+    def __init__(self): self.bank = Bank(block, ahead=3)
+    def __len__(self): return 24
+    def __getitem__(self, i):
+        b, k = place(i, 3)
+        return self.bank[b][k], os.getpid()
+
+
+def test_workers_of_a_loader_have_banks_of_their_own(threads):
+    data = Served()
+    assert data.bank[0] is data.bank[0], "threads are at work here when the loader forks"
+    loader = DataLoader(data, batch_size=6, num_workers=2, multiprocessing_context="fork", timeout=60)
+    values, pids = zip(*loader)
+    assert torch.equal(torch.cat(values), torch.cat([block(b) for b in range(8)]))
+    assert len({int(p) for x in pids for p in x}) == 2 and os.getpid() not in {int(p) for x in pids for p in x}
+    assert torch.equal(data.bank[1], block(1)), "and the one here goes on"
+
+
+def test_a_fork_that_drops_the_bank_does_not_wait_for_its_lock():
+    bank = Bank(block)
+    bank[0]
+    with bank._work.change: # as if another thread held it at the moment of the fork
+        pid = os.fork()
+        if not pid:
+            threading.Thread(target=lambda: (time.sleep(10), os._exit(7)), daemon=True).start()
+            bank._work.change = threading.Condition(lock := threading.Lock())
+            lock.acquire()
+            del bank
+            gc.collect()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    bank.close()
+
+
+def test_a_pickled_bank_starts_afresh(threads):
+    bank = Bank(block, ahead=7, workers=2)
+    bank[4]
+    copy = pickle.loads(pickle.dumps(bank))
+    assert copy._work is None and (copy.ahead, copy.workers, copy.waited) == (7, 2, 0) and torch.equal(copy[4], bank[4])
+    bank.close()
+    assert torch.equal(copy[5], block(5))
+    with pytest.raises(UserError, match="bank is closed"): pickle.loads(pickle.dumps(bank)).close() or bank[0]
+    copy.close()
+
+
+def test_each_thing_is_used_as_often_as_asked():
+    for size, reuse in ((4, 1), (4, 3), (1, 5)):
+        uses = [place(i, size, reuse) for i in range(size*reuse*5)]
+        assert all(uses.count(u) == reuse for u in uses)
+        last = {}
+        for i, u in enumerate(uses):
+            assert u not in last or i - last[u] == size
+            last[u] = i
+        assert [b for b, _ in uses] == sorted(b for b, _ in uses)
