@@ -88,7 +88,7 @@ def segmenter_rows(
 ) -> pd.DataFrame:              # arms `pretrain_only` and `pretrain`
     "The rows that compare segmenters, each with the limits and weights it has by default; raises `UserError` with the command to run when one is missing."
     rows = rows[(rows.domain == domain) & (rows.protocol == protocol) & rows.segmenter.isin(segmenters) & (rows.n_fake == 0)]
-    if 'mask_weights' in rows: rows = rows[rows.mask_weights.isna() | (rows.mask_weights == f'redo_{domain}.safetensors')]
+    if 'mask_weights' in rows: rows = rows[rows.mask_weights.fillna('').isin(['', f'redo_{domain}.safetensors'])]
     if 'gate' in rows: rows = rows[[not isinstance(g, dict) or g == asdict(own_gate(s)) for g, s in zip(rows.gate, rows.segmenter)]]
     tuned = rows[(rows.arm == 'pretrain') & (rows.n_real == n_real) & rows.fold.isin(folds) & (rows.seed == 0)]
     lacking = {(s, f) for s in segmenters for f in folds} - set(zip(tuned.segmenter, tuned.fold)) | {(s, folds[0]) for s in set(segmenters) - set(rows[rows.arm == 'pretrain_only'].segmenter)}

@@ -24,7 +24,7 @@ def test_the_judgement_is_of_the_settings_the_walk_comes_with():
 
 
 def test_segmentation_quality_measures_and_reads_exactly_its_rows(tmp_path):
-    def row(arm, s, fold, **k): return dict(id=f"{arm}{s}{fold}", arm=arm, segmenter=s, fold=fold, seed=0, n_real=25, n_fake=0, domain="butterflies", protocol="quick", ap50=.5, seconds=60, commit="made up", **k)
+    def row(arm, s, fold, **k): return dict(id=f"{arm}{s}{fold}", arm=arm, segmenter=s, fold=fold, seed=0, n_real=25, n_fake=0, domain="butterflies", protocol="quick", ap50=.5, seconds=60, commit="made up", mask_weights="", **k)
     rows = [row("pretrain", "frame", 0) | dict(id="other", domain="birds", ap50=.1), *(row(arm, s, f) for s in ("frame", "alpha") for arm, f in (("pretrain_only", 0), ("pretrain", 0), ("pretrain", 1), ("pretrain", 2)))]
     file = tmp_path/"results.jsonl"
     values = dict(results=str(file), measured=str(tmp_path/"s.json"), segmenters="frame,alpha", n_images=12, first=0)
