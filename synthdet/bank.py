@@ -44,22 +44,21 @@ class _Work:
             if self.closed: raise UserError('the bank is closed; make a new one')
             return self.ready[b]
 
-    def close(self):
+    def close(self, getpid=os.getpid): # kept here: when Python ends, the name `os` may go first
         "Tell the threads to stop after the block they are at; those of another process are none of ours, nor is their lock."
-        if self.pid != os.getpid(): return
+        if self.pid != getpid(): return
         with self.change: self.closed, self.ready = True, {}; self.change.notify_all()
 
 # %% ../nbs/18_bank.ipynb #fd7c9757
 _WORK = weakref.WeakSet() # of this process
 
+@atexit.register
 def _stop(patience=5.):
     "Stop the threads of all banks; `patience` seconds for what they are at."
     running = [w for w in _WORK if w.pid == os.getpid()]
     for w in running: w.close()
     until = time.monotonic() + patience
     for t in (t for w in running for t in w.threads): t.join(max(0, until - time.monotonic()))
-
-atexit.register(_stop)
 
 # %% ../nbs/18_bank.ipynb #f259b974
 class Bank:

@@ -18,7 +18,7 @@ from .weights import _existing, _unreadable
 # %% ../nbs/13_exported.ipynb #65af9807
 _LIMIT = 4 * 2**30 # bytes of an archive, unpacked
 
-def _part(name): return name in ('data.pkl', 'constants.pkl', 'version', 'byteorder') or name.startswith(('data/', 'constants/')) or (name.startswith('code/') and name.endswith('.py'))
+def _part(name): return name in ('data.pkl', 'constants.pkl', 'version', '.data/version', 'byteorder') or name.startswith(('data/', 'constants/')) or (name.startswith('code/') and name.endswith('.py'))
 
 def _parts(path):
     "name -> bytes of the parts of a TorchScript archive that are needed. Raises `UserError` for other files."
@@ -30,7 +30,7 @@ def _parts(path):
             parts = {n: file.read(i) for n, i in zip(names, file.infolist()) if _part(n)}
     except UserError: raise
     except Exception as e: raise _unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # a damaged zip fails in many ways
-    if not {'data.pkl', 'constants.pkl', 'version'} <= set(parts) or parts.get('byteorder', b'little') != b'little': raise UserError(f'{path} is a zip file, but not TorchScript (little-endian, as torch.jit.save writes it); export the generator again')
+    if not {'data.pkl', 'constants.pkl'} <= set(parts) or parts.get('byteorder', b'little') != b'little': raise UserError(f'{path} is a zip file, but not TorchScript (little-endian, as torch.jit.save writes it); export the generator again')
     return parts
 
 # %% ../nbs/13_exported.ipynb #64a213a9
@@ -86,14 +86,15 @@ def _sizes(parts, path):
 OPERATIONS = {f'{space}::{name}' for space, names in dict( # what a program may do; add to it what you trust
     prim='''Constant ListConstruct ListUnpack TupleConstruct TupleUnpack TupleIndex DictConstruct GetAttr If Loop NumToTensor RaiseException Uninitialized data device dtype isinstance layout max min
         unchecked_cast unchecked_unwrap_optional''',
-    aten='''Bool Float FloatImplicit Int IntImplicit ScalarImplicit __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__ __range_length _convolution _set_item abs adaptive_avg_pool2d
-        add add_ addcdiv addcmul addmm affine_grid_generator append arange avg_pool2d baddbmm batch_norm bmm broadcast_to cat ceil celu chunk clamp clamp_ clamp_max clamp_min clone concat constant_pad_nd contiguous
-        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos cumsum detach dim div div_ dropout einsum elu elu_ eq erf exp expand expand_as feature_dropout flatten flip floor floor_divide
-        floordiv format full full_like gather ge gelu glu grid_sampler group_norm gt hardsigmoid hardswish hardtanh index index_select instance_norm is_floating_point item layer_norm le leaky_relu leaky_relu_ len lerp
-        linalg_norm linalg_vector_norm linear linspace list log log2 logical_and logical_not logical_or lt masked_fill matmul max max_pool2d maximum mean meshgrid min minimum mish mm movedim mul mul_ narrow ne neg
+    aten='''Bool Float FloatImplicit Int IntImplicit ScalarImplicit __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__ __range_length _convolution _set_item abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d all any bilinear
+        add add_ addcdiv addcmul addmm affine_grid_generator append arange avg_pool2d baddbmm batch_norm bmm broadcast_to cat ceil celu celu_ chunk clamp clamp_ clamp_max clamp_min clamp_min_ clone col2im concat constant_pad_nd contiguous
+        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos cumsum detach dim div div_ dropout dropout_ einsum elu elu_ embedding eq erf exp expand expand_as eye feature_dropout feature_dropout_ flatten flip floor floor_divide
+        floordiv format full full_like gather ge gelu glu grid_sampler group_norm gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ im2col index index_select instance_norm is_floating_point item layer_norm le leaky_relu leaky_relu_ len lerp
+        linalg_norm linalg_vector_norm linear linspace list log log2 log_sigmoid log_softmax logical_and logical_not logical_or lt masked_fill masked_fill_ matmul max max_pool2d maximum mean meshgrid min minimum mish mish_ mm movedim mul mul_ narrow ne neg
         new_full new_ones new_zeros norm numel one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6 relu_ remainder repeat repeat_interleave replication_pad2d reshape rms_norm
-        roll round rsqrt rsub scaled_dot_product_attention select selu sigmoid sigmoid_ sign silu silu_ sin size slice softmax softplus split split_with_sizes sqrt square squeeze stack std str sub sub_ sum t tanh tanh_ tensor
-        tile to transpose triu tril type_as unbind unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d var var_mean view view_as warn where zeros zeros_like''').items() for name in names.split()}
+        roll round rsqrt rsub scaled_dot_product_attention select selu selu_ sigmoid sigmoid_ sign silu silu_ sin size slice softmax softplus split split_with_sizes sqrt square squeeze stack std str sub sub_ sum t tanh tanh_ tensor
+        tile to transpose triu tril type_as unbind unflatten unsqueeze upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+        _upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa var var_mean view view_as warn where zeros zeros_like''').items() for name in names.split()}
 
 # %% ../nbs/13_exported.ipynb #3e5a6c74
 def _nodes(block):
