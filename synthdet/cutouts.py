@@ -201,15 +201,16 @@ def make_cutouts(
     limits=None,         # Gate; None = the segmenter's own
     size=128,            # longest side of a picture in pixels; larger ones are shrunk first
     *,
-    weights=None,        # for 'redo': path, or the name of a domain with shipped weights
+    weights=None,        # for 'redo', which has no default here: path, or the name of a domain with shipped weights
     scores=False,        # score every mask, in twice the time; done in any case when `limits.min_score` is above 0
     cache=True,          # keep the result under `cache_dir()`, and look there first
     budget_mb=1024,      # memory the decoded cut-outs may take, in MB
     tight=True,          # crop to what the mask shows; False: keep whole pictures, as the paper does
 ) -> Cutouts:
-    "Cut out every object once; raises `UserError` when there is none, when every mask is rejected, or when the budget is exceeded."
+    "Cut out every object once; raises `UserError` when there is none, when `redo` is given no weights, when every mask is rejected, or when the budget is exceeded."
     choose('segmenter', segmenter, SEGMENTERS)
     if not len(objects): raise UserError("no object images to cut out; give at least one picture")
+    if segmenter == 'redo' and not weights: raise UserError("no ReDO weights are shipped for pictures of just anything; train them with nbs/experiments/train_redo.ipynb and give weights")
     limits = own_gate(segmenter) if limits is None else limits
     segment, scored = build_segmenter(segmenter, weights), bool(scores or limits.min_score)
     path = cache and cache_dir()/'cutouts'/f'{_name(objects, segmenter, weights, limits, size, tight, scored)}.npz'

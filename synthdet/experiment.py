@@ -27,7 +27,7 @@ from .evaluate import evaluate, predict, validator
 from .formats import Resized
 from .objects import OBJECTS
 from .recipe import PAPER
-from .segment import SEGMENTERS, Gate, own_gate, weights_file
+from .segment import SEGMENTERS, Gate, domain_weights, own_gate, weights_file
 from .stream import Loop, Mixed, batches, make_samples
 from .train import train
 
@@ -103,7 +103,8 @@ def mask_file(
     arm, # Arm
 ):       # Path, or None
     "The file an arm's segmenter reads its weights from; raises `UserError` when it is not there."
-    return weights_file(arm.segmenter, arm.mask_weights or (domain_name(arm.domain, arm.root) if arm.segmenter == 'redo' else None))
+    if arm.segmenter == 'redo' and not arm.mask_weights: return domain_weights(domain_name(arm.domain, arm.root), embedded=arm.domain != 'folder')
+    return weights_file(arm.segmenter, arm.mask_weights)
 
 # %% ../nbs/40_experiment.ipynb #9b3f9f62
 def _recipe(protocol, names, size, changes):

@@ -58,12 +58,18 @@ def redo_losses(
     size = nets.options['sizex']
     if missing := [k for k in NETS if getattr(nets, k) is None]: raise UserError(f"ReDO's losses need all four networks and {', '.join(missing)} is missing; read a file that holds all")
     for x in (images, real): _check_batch(x, size)
+    _check_noise(z, (len(images), nets.options['nMasks'], nets.options['nz'], 1, 1))
     return dict(_generator_losses(nets, images, z, z_weight), discriminator=_discriminator_loss(nets, images, z, real))
 
 def _check_batch(x, size):
     "Raise `UserError` unless `x` is a finite float [B,3,size,size]."
-    if x.dim() != 4 or tuple(x.shape[1:]) != (3, size, size): raise UserError(f"ReDO got images {list(x.shape)}; expected [B,3,{size},{size}], so resize them")
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise UserError(f"ReDO got images of {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor in -1..1")
+    if x.dim() != 4 or not len(x) or tuple(x.shape[1:]) != (3, size, size): raise UserError(f"ReDO got images {list(x.shape)}; expected [B,3,{size},{size}], so resize them")
     if not torch.isfinite(x).all(): raise UserError("ReDO got images with values that are not finite; expected -1..1")
+
+def _check_noise(z, shape):
+    "Raise `UserError` unless `z` is finite and of the shape the networks take."
+    if tuple(z.shape) != shape or not torch.isfinite(z).all(): raise UserError(f"ReDO got noise {list(z.shape)}{'' if tuple(z.shape) != shape else ' that is not finite'}; expected {list(shape)}, standard normal")
 
 # %% ../nbs/20_redo.ipynb #2beaa528
 @dataclass(frozen=True)
@@ -96,10 +102,12 @@ class RedoConfig:
             if isinstance(f.default, float) and type(v) is int: object.__setattr__(self, f.name, v := float(v))
             if type(v) is not type(f.default): raise UserError(f"{f.name}={v!r} should be {type(f.default).__name__} like the default {f.default!r}")
         choose('amp', self.amp, AMP)
-        for k in ('steps', 'batch', 'lr', 'lr_mask', 'check_every', 'nf', 'nz', 'patience'):
+        for k, low in dict(size=24, masks=2, nf=4, nf_generator=0, nz=1, steps=1, batch=1, check_every=1, patience=1, seed=0, collapse_until=0, weight_decay=0, z_weight=0).items():
+            if not low <= getattr(self, k) < math.inf: raise UserError(f"{k}={getattr(self, k)} should be {low} or more, and finite")
+        for k in ('lr', 'lr_mask'):
             if not 0 < getattr(self, k) < math.inf: raise UserError(f"{k}={getattr(self, k)} should be above 0 and finite")
-        for k in ('average', 'collapse', 'steady'):
-            if not 0 <= getattr(self, k) < 1: raise UserError(f"{k}={getattr(self, k)} should lie in 0..1, 1 excluded")
+        for k, top in dict(average=1, steady=1, collapse=1/self.masks).items():
+            if not 0 <= getattr(self, k) < top: raise UserError(f"{k}={getattr(self, k)} should lie in 0..{top:.3g}, {top:.3g} excluded")
 
     @classmethod
     def small(cls,
@@ -133,9 +141,9 @@ def masks_for(
 def object_channel(
     masks, # float [N,K,H,W] in 0..1, of many pictures
 ) -> int:
-    "The mask that is the object: the one with the lowest mean on the pictures' border."
-    rim = torch.cat([masks[:, :, 0], masks[:, :, -1], masks[:, :, 1:-1, 0], masks[:, :, 1:-1, -1]], 2)
-    return int(rim.mean((0, 2)).argmin())
+    "The mask that is the object: of those that cover a hundredth or more, the one with the lowest mean on the pictures' border."
+    rim = torch.cat([masks[:, :, 0], masks[:, :, -1], masks[:, :, 1:-1, 0], masks[:, :, 1:-1, -1]], 2).mean((0, 2))
+    return int((rim + (masks.mean((0, 2, 3)) < .01)).argmin())
 
 # %% ../nbs/20_redo.ipynb #3002e7f1
 def mask_iou(
@@ -288,6 +296,14 @@ def _advance(run, images, val, sample, bar):
     bar.set_postfix(iou=seen.get('iou'), agreement=seen['agreement'], restarts=at['restarts'])
     return _verdict([r for r in at['rows'] if r['restart'] == at['restarts']], c, at['restarts'])
 
+# %% ../nbs/20_redo.ipynb #d97cf091
+def _known(val, size):
+    "(pictures uint8 [M,3,size,size], masks bool [M,H,W]); raises `UserError` when they do not belong together."
+    images, masks = val
+    if not isinstance(masks, torch.Tensor) or masks.dim() != 3 or not len(images) == len(masks) > 0:
+        raise UserError(f"val holds {len(images)} images and masks {list(masks.shape) if isinstance(masks, torch.Tensor) else type(masks).__name__}; expected one bool mask [H,W] for each, as a tensor [M,H,W]")
+    return as_batch(images, size), masks.bool()
+
 # %% ../nbs/20_redo.ipynb #a299ff4b
 def train_redo(
     images,        # class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
@@ -299,11 +315,13 @@ def train_redo(
 ) -> dict:         # path of the mask encoder, object_channel, step, restarts, seconds, ended ('steps', 'steady' or 'collapsed'), history
     "Train ReDO, resuming or recognising the run in `out` (Chen, Artières and Denoyer 2019, section 4; schedule as released). Raises `UserError` for too few or unusable images, six collapses, a foreign state, a loss that is not finite."
     out, c = Path(out), config
+    if not hasattr(images, '__len__'): raise UserError(f"ReDO got images as {type(images).__name__}; expected a list or a tensor [N,3,h,w], since every picture is seen many times")
     if len(images) < c.batch: raise UserError(f"ReDO needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")
     pictures = as_batch(images, c.size)
-    val = val and (as_batch(val[0], c.size), val[1].bool())
+    val = val and _known(val, c.size)
     run = _Run(c, out, digest(pictures), torch.device(device or default_device()))
     run.load()
+    if not run.at['rows']: run.save() # a folder that cannot be written is told now
     sample = pictures[torch.from_numpy(generator(c.seed, 'sample').permutation(len(pictures))[:256])]
     with tqdm(total=c.steps, initial=run.at['step'], desc='ReDO', disable=not interactive()) as bar:
         while not run.at['ended']:
@@ -315,5 +333,8 @@ def train_redo(
                 write_atomic(out/'sheets'/f"{run.at['step']:06d}.png", bytes(encode_png(redo_sheet(run.nets, sample[:12])).numpy()))
             if verdict in ('steady', 'collapsed') or run.at['step'] >= c.steps: run.at['ended'] = verdict or 'steps'
             run.save()
+    if not (out/'mask_encoder.safetensors').exists():
+        if run.at['ended'] == 'collapsed': raise UserError(f"{out}: ReDO collapsed at step {run.at['rows'][-1]['step']}, before there were weights to keep; delete the folder and use another seed, more images, or a lower lr_mask (now {c.lr_mask:g})")
+        _export(run)
     kept = load_redo(out/'mask_encoder.safetensors')
     return dict(path=out/'mask_encoder.safetensors', object_channel=kept.options['object_channel'], history=run.at['rows'], **{k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')})

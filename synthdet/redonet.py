@@ -33,9 +33,10 @@ class SNConv2d(nn.Module):
         self.register_buffer('weight_v', F.normalize(torch.randn(fan), dim=0, eps=1e-12))
 
     def forward(self, x): # [B,c_in,H,W] -> [B,c_out,H,W]
-        w = self.weight_orig.flatten(1)
-        if self.training: self._iterate(w.detach())
-        sigma = self.weight_u.clone() @ (w @ self.weight_v.clone()) # clones: the next pass moves u and v before the backward one
+        with torch.autocast(x.device.type, enabled=False): # a singular value in bfloat16 would be off by half a percent
+            w = self.weight_orig.flatten(1)
+            if self.training: self._iterate(w.detach())
+            sigma = self.weight_u.clone() @ (w @ self.weight_v.clone()) # clones: the next pass moves u and v before the backward one
         return F.conv2d(x, self.weight_orig/sigma, self.bias, padding=self.padding)
 
     @torch.no_grad()
@@ -227,7 +228,8 @@ def build_redo(
     "The networks of ReDO with fresh weights; raises `UserError` for sizes that do not exist."
     o = {**OPTIONS, **{k: v for k, v in options.items() if v is not None}}
     for k in ('nfM', 'nfX', 'nfD', 'nfZ'): o[k] = o[k] or o['nf']
-    if o['sizex'] not in (32, 64, 128): raise UserError(f"ReDO of size {o['sizex']} does not exist; choose 32, 64 or 128")
+    alone = list(only) == ['mask_encoder'] and o['sizex'] % 4 == 0 and o['sizex'] >= 24 # it has no fixed number of stages
+    if o['sizex'] not in (32, 64, 128) and not alone: raise UserError(f"ReDO of size {o['sizex']} does not exist; choose 32, 64 or 128")
     if o['nMasks'] < 2: raise UserError(f"ReDO needs 2 masks or more, not {o['nMasks']}")
     size, masks, nz = o['sizex'], o['nMasks'], o['nz']
     make = dict(mask_encoder=lambda: MaskEncoder(size, masks, o['nfM'], o['nResM'], o['temperature']),
@@ -243,7 +245,7 @@ def _modern(state):
     state = dict(state)
     for k in [k for k in state if k.endswith('weight_orig')]:
         stem = k.removesuffix('_orig')
-        if stem in state and f'{stem}_u' in state and f'{stem}_v' not in state: state[f'{stem}_v'] = _v(state[k].flatten(1), state[f'{stem}_u'], state.pop(stem).flatten(1))
+        if f'{stem}_v' not in state and stem in state and state[stem].shape == state[k].shape and state.get(f'{stem}_u', state[k]).shape == state[k].shape[:1]: state[f'{stem}_v'] = _v(state[k].flatten(1), state[f'{stem}_u'], state.pop(stem).flatten(1))
     return state
 
 def _v(w, u, normalised):
@@ -256,28 +258,55 @@ def _v(w, u, normalised):
 def _sizes(states):
     "What the shapes of the weights say about the options."
     found, shape = {}, lambda net, key: list(states[net][key].shape) if key in states.get(net, {}) else None
+    count = lambda net, start: len({k[len(start):].split('.')[0] for k in states.get(net, {}) if k.startswith(start)})
     if s := shape('mask_encoder', 'cnn.0.mods.7.weight'): found['nfM'] = s[0]
     if s := shape('mask_encoder', 'out.mods.9.weight'): found['nMasks'] = max(2, s[0])
     if 'mask_encoder' in states: found['nResM'] = len({k.split('.')[1] for k in states['mask_encoder'] if k.startswith('cnn.') and '.blocs.' in k})
     if s := shape('region_generators', 'net.0.convOut.weight_orig'): found['nfX'] = s[1] - 1
-    if s := shape('region_generators', 'net.0.dense.weight'): found['nz'] = s[1]
+    if s := shape('region_generators', 'net.0.dense.weight'): found.update(nz=s[1], nMasks=count('region_generators', 'net.'))
     if s := shape('discriminator', 'bloc0.0.weight_orig'): found['nfD'] = s[0]
     if s := shape('z_encoder', 'net.blocs.0.0.weight_orig'): found['nfZ'] = s[0]
+    for net, start, more in (('region_generators', 'net.0.convA.', 0), ('discriminator', 'blocs.', 0), ('z_encoder', 'net.blocs.', 1)):
+        if n := count(net, start): found['sizex'] = 4*2**min(n - more, 9)
     for net, option, key in (('region_generators', 'useSelfAttG', 'net.0.selfAtt.gamma'), ('discriminator', 'useSelfAttD', 'selfAtt.gamma')):
         if net in states: found[option] = key in states[net]
     return found
+
+# %% ../nbs/19_redonet.ipynb #d68b1c3c
+def _checked(path, options):
+    "The fields of `OPTIONS` in `options`; raises `UserError` for a value that cannot be."
+    good = {k: v for k, v in options.items() if k in OPTIONS and v is not None}
+    for k, v in good.items():
+        kind = type(OPTIONS[k]) if OPTIONS[k] is not None else int
+        fits = isinstance(v, bool) if kind is bool else isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and (0 < v <= 4096 or k == 'object_channel' and 0 <= v)
+        if not fits or kind is int and v != int(v): raise UserError(f"{path}: the option {k} is {str(v)[:40]!r}; expected {'true or false' if kind is bool else 'a number of a sensible size'}, so the file is damaged or not ReDO's")
+    return {k: int(v) if isinstance(v, float) and type(OPTIONS[k]) is not float else v for k, v in good.items()}
+
+# %% ../nbs/19_redonet.ipynb #75c8772e
+def _state(path, name, state):
+    "The float32 tensors of one network's state dict; raises `UserError` when it holds anything else."
+    for k, v in state.items():
+        if not isinstance(k, str) or not isinstance(v, torch.Tensor) or v.layout != torch.strided or not v.is_floating_point(): raise UserError(f"{path} ({name}): the entry {str(k)[:60]!r} is not a dense tensor of floats; expected a state dict of ReDO")
+        if not torch.isfinite(v).all(): raise UserError(f"{path} ({name}): the entry {k!r} holds values that are not finite; the training that wrote it had failed")
+    return _modern({k: v.float() for k, v in state.items()})
 
 # %% ../nbs/19_redonet.ipynb #08852c49
 def _read(path):
     "(states by our names, options) of a file."
     if Path(path).suffix == '.safetensors':
         note = read_note(path)
-        try: return {'mask_encoder': read_weights(path)}, {k: type(v)(float(note[k])) for k, v in {**OPTIONS, 'nfM': 64}.items() if k in note and v is not None}
-        except ValueError: raise UserError(f"{path}: its notes are not ReDO's options ({note}); give a mask encoder that train_redo wrote") from None
+        number = lambda v: v == 'True' if v in ('True', 'False') else float(v)
+        try: said = {k: number(note[k]) for k in OPTIONS if k in note}
+        except (TypeError, ValueError): said = {}
+        if 'sizex' not in said: raise UserError(f"{path} does not say what mask encoder it holds ({str(note)[:80] or 'no notes'}); give one that train_redo wrote, or a .pth of ReDO")
+        return {'mask_encoder': _state(path, NETS['mask_encoder'], read_weights(path))}, said
     file = read_checkpoint(path, allowed=(argparse.Namespace,))
     states = {ours: file[theirs] for ours, theirs in NETS.items() if isinstance(file, dict) and isinstance(file.get(theirs), dict)}
     if not states: raise UserError(f"{path} holds none of {', '.join(NETS.values())}; expected a ReDO checkpoint")
-    return {k: _modern(v) for k, v in states.items()}, dict(vars(file['options'])) if isinstance(file.get('options'), argparse.Namespace) else dict(file.get('options') or {})
+    said = file.get('options') or {}
+    if isinstance(said, argparse.Namespace): said = vars(said)
+    if not isinstance(said, dict): raise UserError(f"{path}: its options are a {type(said).__name__}; expected a Namespace or a dictionary")
+    return {k: _state(path, NETS[k], v) for k, v in states.items()}, dict(said)
 
 # %% ../nbs/19_redonet.ipynb #ca448896
 def load_redo(
@@ -285,8 +314,9 @@ def load_redo(
 ):        # namespace: mask_encoder, region_generators, discriminator, z_encoder (None where absent; eval mode), options (dict)
     "Read ReDO's networks without executing anything; raises `UserError` for a damaged, forbidden or foreign file, naming the first key that differs."
     states, said = _read(path)
-    options = {k: v for k, v in said.items() if k in OPTIONS and v is not None}
-    nets = build_redo({**options, **_sizes(states)}, only=states)
-    for name, state in states.items(): fit_weights(getattr(nets, name), state, f'{path} ({NETS[name]})').eval().requires_grad_(False)
+    options = {**_checked(path, said), **_checked(path, _sizes(states))}
+    with torch.device('meta'): nets = build_redo(options, only=list(states)) # no memory before everything fits
+    for name, state in states.items(): fit_weights(getattr(nets, name), state, f'{path} ({NETS[name]})', assign=True).eval().requires_grad_(False)
+    if nets.options['object_channel'] >= nets.options['nMasks']: raise UserError(f"{path}: object_channel is {nets.options['object_channel']} and there are {nets.options['nMasks']} masks; expected one of them, counted from 0")
     nets.options = {**said, **nets.options}
     return nets

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRIORS', 'SEGMENTERS', 'prior', 'content_box', 'grab', 'outline_contrast', 'plausibility', 'grabcut_mask', 'grabcut',
-           'frame', 'alpha', 'shipped_weights', 'weights_file', 'redo', 'segmenter', 'Score', 'overlap', 'separation',
-           'mask_score', 'Gate', 'own_gate', 'gate']
+           'frame', 'alpha', 'shipped_weights', 'weights_file', 'domain_weights', 'redo', 'segmenter', 'Score',
+           'overlap', 'separation', 'mask_score', 'Gate', 'own_gate', 'gate']
 
 # %% ../nbs/21_segment.ipynb #128e7b03
 import math, os
@@ -162,19 +162,30 @@ def shipped_weights() -> dict: # name of a domain -> path
 # %% ../nbs/21_segment.ipynb #acd509e4
 def weights_file(
     name,         # a key of `SEGMENTERS`
-    weights=None, # path; for 'redo' also the name of a domain with shipped weights, None the butterflies'
+    weights=None, # path; for 'redo' also the name of a domain with shipped weights, and None is the butterflies', the only shipped ones
 ):                # Path, or None for a segmenter that reads none
     "The file a segmenter reads its weights from; raises `UserError` when there is none, or the segmenter has no use for it."
     if name in ('grabcut', 'frame', 'alpha') and weights: raise UserError(f"segmenter {name!r} takes no weights; leave weights={str(weights)!r} out")
     if name != 'redo': return Path(weights) if weights else None
-    known, weights = shipped_weights(), str(weights or 'butterflies')
-    if weights not in known and not Path(weights).is_file():
+    known, given, weights = shipped_weights(), bool(weights), str(weights or 'butterflies')
+    if weights not in known and not (given and Path(weights).is_file()):
         raise UserError(f"weights {weights!r}: no such file, and shipped are only those of {', '.join(known) or 'no domain'}; train with nbs/experiments/train_redo.ipynb, or give a path")
     return known.get(weights) or Path(weights)
 
+# %% ../nbs/21_segment.ipynb #83ef871d
+def domain_weights(
+    name,                   # of the domain
+    embedded,               # True: a domain drawn by the package; False: pictures from elsewhere, whatever they are called
+    option='mask_weights',  # what the user can give instead, for the message
+) -> Path:
+    "The ReDO weights shipped for an embedded domain; raises `UserError` for every other one: a name says nothing about pictures."
+    known = shipped_weights() if embedded else {}
+    if name not in known: raise UserError(f"no ReDO weights are shipped for domain {name!r}; train them with nbs/experiments/train_redo.ipynb and give {option}")
+    return known[name]
+
 # %% ../nbs/21_segment.ipynb #86d7256c
 def redo(
-    weights=None, # path, or the name of a domain with shipped weights; None: the butterflies'
+    weights=None, # path, or the name of a domain with shipped weights; None: the butterflies', the only shipped ones
 ):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
     "ReDO's mask encoder (Chen, Artières and Denoyer 2019); raises `UserError` for weights that are not there or not a mask encoder's."
     path = weights_file('redo', weights)
@@ -201,15 +212,15 @@ def _check_batch(images):
 # %% ../nbs/21_segment.ipynb #8c91cd6e
 def segmenter(
     name,         # a key of `SEGMENTERS`
-    weights=None, # for 'redo': path, or the name of a domain with shipped weights
-):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    weights=None, # for 'redo': path, or the name of a domain with shipped weights; None: the butterflies', the only shipped ones
+):                # callable float of any precision [B,3 or 4,S,S] in 0..1 -> float32 [B,1,S,S] in 0..1
     "The segmenter called `name`; raises `UserError` for an unknown name, for weights it has no use for and, when called, for what is not a batch of pictures."
     build = choose('segmenter', name, SEGMENTERS)
     weights_file(name, weights)
     segment = build(weights)
     def checked(images):
         _check_batch(images)
-        return segment(images)
+        return segment(images.float())
     return checked
 
 # %% ../nbs/21_segment.ipynb #22fbdc16
@@ -241,17 +252,34 @@ def separation(
     a, b = (cv2.calcHist([lab], [0, 1, 2], m, [8]*3, [0, 256]*3) / m.sum() for m in (inside, 1 - inside))
     return float(np.sqrt(max(0., 1 - np.sqrt(a*b).sum())))
 
+# %% ../nbs/21_segment.ipynb #58c67096
+def _mask_values(mask, name='mask'):
+    "A mask as a new float32 array [H,W] in 0..1; raises `UserError` for what is none."
+    m = mask.detach().float().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask, np.float32)
+    if m.ndim != 2 or not m.size: raise UserError(f"the {name} is {list(m.shape)}; expected one [H,W] mask, so take the masks of a batch one by one")
+    low, high = m.min(), m.max()
+    if not -1e-3 <= low <= high <= 1.001: raise UserError(f"the {name} holds values from {low:g} to {high:g}; expected 0..1, so put logits through a sigmoid and divide 0..255 by 255")
+    return m.clip(0, 1) # resampling overshoots in the last digits
+
+# %% ../nbs/21_segment.ipynb #a6e6d0bb
+def _check_picture(image, shape):
+    "Raise `UserError` for what is not the uint8 [3 or 4,H,W] picture of a mask of this shape."
+    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (3, 4) or tuple(image.shape[1:]) != shape:
+        raise UserError(f"the image is {f'{image.dtype} {list(image.shape)}' if isinstance(image, torch.Tensor) else type(image).__name__} and the mask {list(shape)}; expected uint8 [3 or 4,H,W] of the mask's height and width")
+
 # %% ../nbs/21_segment.ipynb #135ff8d9
 def mask_score(
     mask,         # float or bool [H,W] in 0..1
     flipped=None, # the mask of the mirrored picture, as the segmenter gave it; None leaves the agreement out
     image=None,   # the picture, uint8 [3 or 4,H,W]; None leaves the separation out and knows of no margins
 ) -> Score:
-    "How good a mask looks, without knowing the truth; an empty mask scores 0."
-    m = np.asarray(mask, np.float32)
+    "How good a mask looks, without knowing the truth; an empty mask scores 0. Raises `UserError` for values outside 0..1 and shapes that do not fit."
+    m, mirrored = _mask_values(mask), None if flipped is None else _mask_values(flipped, 'mirrored mask')
+    if mirrored is not None and mirrored.shape != m.shape: raise UserError(f"the mirrored mask is {list(mirrored.shape)} and the mask {list(m.shape)}; expected the same size")
+    if image is not None: _check_picture(image, m.shape)
     solid, share = m > .5, (m > .5).mean()
     terms = [min(1., share/.1, (1 - share)/.2), 1 - _rim(m, image).mean(), overlap(m, solid),
-             math.nan if flipped is None else overlap(m, np.asarray(flipped)[:, ::-1]), math.nan if image is None else separation(image, solid)]
+             math.nan if mirrored is None else overlap(m, mirrored[:, ::-1]), math.nan if image is None else separation(image, solid)]
     known = [t for t in terms if not math.isnan(t)]
     return Score(*map(float, terms), float(np.prod(known)**(1/len(known))))
 
@@ -295,11 +323,12 @@ def _pieces(solid, keep):
 def gate(
     mask,          # float or bool [H,W] in 0..1
     limits=Gate(), # Gate
-    score=None,    # the mask's score, 0..1; None: what `mask_score` says without the mirrored picture
+    score=None,    # the mask's score, 0..1; None: what `mask_score` says without the mirrored picture; nan reaches no least score
     image=None,    # the picture, uint8 [3 or 4,H,W]; None: nothing is known of its colours and margins
 ):                 # (float32 [H,W] without scraps, reason for turning it down or None)
-    "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'."
-    soft = mask.detach().float().cpu().numpy()
+    "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'. Raises `UserError` for what is no mask, or not of this picture."
+    soft = _mask_values(mask)
+    if image is not None: _check_picture(image, soft.shape)
     solid = (soft > .5).astype(np.uint8)
     if not solid.any(): return torch.from_numpy(soft), 'empty'
     kept, largest = _pieces(solid, limits.keep)
@@ -307,5 +336,5 @@ def gate(
     area, rim = kept.mean(), _rim(kept, image).mean()
     reasons = {'too small': area < limits.min_area, 'too large': area > limits.max_area,
                'along the border': rim > limits.max_border, 'in pieces': largest < limits.min_largest,
-               'poor score': limits.min_score > 0 and (mask_score(mask, image=image).total if score is None else score) < limits.min_score}
+               'poor score': limits.min_score > 0 and not (mask_score(mask, image=image).total if score is None else score) >= limits.min_score}
     return torch.from_numpy(soft), next((r for r, bad in reasons.items() if bad), None)

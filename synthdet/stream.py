@@ -22,6 +22,7 @@ from .core import UserError, chw, digest, generator, hwc, interactive, read_json
 from .cutouts import make_cutouts
 from .formats import FORMATS, annotation, write_annotations, write_image
 from .objects import make_objects
+from .segment import domain_weights
 
 # %% ../nbs/24_stream.ipynb #e68b29b1
 class Held:
@@ -133,7 +134,7 @@ def make_samples(
     "The stream of a domain; raises `UserError` when there is no background, no weights for the segmenter, or when every mask is rejected."
     if not len(domain.backgrounds): raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
     options.setdefault('tight', (recipe or Recipe()).protocol != 'paper')
-    if segmenter == 'redo': options['weights'] = options.get('weights') or domain.name
+    if segmenter == 'redo': options['weights'] = options.get('weights') or domain_weights(domain.name, embedded=domain.source == f'synthdet.{domain.name}', option='weights')
     cutouts = make_cutouts(make_objects(objects, domain, size=size), segmenter=segmenter, size=size, **options)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, n_fake=n_fake, masks=masks, classes=domain.classes, budget_mb=budget_mb)
 

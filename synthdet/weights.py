@@ -135,6 +135,7 @@ def fit_weights(
     module:nn.Module, # network to fill
     state:dict,       # name -> tensor
     path,             # where they came from, for the message
+    assign=False,     # put the tensors of `state` in place of the module's: for a module built on the meta device
 ) -> nn.Module:
     "Copy `state` into `module`. Raises `UserError` that names the first missing, unexpected or mis-shaped entry."
     own = module.state_dict()
@@ -147,5 +148,5 @@ def fit_weights(
              f'{shaped[0]!r} is {shape(state[shaped[0]])}, expected {shape(own[shaped[0]])}' if shaped else None)
     if fault: raise UserError(f'{path} does not fit this network: {fault} ({len(missing)} missing, {len(unexpected)} unexpected, {len(shaped)} mis-shaped of {len(own)}); '
                               'give a file of this network, or build the network with the options of the file')
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict(state, strict=False, assign=assign)
     return module

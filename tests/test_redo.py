@@ -236,3 +236,61 @@ def test_attention_many_masks_and_64_pixels_train(flock, tmp_path):
     result = train_redo(flock, RedoConfig(size=64, masks=3, nf=4, nz=4, attention=True, steps=2, batch=4, check_every=1, collapse=0.), tmp_path/"run")
     m = load_redo(result["path"]).mask_encoder(torch.rand(1, 3, 64, 64))
     assert m.shape == (1, 3, 64, 64) and torch.allclose(m.sum(1), torch.ones(1, 64, 64), atol=1e-5)
+
+
+@pytest.mark.parametrize("options, words", [
+    ("lfw", "its options are a str"), (dict(sizex="big"), "the option sizex is 'big'"), (dict(sizex=float("nan")), "the option sizex is 'nan'"), (dict(temperature=[1]), "the option temperature"),
+    (dict(sizex=32, object_channel=5), "object_channel is 5 and there are 2 masks"), (dict(sizex=32, object_channel=-1), "the option object_channel is '-1'"), (dict(sizex=torch.ones(2)), "the option sizex"),
+])
+def test_options_are_not_believed(nets, tmp_path, options, words):
+    torch.save({"netEncM": nets.mask_encoder.state_dict(), "options": options}, tmp_path/"odd.pth")
+    with pytest.raises(UserError, match=words) as e: load_redo(tmp_path/"odd.pth")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("key, value, words", [
+    (7, torch.zeros(1), "the entry '7' is not a dense tensor"), ("psp.0.1.bias", "text", "'psp.0.1.bias' is not a dense tensor"), ("psp.0.1.bias", torch.zeros(1).to_sparse(), "'psp.0.1.bias' is not a dense tensor"),
+    ("psp.0.1.bias", torch.full((1,), float("nan")), "'psp.0.1.bias' holds values that are not finite"), ("cnn.0.mods.7.weight", torch.zeros(1).expand(10**6, 4, 3, 3), "the option nfM is '1000000'"),
+])
+def test_entries_are_not_believed(nets, tmp_path, key, value, words):
+    state = {**nets.mask_encoder.state_dict(), key: value}
+    torch.save({"netEncM": state, "options": dict(sizex=32)}, tmp_path/"odd.pth")
+    with pytest.raises(UserError, match=words): load_redo(tmp_path/"odd.pth")
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path):
+    torch.save({"netGenX": {"net.0.convOut.weight_orig": torch.zeros(1).expand(3, 4001, 1, 1)}}, tmp_path/"bomb.pth")
+    with pytest.raises(UserError, match="is missing"): load_redo(tmp_path/"bomb.pth")
+
+
+@pytest.mark.parametrize("only", list(NETS))
+def test_three_masks_and_size_are_read_off_the_weights(tmp_path, only):
+    made = build_redo(dict(sizex=64, nMasks=3, nf=4))
+    torch.save({NETS[only]: getattr(made, only).state_dict(), "options": argparse.Namespace(**(dict(nMasks=3) if only == "z_encoder" else {}))}, tmp_path/"one.pth")
+    back = load_redo(tmp_path/"one.pth")
+    assert getattr(back, only) is not None and (only == "discriminator" or back.options["nMasks"] == 3) and (only == "mask_encoder" or back.options["sizex"] == 64)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(collapse=.5), "collapse=0.5 should lie in 0..0.5, 0.5 excluded"), (dict(nf=2), "nf=2 should be 4 or more"), (dict(z_weight=float("nan")), "z_weight=nan"), (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(lr=0), "lr=0.0"),
+])
+def test_a_configuration_that_cannot_be_is_refused(change, words):
+    with pytest.raises(UserError, match=words): replace(tiny, **change)
+
+
+def test_what_is_not_a_set_of_pictures_is_refused(flock, tmp_path):
+    with pytest.raises(UserError, match="images as generator; expected a list"): train_redo((x for x in flock), tiny, tmp_path/"run")
+    with pytest.raises(UserError, match="val holds 2 images and masks"): train_redo(flock, tiny, tmp_path/"run", val=(flock[:2], torch.ones(3, 8, 8)))
+    (tmp_path/"file").write_text("")
+    with pytest.raises(UserError, match="cannot write"): train_redo(flock, tiny, tmp_path/"file"/"run")
+    assert not (tmp_path/"run").exists()
+
+
+def test_a_run_without_weights_says_so_or_writes_them(flock, tmp_path, monkeypatch):
+    first = train_redo(flock, replace(tiny, steps=2), tmp_path/"run")
+    before = first["path"].read_bytes(); first["path"].unlink()
+    assert train_redo(flock, replace(tiny, steps=2), tmp_path/"run")["path"].read_bytes() == before
+    look = redo._look
+    monkeypatch.setattr(redo, "_look", lambda *a: ({**look(*a)[0], "smaller": 0.}, None))
+    for _ in range(2):
+        with pytest.raises(UserError, match="collapsed at step 2, before there were weights"): train_redo(flock, replace(tiny, collapse_until=0), tmp_path/"gone")

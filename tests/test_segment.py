@@ -9,7 +9,7 @@ from synthdet.core import UserError
 from synthdet.cutouts import make_cutouts
 from synthdet.domains import ClassImage
 from synthdet.redonet import build_redo
-from synthdet.segment import SEGMENTERS, Gate, gate, mask_score, segmenter, shipped_weights, weights_file
+from synthdet.segment import SEGMENTERS, Gate, domain_weights, gate, mask_score, segmenter, shipped_weights, weights_file
 from synthdet.weights import save_weights
 
 
@@ -48,8 +48,22 @@ def test_weights_by_name_by_path_and_by_default_are_one_segmenter_and_one_cache_
     path = shutil.copy(weights_file('redo', 'butterflies'), tmp_path/'elsewhere.safetensors')
     masks = [segmenter('redo', w)(batch()) for w in (None, 'butterflies', path, str(path))]
     assert all(torch.equal(m, masks[0]) for m in masks)
-    for w in (None, 'butterflies', path): make_cutouts(objects(), 'redo', limits=Gate.none(), weights=w)
+    for w in ('butterflies', path, str(path)): make_cutouts(objects(), 'redo', limits=Gate.none(), weights=w)
     assert len(files(tmp_path)) == 1
+
+
+def test_no_picture_is_cut_by_the_butterflies_network_unasked(tmp_path, monkeypatch):
+    line = "no ReDO weights are shipped for .*; train them with nbs/experiments/train_redo.ipynb and give "
+    with pytest.raises(UserError, match=line + 'weights$'): make_cutouts(objects(2), 'redo')
+    monkeypatch.chdir(tmp_path)
+    for name in ('butterflies', 'airplanes'):
+        shutil.copy(weights_file('redo', 'butterflies'), name) # a file that is called like the domain is not its weights
+        with pytest.raises(UserError, match=line + 'mask_weights$'): domain_weights(name, embedded=False)
+    with pytest.raises(UserError, match=line): domain_weights('airplanes', embedded=True)
+    assert weights_file('redo', 'butterflies') == weights_file('redo') == domain_weights('butterflies', embedded=True) == shipped_weights()['butterflies'], 'the shipped name comes first'
+    monkeypatch.setattr('synthdet.segment.shipped_weights', dict)
+    for lookup in (lambda: weights_file('redo'), lambda: domain_weights('butterflies', embedded=True)):
+        with pytest.raises(UserError, match='shipped'): lookup()
 
 
 def test_other_weights_cut_again_though_the_file_has_the_same_name(tmp_path, untrained):
@@ -80,6 +94,14 @@ def test_weights_that_cannot_be_are_said_in_a_line(tmp_path, untrained):
         with pytest.raises(UserError, match='takes no weights'): make_cutouts(objects(2), name, weights=untrained())
 
 
+@pytest.mark.parametrize('kind', [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', [n for n in SEGMENTERS])
+def test_pictures_of_any_float_give_float32_masks(name, kind):
+    x = torch.cat([batch(2), batch(2)[:, :1]], 1)
+    masks = segmenter(name)(x.to(kind))
+    assert masks.dtype == torch.float32 and (masks - segmenter(name)(x)).abs().mean() < .05
+
+
 @pytest.mark.parametrize('change, line', [
     (lambda x: x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < .01, math.nan), 'values from nan to nan'),
     (lambda x: x[:, :1], r'\[4, 1, 40, 40\]; a segmenter takes float images \[B,3 or 4,S,S\]'),
@@ -96,7 +118,7 @@ def test_what_is_not_a_batch_of_pictures_is_said_in_a_line(name, change, line):
     (torch.zeros(3, 4, 5, dtype=torch.uint8), 'S of 8 pixels or more')])
 @pytest.mark.parametrize('name', ['grabcut', 'redo'])
 def test_a_picture_that_is_none_is_named(name, image, line):
-    with pytest.raises(UserError, match=line): make_cutouts([*objects(2), ClassImage(image, 1, 'bad.jpg')], name)
+    with pytest.raises(UserError, match=line): make_cutouts([*objects(2), ClassImage(image, 1, 'bad.jpg')], name, weights='butterflies' if name == 'redo' else None)
 
 
 def test_a_network_whose_every_mask_is_rejected_says_what_to_do(tmp_path, untrained):
@@ -127,6 +149,29 @@ def test_scores_and_rejects_come_out_of_the_cache_as_they_went_in(monkeypatch):
     monkeypatch.setattr(module, '_cut_all', None)
     again = make_cutouts(xs, 'grabcut', limits=Gate(min_score=.3))
     assert again.scores == first.scores and again.rejects == first.rejects and again[1:3].scores == first.scores[1:3]
+
+
+@pytest.mark.parametrize('change, line', [(lambda m: 20*m - 10, 'from -10 to 10; expected 0..1'), (lambda m: 255*m, 'from 0 to 255'), (lambda m: m*math.nan, 'from nan to nan'), (lambda m: m[None], r'\[1, 48, 48\]')])
+def test_what_is_no_mask_is_neither_scored_nor_pasted(change, line):
+    x, m = class_image(0, size=48, seed=3)
+    bad = change(m.float())
+    for call in (lambda: mask_score(bad), lambda: mask_score(m, bad), lambda: gate(bad), lambda: gate(bad, score=1., image=x)):
+        with pytest.raises(UserError, match=line) as e: call()
+        assert '\n' not in str(e.value)
+
+
+def test_what_does_not_fit_the_mask_is_said_in_a_line():
+    x, m = class_image(0, size=48, seed=3)
+    for call in (lambda: mask_score(m, m[1:]), lambda: mask_score(m, m, x[:, 1:]), lambda: mask_score(m, image=x[:2]), lambda: mask_score(m, image=x.float()), lambda: gate(m, image=x[:, 1:]), lambda: mask_score(m, image='a.jpg')):
+        with pytest.raises(UserError, match='expected (the same size|uint8)') as e: call()
+        assert '\n' not in str(e.value)
+
+
+def test_a_mask_that_still_learns_and_a_score_that_is_none():
+    x, m = class_image(0, size=48, seed=3)
+    soft = m.float().requires_grad_()
+    assert mask_score(soft, soft.flip(1), x) == mask_score(m, m.flip(1), x) and gate(soft)[1] is None
+    assert gate(m, Gate(min_score=.01), score=math.nan)[1] == 'poor score' and gate(m, Gate(min_score=.01), score=.02)[1] is None
 
 
 def test_a_score_follows_the_picture_into_the_mirror():

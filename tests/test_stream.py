@@ -9,7 +9,7 @@ from synthdet import butterflies
 from synthdet.compose import Recipe
 from synthdet.core import UserError, chw, digest, read_jsonl
 from synthdet.cutouts import cutout
-from synthdet.domains import Domain, Images, load_domain
+from synthdet.domains import Domain, Images, load_domain, write_domain
 from synthdet.formats import read_detection, write_image
 from synthdet.objects import make_objects
 from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
@@ -164,6 +164,15 @@ def test_the_butterflies_domain_makes_a_stream(tmp_path, monkeypatch):
     assert any(c.rgba.shape != o.image.shape for c, o in zip(samples.cutouts.items, make_objects('real', domain))), 'the default crops'
     bare = Domain(**{**domain.__dict__, 'backgrounds': []})
     with pytest.raises(UserError, match='no background'): make_samples(bare, segmenter='alpha')
+
+
+def test_a_folder_called_butterflies_does_not_get_the_network_of_the_drawn_ones(tmp_path, monkeypatch):
+    drawn = load_domain('butterflies', n_class_images=8, n_backgrounds=2)
+    named = load_domain('folder', write_domain(drawn, tmp_path/'butterflies', n_labelled=1))
+    monkeypatch.chdir(tmp_path) # where a folder is called like the domain
+    with pytest.raises(UserError, match="no ReDO weights are shipped for domain 'butterflies'; train them with nbs/experiments/train_redo.ipynb and give weights"): make_samples(named, segmenter='redo')
+    kept = [len(make_samples(d, segmenter='redo', **k).cutouts) for d, k in ((drawn, {}), (drawn, dict(weights='butterflies')), (named, dict(weights='butterflies')))]
+    assert kept[0] == kept[1] == kept[2] > 0
 
 
 def test_mixed_batches_are_the_same_for_any_number_of_workers():
