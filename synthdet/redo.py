@@ -16,7 +16,7 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 from .core import UserError, choose, device as default_device, digest, generator, interactive, write_atomic
-from .redonet import NETS, build_redo, load_redo
+from .redonet import NETS, build_redo, check_pictures, load_redo
 from .runs import as_batch, load_state, pick, save_state
 from .weights import save_weights
 
@@ -57,15 +57,9 @@ def redo_losses(
     "The losses of one step, all at the same weights (section 3, eqs. 4 to 6; hinge form as released). Raises `UserError` for images or networks that do not fit."
     size = nets.options['sizex']
     if missing := [k for k in NETS if getattr(nets, k) is None]: raise UserError(f"ReDO's losses need all four networks and {', '.join(missing)} is missing; read a file that holds all")
-    for x in (images, real): _check_batch(x, size)
+    for x in (images, real): check_pictures(x, size)
     _check_noise(z, (len(images), nets.options['nMasks'], nets.options['nz'], 1, 1))
     return dict(_generator_losses(nets, images, z, z_weight), discriminator=_discriminator_loss(nets, images, z, real))
-
-def _check_batch(x, size):
-    "Raise `UserError` unless `x` is a finite float [B,3,size,size]."
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise UserError(f"ReDO got images of {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor in -1..1")
-    if x.dim() != 4 or not len(x) or tuple(x.shape[1:]) != (3, size, size): raise UserError(f"ReDO got images {list(x.shape)}; expected [B,3,{size},{size}], so resize them")
-    if not torch.isfinite(x).all(): raise UserError("ReDO got images with values that are not finite; expected -1..1")
 
 def _check_noise(z, shape):
     "Raise `UserError` unless `z` is finite and of the shape the networks take."
