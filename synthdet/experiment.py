@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 import synthdet
 from .backbones import BACKBONES
 from .compose import Recipe
-from .core import UserError, append_jsonl, choose, digest, project, read_jsonl, run_info, write_atomic
+from .core import UserError, append_jsonl, check_types, choose, digest, project, read_jsonl, run_info, write_atomic
 from .detectors import DETECTORS, detector
 from .domains import DOMAINS, Missing, load_domain, subset
 from .evaluate import evaluate, predict, validator
@@ -76,10 +76,7 @@ class Arm:
     protocol:str = 'quick'       # where the schedule comes from: one of PROTOCOLS
 
     def __post_init__(self):
-        for f in fields(self):
-            v = getattr(self, f.name)
-            if isinstance(f.default, float) and type(v) is int: object.__setattr__(self, f.name, v := float(v))
-            if f.name != 'gate' and type(v) is not type(f.default): raise UserError(f"{f.name}={v!r} should be {type(f.default).__name__} like the default {f.default!r}")
+        check_types(self)
         if not isinstance(self.gate, (Gate, type(None))): raise UserError(f"gate={self.gate!r} should be a Gate, or None for the segmenter's own limits")
         for k, options in dict(arm=ARMS, domain=DOMAINS, objects=OBJECTS, segmenter=SEGMENTERS, detector=DETECTORS, protocol=PROTOCOLS).items(): choose(k, getattr(self, k), options)
         if self.detector == 'ssd': choose('backbone', self.backbone, BACKBONES)

@@ -134,16 +134,22 @@ def test_another_architecture_is_named_by_its_first_key(nets, tmp_path):
     with pytest.raises(UserError, match="holds none of netEncM"): load_redo(tmp_path/"bare.pth")
 
 
-def test_a_run_cut_off_goes_on_to_the_same_bytes(flock, tmp_path, monkeypatch):
-    whole = train_redo(flock, tiny, tmp_path/"whole")
+def cut_at(monkeypatch, n):
+    "A power cut at the n-th step from now; the list grows with every step that is begun."
     step, done = redo._Run.step, []
 
     def cut(self, images):
         done.append(1)
-        if len(done) == 6: raise KeyboardInterrupt
+        if len(done) == n: raise KeyboardInterrupt
         return step(self, images)
 
     monkeypatch.setattr(redo._Run, "step", cut)
+    return done
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bytes(flock, tmp_path, monkeypatch):
+    whole = train_redo(flock, tiny, tmp_path/"whole")
+    done = cut_at(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt): train_redo(flock, tiny, tmp_path/"cut")
     again = train_redo(flock, tiny, tmp_path/"cut")
     untimed = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
@@ -159,14 +165,7 @@ def test_more_steps_go_on_where_the_run_ended(flock, tmp_path):
 
 
 def test_a_run_can_be_ended_at_a_look(flock, tmp_path, monkeypatch):
-    step, done = redo._Run.step, []
-
-    def cut(self, images):
-        done.append(1)
-        if len(done) == 6: raise KeyboardInterrupt
-        return step(self, images)
-
-    monkeypatch.setattr(redo._Run, "step", cut)
+    done = cut_at(monkeypatch, 6)
     with pytest.raises(KeyboardInterrupt): train_redo(flock, tiny, tmp_path/"run")
     result = train_redo(flock, replace(tiny, steps=4), tmp_path/"run")
     assert (result["ended"], result["step"], len(done)) == ("steps", 4, 6)
