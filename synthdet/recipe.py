@@ -30,6 +30,7 @@ def checked(
         size = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
         if len(size) != 2 or not all(type(v) is int and 16 <= v <= 8192 for v in size): no('a number of pixels from 16 to 8192, or (height, width)')
         return value if isinstance(value, int) else size
+    if name == 'reuse': return value if type(value) is int and value >= 1 else no('a whole number from 1')
     if isinstance(default, (bool, str)): return value if type(value) is type(default) else no(f'a {type(default).__name__}')
     low, high = RANGES.get(name, (0, 1))
     if name not in RANGES: return value if number(value) and low <= value <= high else no('a share between 0 and 1')
@@ -78,6 +79,7 @@ class Recipe:
     jpeg:tuple = (30, 95)           # quality
     naive:bool = False              # paper protocol: the whole frame replaces the patch (no mask, black corners)
     released:bool = False           # paper protocol: with the quirks of the released code
+    reuse:int = 1                   # how often each object of an endless generator is pasted; a finite pool is drawn from with replacement
 
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, checked(f.name, getattr(self, f.name), f.default))

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from .compose import Recipe, arrange, fit_background, render, target
+from .bank import Bank
+from .compose import Recipe, arrange, fit_background, plan, render, target
 from .core import UserError, chw, digest, generator, hwc, interactive, read_jsonl, write_atomic
-from .cutouts import make_cutouts
+from .cutouts import Endless, make_cutouts
+from .deal import Blocks, Dealer
 from .formats import FORMATS, annotation, write_annotations, write_image
 from .objects import make_objects
 from .segment import domain_weights
@@ -50,7 +52,7 @@ class Held:
 class Samples(Dataset):
     "Composed images: `samples[i] -> (image uint8 [3,H,W], {boxes, labels, masks on request})`. Raises `UserError` without backgrounds or cut-outs."
     def __init__(self,
-        cutouts,        # the pool: sequence of `Cutout`
+        cutouts,        # the pool: sequence of `Cutout`, or `Endless` ones, which are dealt
         backgrounds,    # sequence of uint8 [3,H,W] without objects of the classes
         recipe=None,    # `Recipe`, the default one when None
         seed=0,         # which stream
@@ -60,10 +62,11 @@ class Samples(Dataset):
         budget_mb=1024, # memory for decoded backgrounds and cut-outs
     ):
         if not len(backgrounds): raise UserError('no background to paste on; give at least one image without the object')
-        if not len(cutouts): raise UserError('no cut-out to paste; give class images whose masks pass the gate')
+        if not isinstance(cutouts, Endless) and not len(cutouts): raise UserError('no cut-out to paste; give class images whose masks pass the gate')
         if n_fake < 0: raise UserError(f'n_fake={n_fake}: expected a number of images, or 0 for an endless stream')
         self.recipe, self.seed, self.n_fake, self.masks, self.classes = recipe or Recipe(), seed, n_fake, masks, tuple(classes)
-        self.cutouts = Held(cutouts, _channels_last, budget_mb*2**20//2)
+        self.live = isinstance(cutouts, Endless)
+        self.cutouts = Dealer(Blocks(cutouts, partial(_count, self.recipe, seed, len(backgrounds)), self.recipe.objects[1], self.recipe.reuse)) if self.live else Held(cutouts, _channels_last, budget_mb*2**20//2)
         self.backgrounds = Held(backgrounds, partial(fit_background, recipe=self.recipe), budget_mb*2**20//2)
 
     def __len__(self):
@@ -77,9 +80,8 @@ class Samples(Dataset):
     def layout(self, i):
         "Generator, background index and layers of sample i: all but the drawing."
         if i < 0 or (self.n_fake and i >= self.n_fake): raise IndexError(i)
-        g = generator(self.seed, 'sample', int(i))
-        background = int(g.integers(len(self.backgrounds)))
-        return g, background, arrange(self.cutouts, self.recipe, g, self.backgrounds)
+        g, background = _begin(self.seed, i, len(self.backgrounds))
+        return g, background, arrange(self.cutouts.hand(i) if self.live else self.cutouts, self.recipe, g, self.backgrounds)
 
     def provenance(self,
         i, # index of the sample
@@ -90,20 +92,31 @@ class Samples(Dataset):
 
     def fill(self):
         "Decode what fits in the budget now."
-        self.cutouts.fill(); self.backgrounds.fill()
+        if not self.live: self.cutouts.fill()
+        self.backgrounds.fill()
 
     def report(self) -> str:
         "What it is made of, in a line: cut-outs accepted and rejected, backgrounds."
-        pool = self.cutouts.items
+        pool = self.cutouts.blocks.cuts if self.live else self.cutouts.items
         return f"{pool.report() if hasattr(pool, 'report') else f'{len(pool):,} cut-outs'}; {len(self.backgrounds):,} backgrounds"
 
     def signature(self) -> str:
-        "The name of this stream by content: recipe, seed, classes, all cut-outs, and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced."
-        pool, n = [(c.label, c.origin, c.rgba) for c in self.cutouts.items], len(self.backgrounds)
+        "The name of this stream by content: recipe, seed, classes, all cut-outs (endless ones: what makes them), and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced."
+        pool, n = self.cutouts.blocks.cuts.content if self.live else [(c.label, c.origin, c.rgba) for c in self.cutouts.items], len(self.backgrounds)
         looked_at = [digest(hwc(self.backgrounds[n*k//min(n, 1000)])) for k in range(min(n, 1000))]
         return digest(self.recipe, self.seed, self.classes, pool, n, [_origin(self.backgrounds.items, i) for i in range(n)], looked_at)
 
 # %% ../nbs/24_stream.ipynb #d6b04e3c
+def _begin(seed, i, n_backgrounds):
+    "Generator and background of sample i."
+    g = generator(seed, 'sample', int(i))
+    return g, int(g.integers(n_backgrounds))
+
+def _count(recipe, seed, n_backgrounds, i):
+    "How many objects sample i is dealt."
+    planned = plan(recipe, _begin(seed, i, n_backgrounds)[0])
+    return len(planned) if recipe.protocol == 'paper' else sum(planned)
+
 def _channels_last(cutout): return cutout._replace(rgba=chw(hwc(cutout.rgba)))
 
 def _origin(items, i):
@@ -121,7 +134,7 @@ def _provenance(samples, i, background, layers):
 # %% ../nbs/24_stream.ipynb #1ac800bf
 def make_samples(
     domain,              # `Domain`: class images and backgrounds are taken from it
-    objects='real',      # a name in OBJECTS
+    objects='real',      # a name in OBJECTS; from a generator they have no end, unless `n_objects` gives one, and are made while the stream is read
     segmenter='grabcut', # a name in SEGMENTERS
     recipe=None,         # `Recipe`, the default one when None
     seed=0,              # which stream
@@ -129,13 +142,17 @@ def make_samples(
     size=128,            # longest side of the object images, pixels
     masks=False,         # targets with masks
     budget_mb=1024,      # memory for decoded backgrounds and cut-outs
+    n_objects=0,         # only the first so many objects; 0: all
+    object_weights=None, # of the generator, or the folder of objects 'images'; None: what comes with package or data
+    psi=1.,              # truncation of StyleGAN and StyleGAN2
     **options,           # further options of `make_cutouts`; `tight` is False by default in the paper protocol
 ) -> Samples:
     "The stream of a domain; raises `UserError` when there is no background, no weights for the segmenter, or when every mask is rejected."
     if not len(domain.backgrounds): raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
     options.setdefault('tight', (recipe or Recipe()).protocol != 'paper')
     if segmenter == 'redo': options['weights'] = options.get('weights') or domain_weights(domain.name, embedded=domain.source == f'synthdet.{domain.name}', option='weights')
-    cutouts = make_cutouts(make_objects(objects, domain, size=size), segmenter=segmenter, size=size, **options)
+    made = make_objects(objects, domain, size=size, weights=object_weights, seed=seed, n=n_objects, **({} if psi == 1 else dict(psi=psi)))
+    cutouts = make_cutouts(made, segmenter=segmenter, size=size, **options)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, n_fake=n_fake, masks=masks, classes=domain.classes, budget_mb=budget_mb)
 
 # %% ../nbs/24_stream.ipynb #b66640e8
@@ -174,6 +191,7 @@ class Mixed(Dataset):
     ):
         if not 0 < real_share < 1: raise UserError(f'real_share={real_share}: expected a share between 0 and 1, both exclusive; for one source alone use it directly')
         self.real, self.fake, self.share = endless(real, seed), endless(fake, seed), Fraction(real_share).limit_denominator(10**6)
+        self.live = any(getattr(s, 'live', False) for s in (self.real, self.fake))
     def __getitem__(self, i):
         before = i*self.share.numerator // self.share.denominator
         real = (i+1)*self.share.numerator // self.share.denominator > before
@@ -229,15 +247,26 @@ def batches(
     samples,    # `Samples`, `Loop`, `Mixed`, or any dataset; a finite one is read in endless passes
     batch_size, # images per batch
     start=0,    # batch to start with: what a resumed run gives
-    workers=0,  # processes that compose; 0: this one
+    workers=0,  # processes that compose; 0: this one; for a stream with a live generator any number is one thread
 ):
     "Endless iterator of (uint8 [B,3,H,W], list of targets), the same for any number of workers. Raises `UserError` for counts below their minimum."
     for name, value, low in (('batch_size', batch_size, 1), ('start', start, 0), ('workers', workers, 0)):
         if value < low: raise UserError(f'{name}={value}: expected a whole number of at least {low}')
     samples = endless(samples, getattr(samples, 'seed', 0))
+    if workers and getattr(samples, 'live', False): return _ahead(samples, batch_size, start)
     if workers: getattr(samples, 'fill', lambda: None)()
     return _running(DataLoader(_Worded(samples), batch_sampler=_Steps(batch_size, start), collate_fn=collate, num_workers=workers,
                                multiprocessing_context='fork' if workers else None, generator=torch.Generator())) # its own generator: torch's global one is the trainer's
+
+def _ahead(samples, batch_size, start):
+    "Batches composed ahead in a thread: a live generator, perhaps on a GPU, cannot be shared with forked processes."
+    with Bank(partial(_batch, samples, batch_size), ahead=4) as bank: yield from bank.blocks(start)
+
+def _batch(samples, batch_size, k):
+    "Batch k; raises `UserError` for images of different size."
+    batch = collate([samples[i] for i in range(k*batch_size, (k+1)*batch_size)])
+    if isinstance(batch, UserError): raise batch
+    return batch
 
 def _running(loader):
     "The loader's batches; an error that travelled as a batch is raised."
