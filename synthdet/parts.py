@@ -86,8 +86,9 @@ def qr_code(
     "A drawn QR code with its mask."
     g = generator(2020, 'qr code', i)
     text = ''.join(map(chr, g.integers(97, 123, g.integers(1, 101))))
-    version = max(int(g.integers(1, 10)), segno.make_qr(text, error='m', boost_error=False).version)
-    dark = np.array(segno.make_qr(text, error='m', version=version, boost_error=False).matrix, bool)
+    how = dict(error='m', boost_error=False, mask=int(g.integers(8)))  # any of the eight patterns is valid; to compare them all would take most of the time
+    version = max(int(g.integers(1, 10)), segno.make_qr(text, **how).version)
+    dark = np.array(segno.make_qr(text, version=version, **how).matrix, bool)
     grey = np.pad(np.where(dark, 0, 255), 4, constant_values=255).repeat(10, 0).repeat(10, 1).astype(np.uint8)
     mask = np.pad(np.full(dark.shape, 255), 4).repeat(10, 0).repeat(10, 1).astype(np.uint8)
     return ClassImage(chw(np.stack([grey, grey, grey, mask], -1)), 1, f'qr_code/{i}')
