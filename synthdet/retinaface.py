@@ -194,7 +194,7 @@ def check_size(
 class RetinaFace(nn.Module):
     "RetinaFace on MobileNetV1 0.25 in torchvision's detection contract; attribute and weight names are those of released files."
     def __init__(self,
-        size='original',  # from `check_size`: what images are resized to
+        size='original',  # from `check_size`: what images are resized to; a name counts in evaluation only
         landmarks=True,   # find landmarks, and learn them where targets have some?
         anchors='reference', # one of ANCHORS
         score_thresh=.02, # a detection's score is above this
@@ -215,7 +215,8 @@ class RetinaFace(nn.Module):
     def forward(self, images, targets=None): # list of float RGB [3,H,W] in 0..1
         if any(not i.is_floating_point() for i in images): raise UserError(f'the detector was given {images[0].dtype} images; expected float in 0..1, so divide uint8 by 255')
         before = [tuple(i.shape[-2:]) for i in images]
-        sizes = [SIZES[self.size](*hw) if isinstance(self.size, str) else self.size for hw in before]
+        named = isinstance(self.size, str) and (SIZES['original'] if self.training else SIZES[self.size])
+        sizes = [named(*hw) if named else self.size for hw in before]
         small = next((hw for pair in zip(before, sizes) for hw in pair if min(hw) < max(STRIDES)), None)
         if small: raise UserError(f'an image of {small[1]} x {small[0]} pixels is smaller than a cell of the coarsest map; expected sides of at least {max(STRIDES)} pixels, so enlarge it or set image_size')
         if self.training: return self.losses(images, targets, before, sizes)
