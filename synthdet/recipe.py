@@ -94,13 +94,13 @@ class Recipe:
     @classmethod
     def paper(
         cls,
-        name,           # 'faces', 'birds' or 'cars'
+        name,           # 'faces', 'birds', 'cars' or, from the authors' code, 'qrcodes'
         released=False, # with the quirks of the released code: inclusive maxima, truncated arithmetic, faces boxed by their frame
         **changes,      # any field that should differ
     ):
         "The settings of the paper's experiments (Blanger, Hirata and Jiang 2020, section 4, and the released compositor)."
         own = dict(choose('paper preset', name, PAPER))
-        own['mask_threshold'] = 0 if released and name == 'faces' else .1
+        own['mask_threshold'] = 0 if released and name in ('faces', 'qrcodes') else .1
         same = dict(image_size=320, protocol='paper', crop=(0, .1), stretch=(.8, 1.2), translate=(-.2, .2), rotate=(-45, 45), blur=(0, .5), blur_share=.5, contrast=(.75, 1.5),
                     noise=(0, 12.75), multiply=(.8, 1.2), multiply_colour=.2, blend='paste', max_overlap=0, truncation=0, min_visible=0, distractors=(0, 0), shadow=(0, 0),
                     background_flip=0, background_crop=0, effects=0, released=released)
@@ -109,7 +109,8 @@ class Recipe:
 # %% ../nbs/16_recipe.ipynb #81bc6168
 PAPER = dict(faces=dict(objects=(1, 10), scale=(.05, .8), aspect=(.5, 2.)),
              birds=dict(objects=(1, 3), scale=(.5, .9), aspect=(.5, 2.), hard_mask=True),
-             cars=dict(objects=(1, 5), scale=(.5, 1.), aspect=(1/3, 3.)))
+             cars=dict(objects=(1, 5), scale=(.5, 1.), aspect=(1/3, 3.)),
+             qrcodes=dict(objects=(1, 10), scale=(.05, .8), aspect=(.5, 2.), hard_mask=True))
 
 # %% ../nbs/16_recipe.ipynb #48177929
 def draw(

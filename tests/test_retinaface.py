@@ -14,7 +14,7 @@ from synthdet.domains import load_domain, write_domain
 from synthdet.evaluate import average_precision, predict
 from synthdet.experiment import Arm, experiment_notebook, fit, make_arms, phase_names, run, run_notebook
 from synthdet.facecrops import SCALES, FaceCrops, crop, find_crop, mirror, recolour
-from synthdet.formats import read_detection
+from synthdet.fixtures import make_fixture
 from synthdet.retinaface import ANCHORS, SIZES, decode_points, encode_points, face_losses, load_retinaface, match_faces, priors, retinaface
 from synthdet.train import train
 from test_widerface import save_truth
@@ -333,18 +333,21 @@ def test_arms_by_name(root, tmp_path):
     assert all(names()[0] != names(**k)[0] for k in (dict(optimizer="sgd"), dict(decay=(.5,)), dict(test_size="original")))
 
 
-def test_table_v_on_a_drawn_set(root, tmp_path):
-    test = read_detection(root/"detection"/"test")
-    boxes = lambda i: box_convert(test.targets[i]["boxes"], "xyxy", "xywh").round().tolist()
-    faces = {"images": {f.stem: boxes(i) for i, f in enumerate(test.files)}}
+def test_table_v_on_a_drawn_set(tmp_path):
+    home = make_fixture("wider", tmp_path/"data")
+    test = load_domain("wider", home).test
+    boxes, faces = lambda i: box_convert(test.targets[i]["boxes"], "xyxy", "xywh").tolist(), {}
+    for i, f in enumerate(test.files): faces.setdefault(f.parent.name, {})[f.stem] = boxes(i)
     (tmp_path/"truth").mkdir()
-    save_truth(tmp_path/"truth", faces, {s: {"images": {n: list(range(1, 1 + max(1, int(k*len(b))))) for n, b in faces["images"].items()}} for s, k in zip(("easy", "medium", "hard"), (.3, .6, 1))})
-    values = dict(domain="folder", root=str(root), ground_truth=str(tmp_path/"truth"), protocol="quick", recipe="", n_real="2,0", image_size=64, batch_size=2, epochs=2, pretrain_steps=2, out=str(tmp_path/"out"))
-    for _ in range(2): said = run_notebook(experiment_notebook("wider"), tmp_path/"wider.ipynb", values)
+    save_truth(tmp_path/"truth", faces, {s: {e: {n: list(range(1, 1 + math.ceil(k*len(b)))) for n, b in images.items()} for e, images in faces.items()} for s, k in zip(("easy", "medium", "hard"), (.3, .6, 1))})
+    values = dict(root=str(home), ground_truth=str(tmp_path/"truth"), n_real="2,0", image_size=64, batch_size=2, epochs=2, pretrain_steps=2, out=str(tmp_path/"out"))
+    for _ in range(2): run_notebook(experiment_notebook("wider"), tmp_path/"wider.ipynb", values)
     rows = read_jsonl(tmp_path/"out"/"results.jsonl")
     kept = {r["id"]: r for r in rows}
     assert len(rows) == 8 and len(kept) == 4, "the second call added nothing; the scores of WIDER FACE are in the last row of each run"
-    assert {(r["arm"], r["n_real"], r["steps"]) for r in kept.values()} == {(a, n, s) for a in ("scratch", "pretrain") for n, s in ((2, 2), (0, 6))}
+    assert {(r["arm"], r["n_real"], r["steps"]) for r in kept.values()} == {(a, n, s) for a in ("scratch", "pretrain") for n, s in ((2, 2), (0, 12))}
     assert all(r["test_size"] == "original" and r["decay"] == [.76, .88] and r["best_step"] == r["steps"] and all(0 <= r[s] <= 1 for s in ("easy", "medium", "hard")) for r in kept.values())
     assert (tmp_path/"out"/"figures"/"detections.png").exists()
+    phases = [read_jsonl(p) for p in (tmp_path/"out"/"artefacts").glob("*/metrics.jsonl")]
+    assert sorted(len(p) for p in phases) == [2, 2, 2, 12, 12] and sum(all(r["landmarks"] == 0 for r in p) for p in phases) == 1, "landmarks are learned from WIDER FACE, not from synthesised faces"
     with pytest.raises(UserError, match="wider_face_val.mat: no such file"): run_notebook(experiment_notebook("wider"), tmp_path/"b.ipynb", {**values, "ground_truth": str(tmp_path)})
