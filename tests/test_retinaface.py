@@ -192,10 +192,12 @@ def test_a_batch_is_its_images(model):
     images = [torch.rand(3, 64, 96), torch.rand(3, 64, 96), torch.rand(3, 80, 50)]
     model.eval()
     with torch.inference_mode():
-        single = [model([i])[0] for i in images]
-        for batch, some in ((images[:2], single[:2]), (images, single)):
-            for a, b in zip(model(batch), some):
-                for k in b: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-4)
+        together = model.raw(model.prepare(torch.stack(images[:2]), (64, 96)))
+        for k in range(2):
+            for a, b in zip(together, model.raw(model.prepare(images[k][None], (64, 96)))): torch.testing.assert_close(a[k], b[0], atol=1e-4, rtol=1e-4)
+        for i, d in zip(images, model(images)): # of several sizes: one at a time
+            assert all(torch.equal(d[k], v) for k, v in model([i])[0].items())
+        assert [len(d["boxes"]) > 0 for d in model(images[:2])] == [True, True]
 
 
 def test_landmarks_off(model):
