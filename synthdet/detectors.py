@@ -15,6 +15,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, reti
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from .core import UserError, choose
+from .retinaface import retinaface
 from .ssd import ssd
 from .weights import fit_weights, read_weights
 
@@ -49,9 +50,16 @@ def _ssd(num_classes, image_size, backbone, weights, **options):
     "The paper's detector in the signature of `detector`."
     return ssd(backbone or 'mobilenetv1_100', weights, num_classes, image_size, **options)
 
+# %% ../nbs/33_detectors.ipynb #5b0c7e21
+def _retinaface(num_classes, image_size, backbone, weights, **options):
+    "The paper's face detector in the signature of `detector`."
+    if backbone not in (None, 'mobilenetv1_100'): raise UserError(f"backbone {backbone!r} cannot be chosen for retinaface: it brings its own; leave backbone out or take detector 'ssd'")
+    return retinaface(weights, image_size=image_size, num_classes=num_classes, **options)
+
 # %% ../nbs/33_detectors.ipynb #1a740cd2
 DETECTORS = dict(
     ssd=_ssd,
+    retinaface=_retinaface,
     ssdlite320=_torchvision(ssdlite320_mobilenet_v3_large, MobileNet_V3_Large_Weights.IMAGENET1K_V1),
     retinanet=_torchvision(retinanet_resnet50_fpn, ResNet50_Weights.IMAGENET1K_V1),
     fasterrcnn_mobilenet=_torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1))
