@@ -14,6 +14,7 @@ from .core import UserError, write_atomic
 from .domains import DOMAINS, make_fixture
 from .download import check, fetch, listing, set_names
 from .experiment import _changes, arm_data, arm_samples, experiment_notebook, make_arms, parameters, run_notebook
+from .objects import OBJECTS
 from .plots import sheet
 from .segment import SEGMENTERS, shipped_weights
 from .sources import FACTS, SETS, how_to_get, locate
@@ -54,6 +55,8 @@ def _stream_options(name, what):
     p.add_argument('--root', default='', help='folder of the domain, where it needs one')
     p.add_argument('--class-images', default='', help="another folder of class images than the domain's own")
     p.add_argument('--options', default='', help='''JSON of more options of the domain, like '{"split": "official"}' ''')
+    p.add_argument('--objects', default='real', help=f"where objects come from: {', '.join(OBJECTS)} (default: %(default)s)")
+    p.add_argument('--object-weights', default='', help="weights of their generator, or the folder of 'images' (default: what comes with package or data)")
     p.add_argument('--segmenter', default='grabcut', help=f"how objects are cut out: {', '.join(SEGMENTERS)} (default: %(default)s)")
     p.add_argument('--mask-weights', default='', help=f"weights of segmenter redo: a domain they are shipped for ({', '.join(shipped_weights()) or 'none'}) or a file (default: the domain's)")
     p.add_argument('--gate', default='', help="""JSON of Gate limits that differ, like '{"min_score": 0.8}'""")
@@ -66,7 +69,7 @@ def _stream_options(name, what):
 # %% ../nbs/50_cli.ipynb #016bacaa
 def _samples(a):
     "The stream that parsed options name."
-    names = ('domain', 'root', 'class_images', 'options', 'segmenter', 'mask_weights', 'gate', 'recipe', 'protocol', 'image_size', 'seed')
+    names = ('domain', 'root', 'class_images', 'options', 'objects', 'object_weights', 'segmenter', 'mask_weights', 'gate', 'recipe', 'protocol', 'image_size', 'seed')
     arm, = make_arms('pretrain_only', **{k: getattr(a, k) for k in names})
     return arm_data(arm)[0], arm_samples(arm)
 

@@ -27,7 +27,7 @@ from .domains import DOMAINS, load_domain
 from .evaluate import evaluate, predict, validator
 from .facecrops import FaceCrops
 from .formats import Resized
-from .objects import OBJECTS
+from .objects import OBJECTS, content, make_objects
 from .parts import Missing, label_digest, subset
 from .recipe import PAPER
 from .retinaface import SIZES
@@ -66,6 +66,9 @@ class Arm:
     class_images:str = ''        # another folder of class images than the domain's own, or one of its sources by name
     options:str = ''             # JSON of more options of the domain, such as {"split": "official"}
     objects:str = 'real'         # where objects come from: one of OBJECTS
+    object_weights:str = ''      # weights of their generator (a file or a folder), or the folder of 'images'; '' = what comes with package or data
+    n_objects:int = 0            # how many of them, 0 = all, without an end from a generator
+    psi:float = 1.               # truncation of StyleGAN and StyleGAN2
     segmenter:str = 'grabcut'    # how they are cut out: one of SEGMENTERS
     mask_weights:str = ''        # weights of segmenter redo: a domain whose weights are shipped or a file; '' = this domain's
     gate:Gate = None             # which masks are believed; None = the segmenter's own limits
@@ -99,9 +102,10 @@ class Arm:
         if any(not 0 < d < 1 for d in self.decay): raise UserError(f"decay={self.decay!r} should be shares of the steps, each between 0 and 1")
         for k in ('batch_size', 'steps', 'pretrain_steps', 'eval_every', 'image_size', 'lr'):
             if not 0 < getattr(self, k) < math.inf: raise UserError(f"{k}={getattr(self, k)} should be above 0 and finite")
-        for k in ('n_real', 'n_fake', 'fold', 'seed'):
+        for k in ('n_real', 'n_fake', 'n_objects', 'fold', 'seed'):
             if getattr(self, k) < 0: raise UserError(f"{k}={getattr(self, k)} should be 0 or more")
         if self.weights not in ('none', 'imagenet') and not Path(self.weights).is_file(): raise UserError(f"weights {self.weights!r}: no such file; choose none, imagenet or the path of a file")
+        if self.object_weights and not Path(self.object_weights).exists(): raise UserError(f"object_weights {self.object_weights!r}: no such file or folder; check the path")
         choose('val_labels', self.val_labels, dict.fromkeys(('full', 'budget')))
         if self.fold and self.protocol == 'released': raise UserError(f"fold={self.fold}: protocol 'released' has one order of the labels for all runs; leave fold 0 and change the seed")
         mask_file(self)
@@ -161,7 +165,7 @@ def make_arms(
     schedule = dict(choose('protocol', protocol, PROTOCOLS))
     default = {f.name: f.default for f in fields(Arm)}
     for k in values: choose('parameter', k, default)
-    keep = {k: v for k, v in values.items() if k in ('n_real', 'n_fake', 'fold', 'seed') or v}
+    keep = {k: v for k, v in values.items() if k in ('n_real', 'n_fake', 'n_objects', 'fold', 'seed') or v}
     if keep.get('detector', 'ssd') != 'ssd': schedule.pop('backbone')   # the others bring their own
     names = [domain_name(keep.get('domain', default['domain']), keep.get('root', ''))]
     if names[0] in FACTS:
@@ -199,7 +203,14 @@ def label_order(
 
 # %% ../nbs/40_experiment.ipynb #bed643d3
 MODEL = ('detector', 'backbone', 'image_size', 'seed', 'batch_size', 'lr', 'optimizer', 'decay', 'eval_every', 'test_size')
-REAL, FAKE = ('n_real', 'fold', 'val_labels', 'order', 'augment'), ('objects', 'segmenter', 'mask_weights', 'gate', 'recipe', 'n_fake')
+REAL, FAKE = ('n_real', 'fold', 'val_labels', 'order', 'augment'), ('objects', 'object_content', 'segmenter', 'mask_weights', 'gate', 'recipe', 'n_fake')
+
+# %% ../nbs/40_experiment.ipynb #6586d2ec
+@lru_cache(maxsize=4)
+def _objects(arm):
+    "A digest of what makes an arm's objects; None for the domain's own, which its fingerprint covers. Raises `UserError` when they cannot be made."
+    if arm.objects == 'real' and not arm.n_objects: return None
+    return digest(content(make_objects(arm.objects, arm_data(arm)[0], weights=arm.object_weights or None, seed=arm.seed, n=arm.n_objects, **({} if arm.psi == 1 else dict(psi=arm.psi)))))
 
 # %% ../nbs/40_experiment.ipynb #07f4c0f6
 def phase_names(
@@ -210,7 +221,7 @@ def phase_names(
     sha = lambda file: hashlib.sha256(Path(file).read_bytes()).hexdigest()
     weights, mask_weights = arm.weights if arm.weights in ('none', 'imagenet') else sha(arm.weights), mask_file(arm)
     values = {**vars(arm), 'gate': arm.gate or own_gate(arm.segmenter), 'mask_weights': mask_weights and sha(mask_weights)}
-    values['order'] = label_order(arm)
+    values.update(order=label_order(arm), object_content=_objects(arm) if any(sees != 'real' for sees, _ in ARMS[arm.arm]) else None)
     seen = [values[k] for k in REAL] if arm.val_labels == 'budget' else []  # then the labels decide which checkpoint is kept
     name, out = digest(code(), data, weights, *[values[k] for k in MODEL], *seen), []
     for sees, steps in ARMS[arm.arm]:
@@ -258,7 +269,8 @@ def arm_samples(
     arm, # Arm
 ):
     "The stream of synthesised images of an arm."
-    return make_samples(arm_data(arm)[0], objects=arm.objects, segmenter=arm.segmenter, weights=mask_file(arm), limits=arm.gate, recipe=arm.recipe, seed=arm.seed, n_fake=arm.n_fake)
+    return make_samples(arm_data(arm)[0], objects=arm.objects, segmenter=arm.segmenter, weights=mask_file(arm), limits=arm.gate, recipe=arm.recipe, seed=arm.seed, n_fake=arm.n_fake,
+                        object_weights=arm.object_weights or None, n_objects=arm.n_objects, psi=arm.psi)
 
 # %% ../nbs/40_experiment.ipynb #90c9d00a
 def _stream(arm, sees):
@@ -318,7 +330,7 @@ def run(
 def _fields(arm, domain):
     "The arm as flat columns: no paths, weights by file name."
     row = {k: v for k, v in asdict(arm).items() if k not in ('root', 'class_images', 'options')}
-    row.update(domain=domain.name, weights=Path(arm.weights).name, recipe=asdict(arm.recipe), gate=asdict(arm.gate or own_gate(arm.segmenter)), mask_weights=Path(mask_file(arm) or '').name)
+    row.update(domain=domain.name, weights=Path(arm.weights).name, object_weights=Path(arm.object_weights).name, recipe=asdict(arm.recipe), gate=asdict(arm.gate or own_gate(arm.segmenter)), mask_weights=Path(mask_file(arm) or '').name)
     row['options'] = {k: Path(v).name if isinstance(v, str) else v for k, v in _changes('options', arm.options, '{}').items()}
     row.update(labels=label_digest(labels(arm)[0]), label_order=label_order(arm))
     return {**row, 'class_images': Path(arm.class_images).name, 'data': fingerprint(domain)}

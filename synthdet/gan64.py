@@ -62,15 +62,15 @@ class Generator64(nn.Module):
         super().__init__()
         self.nz, self.widths = nz, tuple(widths)
         self.mapping = nn.ModuleList(Scaled(nz, nz, speed=.01) for _ in range(3))
-        self.start = nn.Parameter(torch.randn(widths[0], 4, 4))
+        self.start = Scaled(nz, 16*widths[0]) # where things are; the styles say what they look like
         pairs = list(zip((widths[0], *widths), widths))
         self.first, self.second = (nn.ModuleList(Styled(i if f else o, o, nz) for i, o in pairs) for f in (True, False))
         self.colour = nn.ModuleList(Scaled(o, 3, 1) for o in widths)
 
     def forward(self, z): # float [B,nz] -> float [B,3,64,64], about -1..1
-        w, up = F.normalize(z, dim=1)*math.sqrt(self.nz), lambda x: F.interpolate(x, scale_factor=2, mode='bilinear')
+        z, up = F.normalize(z, dim=1)*math.sqrt(self.nz), lambda x: F.interpolate(x, scale_factor=2, mode='bilinear')
+        x, w, picture = _lrelu(self.start(z)).unflatten(1, (-1, 4, 4)), z, 0 # [B,c,4,4]
         for layer in self.mapping: w = _lrelu(layer(w).float())
-        x, picture = self.start.expand(len(z), -1, -1, -1), 0
         for k, (a, b, c) in enumerate(zip(self.first, self.second, self.colour)):
             x = a(x, w) # at the lower resolution, for a quarter of the work
             if k: x, picture = up(x), up(picture)
@@ -155,7 +155,7 @@ class GanConfig:
     steps:int = 10_000         # of generator and discriminator
     batch:int = 16             # pictures per step
     lr:float = 2e-3            # Adam, betas 0 and 0.99
-    r1:float = .1              # gradient penalty on real pictures
+    r1:float = .5              # gradient penalty on real pictures
     r1_every:int = 16          # steps between penalties
     average:float = .999       # decay of the generator's running average
     augment:bool = True        # differentiable augmentation

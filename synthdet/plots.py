@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARM_COLOURS', 'thumbnail', 'sheet', 'show', 'on_checks', 'outlined', 'captioned', 'learning_curves', 'score_bars',
-           'masks_against_detection']
+           'objects_compared', 'masks_against_detection']
 
 # %% ../nbs/43_plots.ipynb #afa7d08d
 import cv2
@@ -139,6 +139,23 @@ def score_bars(
             ax.plot([x]*len(y), y, 'k.', ms=4)
     ax.set(xticks=range(len(groups)), xticklabels=groups, ylabel=f'test {score.upper()}', ylim=(0, 100))
     ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, fontsize=8); ax.figure.tight_layout()
+    return ax
+
+# %% ../nbs/43_plots.ipynb #2ed7b598
+def objects_compared(
+    rows,    # data frame of `object_rows`
+    ax=None, # axes to draw on; new ones when None
+):
+    "Test AP50 with real and with drawn objects; lines join runs with the same labels."
+    ax = ax or plt.subplots(figsize=(6, 2.5), dpi=80)[1]
+    groups = [(arm, s) for arm in ('pretrain_only', 'pretrain') for s in sorted(set(rows.segmenter)) if len(rows[(rows.arm == arm) & (rows.segmenter == s)])]
+    for x, (arm, s) in enumerate(groups):
+        of = rows[(rows.arm == arm) & (rows.segmenter == s)]
+        for _, pair in of.pivot(index='fold', columns='objects', values='ap50').reindex(columns=['real', 'gan']).iterrows():
+            ax.plot([x - .15, x + .15], 100*pair, 'o-', ms=4, lw=1, color=ARM_COLOURS[arm])
+        for dx, o in ((-.15, 'real'), (.15, 'gan')): ax.annotate(o, (x + dx, 0), xycoords=('data', 'axes fraction'), xytext=(0, 3), textcoords='offset points', ha='center', fontsize=7, color='.3')
+    ax.set(xticks=range(len(groups)), xticklabels=[f"{'pretraining only' if a == 'pretrain_only' else 'and fine-tuned'}, {s}" for a, s in groups], ylabel='test AP50', xlim=(-.5, len(groups) - .5)); ax.margins(y=.25)
+    ax.tick_params(labelsize=8); ax.spines[['top', 'right']].set_visible(False); ax.figure.tight_layout()
     return ax
 
 # %% ../nbs/43_plots.ipynb #1c689661

@@ -15,6 +15,7 @@ from synthdet.compose import Recipe
 from synthdet.core import UserError
 from synthdet.cutouts import make_cutouts
 from synthdet.domains import load_domain
+from synthdet.experiment import make_arms, phase_names, run
 from synthdet.gan64 import Generator64
 from synthdet.objects import Generated
 from synthdet.segment import Gate
@@ -142,3 +143,15 @@ next(it); print('read', flush=True)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root, env={**os.environ, "PYTHONPATH": root})
     assert r.returncode == 0 and r.stdout == "read\n" and not r.stderr, r.stderr
+
+
+def test_an_arm_is_named_by_its_generator_and_runs_with_it(weights, tmp_path):
+    tiny = dict(objects="gan64", segmenter="frame", backbone="mobilenetv1_025", image_size=96, batch_size=2, steps=2, pretrain_steps=4, eval_every=2, n_real=2)
+    other = save_weights(Generator64(8, (8,)*5), tmp_path/"other.safetensors", nz=8, widths="8 8 8 8 8")
+    arms = [make_arms("pretrain", object_weights=str(w), **{**tiny, **more})[0] for w, more in ((weights, {}), (other, {}), (weights, dict(n_objects=5)), (weights, dict(recipe='{"reuse": 2}')), (weights, dict(seed=1)))]
+    assert len({phase_names(a, "data")[0][2] for a in arms}) == 5
+    row = run(arms[0], tmp_path/"runs")
+    assert (row["objects"], row["object_weights"], row["n_objects"], row["recipe"]["reuse"]) == ("gan64", "gan64.safetensors", 0, 1) and run(arms[0], tmp_path/"runs") == row
+    with pytest.raises(UserError, match="object_weights 'nowhere'"): make_arms("pretrain", object_weights="nowhere", **tiny)
+    with pytest.raises(UserError, match="psi=0.5 is for stylegan"): run(make_arms("pretrain", object_weights=str(weights), psi=.5, **tiny)[0], tmp_path/"runs")
+    assert phase_names(make_arms("scratch", **tiny)[0], "data"), "an arm that pastes nothing asks for no weights"
