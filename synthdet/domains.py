@@ -9,6 +9,7 @@ __all__ = ['DOMAINS', 'butterflies', 'Images', 'ClassImages', 'folder', 'Crops',
 # %% ../nbs/04_domains.ipynb #40e429d4
 import inspect
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -202,7 +203,6 @@ def _class_images(name, root, wanted, train):
     "The class images of a public domain: the source `wanted`, a folder, or the first source that is there."
     options = FACTS[name].objects
     for source in [wanted] if wanted else options:
-        if source == 'drawn': return Drawn(qr_code, 1000)
         if source == 'crops' and not isinstance(train, Missing): return Crops(train)
         place = Path(source) if wanted and source not in options else source in SETS and locate(source, root)
         if place: return ClassImages(files := pictures(place), [1]*len(files), place.parent)
@@ -310,6 +310,7 @@ def qrcodes(
     root,              # folder with qrcodes/, and INRIAPerson/ or VOCdevkit/
     class_images=None, # a folder; by default codes are drawn
     backgrounds=None,  # one of BACKGROUNDS or a folder; by default root/backgrounds or the first of them that is there
+    n_class_images:int=1000, # how many codes are drawn; there is no end to them
 ) -> Domain:
     "The authors' fourth domain: photographs of QR codes in Pascal VOC form, 100 of the training list for validation, drawn by seed 2020 (released code)."
     root = _root('qrcodes', root)
@@ -324,7 +325,8 @@ def qrcodes(
         cut = share(len(order), 100, 567)
         for s, names in dict(val=[lists['train'][i] for i in sorted(order[:cut])], train=[lists['train'][i] for i in sorted(order[cut:])], test=lists['test']).items():
             sets[s] = DetectionDataset([data.files[at[n]] for n in names], [data.targets[at[n]] for n in names], ('qr_code',), data.notes if s == 'train' else None)
-    return _public('qrcodes', root, sets, class_images, backgrounds)
+    d = _public('qrcodes', root, sets, class_images, backgrounds)
+    return d if class_images else replace(d, class_images=Drawn(qr_code, n_class_images))
 
 # %% ../nbs/04_domains.ipynb #74d90a5a
 DOMAINS = dict(butterflies=butterflies, folder=folder, faces=faces, birds=birds, cars=cars, wider=wider, qrcodes=qrcodes)

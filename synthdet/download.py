@@ -38,7 +38,7 @@ def _differs(path, known):
     "What is wrong with the content of a file, or ''."
     if not known: return ''
     is_ = file_hash(path, known.split(':')[0])
-    return '' if is_ == known else f'its content is not as published ({is_[:18]}..., expected {known[:18]}...)'
+    return '' if is_ == known else f'its content is not the known one ({is_[:18]}..., expected {known[:18]}...)'
 
 # %% ../nbs/05_download.ipynb #5afbaea0
 class _Failed(Exception):
@@ -66,7 +66,7 @@ def _open(url, part, timeout):
     except HTTPError as e:
         e.close()
         if e.code == 416: part.unlink(missing_ok=True)              # there is nothing after what we have: begin again
-        raise _Failed(f'HTTP {e.code} {e.reason}', final=e.code in (401, 403, 404, 410, 451)) from None
+        raise _Failed(' '.join(f'HTTP {e.code} {e.reason}'.split()), final=e.code in (401, 403, 404, 410, 451)) from None
     except (OSError, HTTPException, ValueError) as e: raise _Failed(' '.join(str(getattr(e, 'reason', e)).split()) or type(e).__name__) from None
     if r.headers.get_content_type() == 'text/html': r.close(); raise _Failed('a web page came instead of the file', final=True)
     goes_on = getattr(r, 'status', 200) == 206 and (r.headers.get('Content-Range') or '').startswith(f'bytes {start}-')

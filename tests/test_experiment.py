@@ -80,7 +80,7 @@ def test_run_refuses_before_anything_is_written(capsys, tmp_path, values, line):
     (dict(root="/nowhere"), "/nowhere: no such folder"),
     (dict(n_real=9), "a subset of 9 was asked for, and the set holds 8"),
     (dict(detector="retinanet", backbone="resnet_small"), "backbone 'resnet_small' cannot be chosen"),
-    (dict(protocol="paper"), "protocol 'paper' has recipes for faces, birds, cars, and this is 'butterflies'"),
+    (dict(protocol="paper"), "protocol 'paper' has recipes for faces, birds, cars, qrcodes, and this is 'butterflies'"),
     (dict(weights="/nowhere.pth"), "weights '/nowhere.pth': no such file; choose none, imagenet or the path of a file"),
     (dict(steps=-3), "steps=-3 should be above 0 and finite"),
 ])
@@ -99,7 +99,7 @@ def test_an_error_inside_the_notebook_is_one_line_too(capsys, root, tmp_path):
 
 def test_a_wrong_word_on_the_command_line_leaves_nothing(root, tmp_path):
     done = subprocess.run([BIN/"synthdet-run", *words(domain="brids", out="here")], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: domain 'brids' is unknown; choose from butterflies, folder\n"
+    assert done.returncode == 2 and done.stderr == "error: domain 'brids' is unknown; choose from butterflies, folder, faces, birds, cars, wider, qrcodes\n"
     assert not list(tmp_path.iterdir())
 
 

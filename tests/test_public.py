@@ -107,6 +107,11 @@ def test_cars_training_list():
     for i in (0, 999, 8143): assert rows[i].file == raw[i]['fname'][0] and rows[i].boxes.tolist() == [[int(raw[i][f'bbox_{k}'][0, 0]) for k in ('x1', 'y1', 'x2', 'y2')]]
 
 
+def test_readme_tells_the_counts():
+    text = (ROOT/'README.md').read_text()
+    for name in ('faces', 'birds', 'cars'): assert f"| {' / '.join(f'{c:,}' for c in FACTS[name].counts)} |" in next(l for l in text.splitlines() if l.startswith(f'| `{name}`')), name
+
+
 def test_every_domain_has_its_preset():
     for name, facts in FACTS.items(): assert Recipe.paper(facts.preset).objects == PAPER[facts.preset]['objects'], name
 
@@ -235,6 +240,8 @@ def test_run_experiment(drawn, tmp_path, domain):
     "Every cell of the notebook, in this process."
     values = dict(domain=domain, root=str(drawn), arms='scratch,pretrain', out=str(tmp_path), n_real=6, val_labels='budget' if domain == 'cars' else 'full', image_size=64, batch_size=2, steps=2, pretrain_steps=2, eval_every=2,
                   backbone='mobilenetv1_025', weights='none', protocol='released' if domain == 'birds' else 'paper', segmenter='alpha' if domain == 'qrcodes' else 'frame')
+    more = {'n_class_images': 24} if domain == 'qrcodes' else {}
+    values['options'] = json.dumps(more) if more else ''
     nb = json.loads((ROOT/'nbs'/'experiments'/'run_experiment.ipynb').read_text())
     shell = CaptureShell()
     for c in (c for c in nb['cells'] if c['cell_type'] == 'code'):
@@ -243,4 +250,4 @@ def test_run_experiment(drawn, tmp_path, domain):
     rows = read_jsonl(tmp_path/'results.jsonl')
     assert [r['arm'] for r in rows] == ['scratch', 'pretrain'] and all(r['domain'] == domain and 0 <= r['ap50'] <= 1 for r in rows)
     assert rows[0]['labels'] == rows[1]['labels'] and rows[0]['label_order'] == ('released' if domain == 'birds' else 'shuffled')
-    assert rows[0]['options'] == {'backgrounds': 'released' if domain == 'birds' else 'inria'} and str(drawn) not in json.dumps(rows)
+    assert rows[0]['options'] == {'backgrounds': 'released' if domain == 'birds' else 'inria', **more} and str(drawn) not in json.dumps(rows)

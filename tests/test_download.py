@@ -1,0 +1,408 @@
+"A server that misbehaves, archives that should not be trusted, disks that refuse, and the command as a user types it."
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from synthdet import cli, download as module
+from synthdet.core import UserError, shared
+from synthdet.domains import load_domain, make_fixture
+from synthdet.download import KNOWN, _version, check, download, downloads, extract, fetch, listing
+from synthdet.sources import SETS, DataSet, File
+
+BODY = bytes(i*7 % 256 for i in range(300_000))
+SHA = f'sha256:{hashlib.sha256(BODY).hexdigest()}'
+SOON = dict(pause=.01, timeout=1)
+
+
+class Shop(BaseHTTPRequestHandler):
+    "Serves `files` by name; the folder in front says how it misbehaves."
+    files, asked = {'body.bin': BODY}, []
+    tag = '"a"'
+
+    def log_message(self, *args): pass
+
+    def say(self, code, data=b'', *, length=None, **headers):
+        self.send_response(code)
+        self.send_header('Content-Length', str(len(data) if length is None else length))
+        for k, v in headers.items(): self.send_header(k.replace('_', '-'), v)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        way, name = self.path.strip('/').split('/')
+        data, asked = self.files[name], self.headers.get('Range')
+        self.asked.append((way, asked))
+        fresh = asked and self.headers.get('If-Range') == self.tag
+        start = int(asked[6:-1]) if fresh and way != 'ignores-range' else 0
+        part = dict(Content_Range=f'bytes {start}-{len(data)-1}/{len(data)}') if start else {}
+        code, rest = 206 if start else 200, data[start:]
+        if way == 'gone': self.say(404)
+        elif way == 'busy': self.say(503)
+        elif way == 'moved': self.say(302, Location=f'/fine/{name}')
+        elif way == 'circle': self.say(302, Location=f'/circle/{name}')
+        elif way == 'elsewhere': self.say(302, Location='file:///etc/passwd')
+        elif way == 'page': self.say(200, b'<html>please wait</html>', Content_Type='text/html')
+        elif way == 'wrong': self.say(200, data[::-1])
+        elif way == 'short': self.say(200, data[:1000])
+        elif way == 'cuts': self.say(code, rest[:120_000], length=len(rest), ETag=self.tag, **part)
+        elif way == 'never-more': self.say(200, data[:1000], length=len(data))
+        elif way == 'ignores-range': self.say(200, data[:120_000] if len(self.asked) == 1 else data, length=len(data), ETag=self.tag)
+        elif way == 'past-end' and asked: self.say(416)
+        elif way == 'past-end': self.say(200, data if len(self.asked) > 1 else data[:10], length=len(data), ETag=self.tag)
+        elif way == 'hangs':
+            self.send_response(200); self.send_header('Content-Length', '10'); self.end_headers()
+            self.wfile.flush(); time.sleep(2)
+        elif way == 'changes':
+            type(self).tag = f'"{len(self.asked)}"'
+            self.say(200, data[:120_000] if len(self.asked) == 1 else data, length=len(data), ETag=self.tag)
+        else: self.say(code, rest, ETag=self.tag, **part)
+
+
+@pytest.fixture
+def shop():
+    Shop.files, Shop.tag = {'body.bin': BODY}, '"a"'
+    Shop.asked.clear()
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Shop)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
+    yield lambda way, name='body.bin': f'http://127.0.0.1:{server.server_port}/{way}/{name}'
+    server.shutdown(); server.server_close()
+
+
+def refused(f, *args, **kw):
+    with pytest.raises(UserError) as e: f(*args, **kw)
+    message = str(e.value)
+    assert '\n' not in message and '; ' in message, message
+    return message
+
+
+def ways(): return [w for w, _ in Shop.asked]
+
+
+# ---- what is survived ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('links, calls', [
+    (['fine'], ['fine']),
+    (['moved'], ['moved', 'fine']),
+    (['gone', 'fine'], ['gone', 'fine']),
+    (['page', 'fine'], ['page', 'fine']),
+    (['busy', 'fine'], ['busy']*4 + ['fine']),
+    (['circle', 'fine'], None),
+    (['elsewhere', 'fine'], ['elsewhere']*4 + ['fine']),
+    (['wrong', 'fine'], ['wrong']*2 + ['fine']),
+    (['short', 'fine'], ['short']*2 + ['fine']),
+    (['never-more', 'fine'], ['never-more']*4 + ['fine']),
+    (['hangs', 'fine'], ['hangs']*4 + ['fine']),
+    (['cuts'], ['cuts']*3),
+    (['ignores-range'], ['ignores-range']*2),
+    (['changes'], ['changes']*2),
+    (['past-end'], ['past-end']*3),
+])
+def test_survived(shop, tmp_path, links, calls):
+    timeout = .2 if 'hangs' in links else 2
+    path = download([shop(w) for w in links], tmp_path/'x'/'body.bin', SHA, pause=.001, timeout=timeout)
+    assert path.read_bytes() == BODY and [p.name for p in path.parent.iterdir()] == ['body.bin'], 'whole, and nothing beside it'
+    assert calls is None or ways() == calls
+
+
+def test_goes_on_where_it_stopped(shop, tmp_path):
+    download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON)
+    assert [r for _, r in Shop.asked] == [None, 'bytes=120000-', 'bytes=240000-']
+
+
+def test_another_day(shop, tmp_path):
+    "What an earlier call left is not fetched again, and without a published hash two versions are not joined."
+    refused(download, [shop('cuts')], tmp_path/'body.bin', tries=1)
+    assert (tmp_path/'body.bin.part').stat().st_size == 120_000
+    assert download([shop('cuts')], tmp_path/'body.bin', tries=2, pause=.01).read_bytes() == BODY
+    refused(download, [shop('cuts')], tmp_path/'again.bin', tries=1)
+    Shop.files, Shop.tag = {'body.bin': BODY[::-1]}, '"b"'
+    assert download([shop('fine')], tmp_path/'again.bin').read_bytes() == BODY[::-1]
+    refused(download, [shop('cuts')], tmp_path/'third.bin', tries=1)
+    Shop.tag = '"c"'
+    Shop.files = {'body.bin': BODY}
+    assert download([shop('cuts')], tmp_path/'third.bin', tries=3, pause=.01).read_bytes() == BODY
+
+
+def test_killed_and_started_again(shop, tmp_path):
+    "SIGKILL in the middle; the next process brings the rest."
+    code = f"import os, synthdet.download as d\nd.os.fsync = lambda *a: os.kill(os.getpid(), 9)\nd.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != '.tag'] == ['body.bin.part']
+    assert download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON).read_bytes() == BODY
+    assert [r for _, r in Shop.asked] == [None, 'bytes=120000-', 'bytes=240000-']
+
+
+# ---- what is reported ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('way, words', [
+    ('gone', 'HTTP 404 Not Found'), ('busy', 'HTTP 503'), ('page', 'a web page came instead of the file'), ('wrong', 'its content is not the known one'),
+    ('short', 'its content is not the known one'), ('never-more', 'broke off after 1,000 of 300,000 bytes'), ('hangs', 'timed out'), ('circle', 'redirect'), ('elsewhere', 'not allowed')])
+def test_reported(shop, tmp_path, way, words):
+    said = refused(download, [shop(way)], tmp_path/'body.bin', SHA, tries=2, pause=.001, timeout=.3)
+    assert words in said and shop(way) in said and 'put it at' in said
+    assert not (tmp_path/'body.bin').exists()
+
+
+def test_no_server_and_no_such_address(tmp_path):
+    said = refused(download, ['http://127.0.0.1:9/x', 'nonsense'], tmp_path/'x', tries=1)
+    assert 'refused' in said and 'nonsense: unknown url type' in said
+
+
+def test_a_users_file_is_never_touched(shop, tmp_path):
+    (tmp_path/'body.bin').write_bytes(b'mine')
+    assert 'is there, but its content is not the known one' in refused(download, [shop('fine')], tmp_path/'body.bin', SHA)
+    assert (tmp_path/'body.bin').read_bytes() == b'mine' and not Shop.asked
+    assert download([shop('fine')], tmp_path/'body.bin').read_bytes() == b'mine'
+
+
+def test_full_disk(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10**9, 10**9-1000, 1000))
+    said = refused(download, [shop('fine')], tmp_path/'body.bin', SHA, **SOON)
+    assert 'has 0 MB left' in said and not (tmp_path/'body.bin').exists() and len(Shop.asked) == 1
+    monkeypatch.undo()
+    real = open
+
+    class Full(io.BytesIO):
+        def write(self, data): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(module, 'open', lambda p, mode='r', **kw: Full() if 'w' in mode or 'a' in mode else real(p, mode, **kw), raising=False)
+    assert 'No space left on device; free some space' in refused(download, [shop('fine')], tmp_path/'body.bin', SHA, **SOON)
+
+
+def test_read_only_folder(shop, tmp_path):
+    "A file where the folder should be refuses everybody, the superuser too."
+    (tmp_path/'file').write_text('x')
+    assert 'cannot write' in refused(download, [shop('fine')], tmp_path/'file'/'body.bin', SHA)
+    assert 'cannot write' in refused(extract, make_tar(tmp_path/'a.tgz', {'x': b'x'}), tmp_path/'file')
+
+
+# ---- archives --------------------------------------------------------------------------------------------------------
+
+def make_tar(path, members):
+    "A tar from name -> bytes, or (type, target)."
+    with tarfile.open(path, 'w:gz') as t:
+        for k, v in members.items():
+            m = tarfile.TarInfo(k)
+            if isinstance(v, tuple): m.type, m.linkname, v = *v, b''
+            m.size = len(v)
+            t.addfile(m, io.BytesIO(v))
+    return path
+
+
+def make_zip(path, members, *links):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+        for k, v in members.items():
+            info = zipfile.ZipInfo(k)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if k in links: info.external_attr = 0o120777 << 16
+            z.writestr(info, v)
+    return path
+
+
+BAD = {
+    'up': (dict({'ok.txt': b'x', 'a/../../out': b'x'}), 'leads out'),
+    'absolute': ({'/abs': b'x'}, 'leads out'),
+    'drive': ({'C:/x': b'x'}, 'leads out'),
+    'backslash': ({'..\\out': b'x'}, 'leads out'),
+    'link out': ({'ok.txt': b'x', 'd/l': (tarfile.SYMTYPE, '../../x')}, 'outside the folder'),
+    'link absolute': ({'l': (tarfile.SYMTYPE, '/etc/passwd')}, 'outside the folder'),
+    'hard link out': ({'l': (tarfile.LNKTYPE, '../x')}, 'leads out'),
+    'device': ({'ok.txt': b'x', 'null': (tarfile.CHRTYPE, '')}, 'neither file nor folder'),
+    'pipe': ({'p': (tarfile.FIFOTYPE, '')}, 'neither file nor folder'),
+    'nothing': ({'d': (tarfile.DIRTYPE, '')}, 'holds no file'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_tar_that_should_not_be_trusted(tmp_path, name):
+    members, words = BAD[name]
+    out = tmp_path/'in'/'out'
+    assert words in refused(extract, make_tar(tmp_path/'bad.tgz', members), out)
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['bad.tgz', 'in', 'out'], 'nothing stays behind, inside or outside'
+
+
+def test_zip_that_should_not_be_trusted(tmp_path):
+    out = tmp_path/'in'/'out'
+    for bad, words in ((make_zip(tmp_path/'up.zip', {'../x': b'x'}), 'leads out'), (make_zip(tmp_path/'link.zip', {'l': b'/etc/passwd'}, 'l'), 'outside the folder')):
+        assert words in refused(extract, bad, out)
+    assert list(out.iterdir()) == [] and [p.name for p in out.parent.iterdir()] == ['out']
+
+
+def test_bombs(tmp_path):
+    big = make_zip(tmp_path/'bomb.zip', {'a/zeros': bytes(150_000_000)})
+    assert 'far more than its size promises' in refused(extract, big, tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+    raw = bytearray(big.read_bytes())                         # a header that promises ten bytes
+    for at in (raw.find(b'PK\x01\x02') + 24, 22): raw[at:at+4] = (10).to_bytes(4, 'little')
+    (tmp_path/'liar.zip').write_bytes(raw)
+    assert refused(extract, tmp_path/'liar.zip', tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+
+
+def test_torn_archives(tmp_path):
+    good = make_tar(tmp_path/'good.tgz', {'a': os.urandom(5000), 'b': os.urandom(5000)}).read_bytes()
+    packed = make_zip(tmp_path/'good.zip', {'a': os.urandom(5000)}).read_bytes()
+    broken = bytearray(packed)
+    broken[2000] ^= 255
+    for k, data in enumerate((good[:7000], good[:40], b'', b'hello', packed[:3000], bytes(broken))):
+        (tmp_path/f'torn{k}').write_bytes(data)
+        assert 'download' in refused(extract, tmp_path/f'torn{k}', tmp_path/'out') and list((tmp_path/'out').iterdir()) == [], k
+
+
+def test_files_of_the_user_stop_an_archive_before_it_starts(tmp_path):
+    tar = make_tar(tmp_path/'a.tgz', {'s/new': b'new', 's/old': b'theirs'})
+    (tmp_path/'out'/'s').mkdir(parents=True)
+    (tmp_path/'out'/'s'/'old').write_bytes(b'mine')
+    assert 'is there already, with another content' in refused(extract, tar, tmp_path/'out')
+    assert [p.name for p in (tmp_path/'out'/'s').iterdir()] == ['old'] and (tmp_path/'out'/'s'/'old').read_bytes() == b'mine'
+
+
+# ---- a data set, end to end ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def birds(shop, tmp_path, monkeypatch):
+    "CUB as a drawn tree on the server: a tar of tables and a zip of pictures, the second without a published hash."
+    made = make_fixture('birds', tmp_path/'made')/'CUB_200_2011'
+    tar, pics = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode='w:gz') as t:
+        for p in sorted(made.glob('*.txt')): t.add(p, f'CUB_200_2011/{p.name}')
+    with zipfile.ZipFile(pics, 'w') as z:
+        for p in sorted((made/'images').rglob('*.jpg')): z.write(p, f'images/{p.relative_to(made/"images").as_posix()}')
+    Shop.files = {'tables.tgz': tar.getvalue(), 'pictures.zip': pics.getvalue()}
+    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), 1, '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}'),
+             File('pictures.zip', (shop('fine', 'pictures.zip'),), 1, 'CUB_200_2011'))
+    monkeypatch.setitem(SETS, 'cub', SETS['cub']._replace(files=files))
+    return tmp_path/'data'
+
+
+def test_fetch_then_load(birds):
+    assert '--accept' in refused(fetch, 'cub', birds) and not birds.exists() and not Shop.asked
+    assert fetch('cub', birds, accept=True, **SOON) == birds/'CUB_200_2011'
+    assert sorted(p.name for p in birds.iterdir()) == ['CUB_200_2011', 'downloads.json'], 'archives and scratch folders are gone'
+    assert {k: r['unpacked'] for k, r in downloads(birds).items()} == {'tables.tgz': True, 'pictures.zip': True}
+    assert downloads(birds)['pictures.zip']['sha256'] == f"sha256:{hashlib.sha256(Shop.files['pictures.zip']).hexdigest()}"
+    assert len(load_domain('birds', birds, split='official').train) == 10
+    n = len(Shop.asked)
+    fetch('cub', birds, **SOON)
+    assert len(Shop.asked) == n, 'what is here is not asked for again'
+
+
+def test_fetch_goes_on_after_a_failure(birds, shop, monkeypatch):
+    whole = SETS['cub']
+    monkeypatch.setitem(SETS, 'cub', whole._replace(files=(whole.files[0], whole.files[1]._replace(urls=(shop('gone', 'pictures.zip'),))), marks=('images.txt', 'images')))
+    assert 'HTTP 404' in refused(fetch, 'cub', birds, accept=True, **SOON)
+    (birds/'.unpack-old').mkdir()
+    monkeypatch.setitem(SETS, 'cub', whole._replace(marks=('images.txt', 'images')))
+    n = ways().count('cuts')
+    fetch('cub', birds, accept=True, **SOON)
+    assert ways().count('cuts') == n and not (birds/'.unpack-old').exists(), 'the tables were not fetched twice, a scratch folder is cleared'
+
+
+def test_another_file_than_the_first_time(birds):
+    fetch('cub', birds, accept=True, **SOON)
+    rows = downloads(birds)
+    rows['pictures.zip']['unpacked'] = False
+    (birds/'downloads.json').write_text(json.dumps(rows))
+    shutil.rmtree(birds/'CUB_200_2011')
+    rows['tables.tgz']['unpacked'] = False
+    (birds/'downloads.json').write_text(json.dumps(rows))
+    Shop.files['pictures.zip'] += b'more'
+    assert 'its content is not the known one' in refused(fetch, 'cub', birds, accept=True, **SOON)
+
+
+def test_another_version_and_no_archive(birds, shop, monkeypatch):
+    Shop.files['pictures.zip'] = b'Service unavailable'
+    assert 'is no archive' in refused(fetch, 'cub', birds, accept=True, **SOON)
+    assert 'pictures.zip' not in downloads(birds) and not (birds/'.downloads'/'pictures.zip').exists()
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, 'w') as z: z.writestr('CUB_200/x.txt', 'x')
+    Shop.files['other.zip'] = other.getvalue()
+    monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 1, 'free', 'x', ('new',), ('x.txt',), (File('other.zip', (shop('fine', 'other.zip'),), 1),)))
+    assert 'was unpacked, but x.txt are not in new' in refused(fetch, 'new', birds, **SOON)
+
+
+def test_state_on_disk(birds):
+    state = lambda: next(r['state'] for r in listing(birds) if r['set'] == 'cub')
+    assert state() == 'not here'
+    (birds/'.downloads').mkdir(parents=True)
+    (birds/'.downloads'/'tables.tgz.part').write_bytes(bytes(2_000_000))
+    assert state() == 'begun: 2 MB'
+    shutil.rmtree(birds)
+    fetch('cub', birds, accept=True, **SOON)
+    assert state() == f"here: {birds/'CUB_200_2011'}"
+
+
+@pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
+def test_known_versions(tmp_path):
+    "The lists with which the counts were checked are known, whatever their line ends; an edited one is not."
+    root = tmp_path/'FDDB'/'FDDB-folds'
+    shutil.copytree(shared()/'eval'/'fddb'/'FDDB-folds', root)
+    os.chmod(root, 0o755)
+    assert set(KNOWN) <= set(SETS) and _version('fddb', tmp_path) is None
+    f = root/'FDDB-fold-03-ellipseList.txt'
+    os.chmod(f, 0o644)
+    f.write_bytes(f.read_bytes().replace(b'\n', b'\r\n'))
+    assert _version('fddb', tmp_path) is None
+    f.write_bytes(f.read_bytes().replace(b'1', b'2', 1))
+    assert 'differ from the files' in _version('fddb', tmp_path)
+
+
+def test_check_counts_what_was_damaged(tmp_path):
+    root = make_fixture('faces', tmp_path)
+    rows = check('faces', root)
+    assert [(p, s) for p, s, _ in rows] == [('train', 'differs'), ('val', 'differs'), ('test', 'differs'), ('class_images', 'ok'), ('backgrounds', 'ok'), ('version', 'differs')]
+    picture = root/'FDDB'/'originalPics'/'2002'/'02'/'11'/'big'/'img_11.jpg'
+    picture.write_bytes(picture.read_bytes()[:-300])
+    assert any('img_11.jpg: cannot be read' in t for _, _, t in check('faces', root)) and not any('img_11' in t for _, _, t in check('faces', root, decode=False))
+    picture.unlink()
+    (part, state, told), = check('faces', root)
+    assert (part, state) == ('domain', 'missing') and 'no such picture' in told
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+def run(capsys, *argv):
+    code = 0
+    try: cli.data([str(a) for a in argv])
+    except SystemExit as e: code = e.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_command(birds, capsys, monkeypatch):
+    code, out, _ = run(capsys, 'list', '--root', birds)
+    assert code == 0 and len(out.splitlines()) == len(SETS) + 3 and max(map(len, out.splitlines())) < 250
+    code, out, err = run(capsys, 'fetch', 'birds', '--root', birds)
+    assert code == 2 and len(err.splitlines()) == 1 and '--accept' in err
+    code, out, err = run(capsys, 'fetch', 'birds', '--root', birds, '--accept')
+    assert code == 0 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
+    code, out, _ = run(capsys, 'check', 'birds', '--root', birds, '--options', '{"split": "official"}')
+    assert code == 1 and 'birds train         differs  10 of 10,345 images, 10 boxes' in out and 'birds backgrounds   missing' in out
+    for argv, words in ((('fetch',), 'fetch what?'), (('list', 'dogs'), "data set 'dogs' is unknown"), (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"), (('draw', 'dogs'), "fixture 'dogs' is unknown"),
+                        (('check', 'birds', '--options', '{'), 'is not JSON'), (('draw', 'birds', '--root', birds), 'is there already')):
+        code, _, err = run(capsys, *argv)
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_terms_are_asked_for(birds, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr('builtins.input', lambda text: 'n')
+    code, _, err = run(capsys, 'fetch', 'cub', '--root', birds)
+    assert code == 2 and 'terms: non-commercial research' in err and not birds.exists()
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr('builtins.input', lambda text: 'yes')
+    code, out, _ = run(capsys, 'fetch', 'cub', '--root', birds)
+    assert code == 0 and (birds/'CUB_200_2011'/'images.txt').is_file()
