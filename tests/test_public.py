@@ -107,6 +107,11 @@ def test_cars_training_list():
     for i in (0, 999, 8143): assert rows[i].file == raw[i]['fname'][0] and rows[i].boxes.tolist() == [[int(raw[i][f'bbox_{k}'][0, 0]) for k in ('x1', 'y1', 'x2', 'y2')]]
 
 
+def test_readme_tells_the_counts():
+    text = (ROOT/'README.md').read_text()
+    for name in ('faces', 'birds', 'cars'): assert f"| {' / '.join(f'{c:,}' for c in FACTS[name].counts)} |" in next(l for l in text.splitlines() if l.startswith(f'| `{name}`')), name
+
+
 def test_every_domain_has_its_preset():
     for name, facts in FACTS.items(): assert Recipe.paper(facts.preset).objects == PAPER[facts.preset]['objects'], name
 
