@@ -176,7 +176,7 @@ GENERATORS = dict( # name -> read the files, draw, objects at once, patterns of 
     stylegan2=(load_stylegan2, _stylegan2, 4, ('stylegan2*',)),
     dmgan=(load_dmgan, _dmgan, 8, ('*DMGAN*.pth', 'text_encoder*.pth', 'captions*.pickle')),
     exported=(_load_exported, _exported, 8, ('exported*',)))
-DEFAULTS = dict(butterflies='gan64', faces='stylegan', cars='stylegan', birds='dmgan') # domain -> its generator; others have gan64
+DEFAULTS = dict(butterflies='gan64', faces='stylegan', wider='stylegan', cars='stylegan', birds='dmgan') # domain -> its generator; others have gan64
 
 # %% ../nbs/14_objects.ipynb #e6f19f68
 def weight_files(
