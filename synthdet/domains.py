@@ -202,6 +202,7 @@ def pictures(
 def _class_images(name, root, wanted, train):
     "The class images of a public domain: the source `wanted`, a folder, or the first source that is there."
     options = FACTS[name].objects
+    if wanted and wanted not in options and not Path(wanted).is_dir(): raise UserError(f"class_images={str(wanted)!r} is no folder; choose one, or {' or '.join(options)}")
     for source in [wanted] if wanted else options:
         if source == 'crops' and not isinstance(train, Missing): return Crops(train)
         place = Path(source) if wanted and source not in options else source in SETS and locate(source, root)
@@ -212,6 +213,7 @@ def _class_images(name, root, wanted, train):
 # %% ../nbs/04_domains.ipynb #aa07d24b
 def _grounds(name, root, wanted):
     "The backgrounds of a public domain: by name of BACKGROUNDS, a folder, or the first that are there."
+    if wanted and wanted not in BACKGROUNDS and not Path(wanted).is_dir(): raise UserError(f"backgrounds={str(wanted)!r} is no folder; choose one, or {' or '.join(BACKGROUNDS)}")
     if wanted and wanted not in BACKGROUNDS: return Images(pictures(wanted))
     if not wanted and (root/'backgrounds').is_dir(): return Images(pictures(root/'backgrounds'))
     files = next((f for k in ([wanted] if wanted else BACKGROUNDS) if (f := BACKGROUNDS[k](name, root))), None)

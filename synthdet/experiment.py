@@ -183,6 +183,7 @@ def fingerprint(
 ) -> str:
     "A digest of a domain's images (names and sizes) and boxes."
     def of(seq):
+        if isinstance(seq, Missing): return None                   # not every arm needs every part
         files = getattr(seq, 'files', None)
         return [len(seq), [(Path(f).name, os.path.getsize(f)) for f in files] if files else None, getattr(seq, 'targets', None) if files else None]
     return digest(domain.name, domain.classes, *[of(s) for s in (domain.class_images, domain.backgrounds, domain.train, domain.val, domain.test)])

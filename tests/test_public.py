@@ -13,7 +13,7 @@ from scipy.io import loadmat, savemat
 from synthdet.boxes import ellipse_to_box
 from synthdet.core import UserError, read_jsonl, shared
 from synthdet.domains import load_domain, make_fixture, subset
-from synthdet.experiment import label_order, labels, make_arms
+from synthdet.experiment import label_order, labels, make_arms, run
 from synthdet.fixtures import TREES
 from synthdet.parts import Missing
 from synthdet.public import cub_birds, dmgan_names, paper_birds, redo_split
@@ -209,6 +209,14 @@ def test_what_is_not_there_is_said_when_it_is_needed(tree):
     assert len(d.train) == 16 and all(isinstance(p, Missing) for p in (d.test, d.class_images, d.backgrounds))
     assert 'Stanford Cars' in refused(len, d.test) and 'licence' in refused(len, d.test) and 'lsun_cars' in refused(len, d.class_images)
     assert 'INRIAPerson.tar' not in refused(len, d.backgrounds) and 'synthdet-data fetch inria' in refused(len, d.backgrounds)
+
+
+def test_scratch_needs_neither_class_images_nor_backgrounds(tree, tmp_path):
+    for p in ('lsun_cars', 'INRIAPerson', 'VOCdevkit'): shutil.rmtree(tree/p)
+    few = dict(domain='cars', root=str(tree), image_size=64, steps=2, pretrain_steps=2, eval_every=2, batch_size=2, backbone='mobilenetv1_025', n_real=4)
+    scratch, pretrain = make_arms('scratch,pretrain', **few)
+    assert run(scratch, tmp_path/'out')['n_real'] == 4
+    assert "has no backgrounds for 'cars'" in refused(run, pretrain, tmp_path/'out')
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
