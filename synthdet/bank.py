@@ -13,7 +13,7 @@ from .core import UserError
 class _Work:
     "What the threads of a bank share."
     def __init__(self, make, ahead, workers):
-        self.make, self.ahead, self.change = make, ahead, threading.Condition()
+        self.make, self.ahead, self.change, self.reading = make, ahead, threading.Condition(), threading.Lock()
         self.first = self.next = self.turn = 0 # the block wanted first; the next to be made; how often work started anew
         self.ready, self.closed, self.pid = {}, False, os.getpid()
         self.threads = [threading.Thread(target=self.work, name=f'bank {i}', daemon=True) for i in range(workers)]
@@ -34,15 +34,17 @@ class _Work:
             del made
 
     def take(self, b):
-        "(block `b`, None) or (None, what went wrong); those before it are given up."
-        with self.change:
+        "(block `b`, None) or (None, what went wrong); those before it are given up. A second reader waits until the first has its block, and a block that failed is made anew when it is asked for again."
+        with self.reading, self.change:
             if not self.first <= b < self.next: self.next, self.turn, self.ready = b, self.turn + 1, {}
             self.first = b
             self.ready = {k: v for k, v in self.ready.items() if k >= b}
             self.change.notify_all()
             self.change.wait_for(lambda: self.closed or b in self.ready)
             if self.closed: raise UserError('the bank is closed; make a new one')
-            return self.ready[b]
+            made = self.ready[b]
+            if made[1] is not None: self.next, self.turn, self.ready = b, self.turn + 1, {}
+            return made
 
     def close(self, getpid=os.getpid): # kept here: when Python ends, the name `os` may go first
         "Tell the threads to stop after the block they are at; those of another process are none of ours, nor is their lock."

@@ -39,12 +39,12 @@ class Blocks:
         step=16,    # objects are drawn in blocks of so many
     ):
         if min(most, reuse, samples) < 1: raise UserError(f'blocks: most={most}, reuse={reuse} and samples={samples} must be 1 or more')
-        self.cuts, self.counts, self.reuse, self.samples = cuts, counts, reuse, samples
+        self.cuts, self.counts, self.most, self.reuse, self.samples = cuts, counts, most, reuse, samples
         self.room = -(-4*samples*most // (reuse*step))*step
 
     def __call__(self, b):
         *first, total = accumulate((self.counts(b*self.samples + j) for j in range(self.samples)), initial=0)
-        return self.cuts.some(b*self.room, max(1, -(-total//self.reuse)), self.room), first
+        return self.cuts.some(b*self.room, max(self.most, -(-total//self.reuse)), self.room), first
 
 # %% ../nbs/23_deal.ipynb #b79b4518
 class Dealer:

@@ -98,6 +98,30 @@ def test_an_error_comes_as_it_is_and_where_it_belongs(error, threads):
         assert bank[4] == 4
 
 
+def test_two_readers_both_get_what_they_ask_for(threads):
+    with Bank(lambda b: time.sleep(.02) or b, ahead=2) as bank:
+        seen = []
+        others = [threading.Thread(target=lambda k=k: seen.extend(bank[k + j] for j in range(3))) for k in (5, 50)]
+        for t in others: t.start()
+        assert [bank[b] for b in range(4)] == [0, 1, 2, 3]
+        for t in others: t.join(10)
+        assert sorted(seen) == [5, 6, 7, 50, 51, 52]
+
+
+def test_what_failed_once_can_be_asked_for_again(threads):
+    tries = []
+
+    def make(b):
+        tries.append(b)
+        if b == 1 and tries.count(1) == 1: raise MemoryError("no room on the device")
+        return b
+
+    with Bank(make, ahead=3) as bank:
+        assert bank[0] == 0
+        with pytest.raises(MemoryError): bank[1]
+        assert [bank[b] for b in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_it_closes_early_twice_and_by_error(threads):
     started = threading.Event()
 

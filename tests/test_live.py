@@ -84,6 +84,13 @@ def test_objects_repeat_as_often_as_the_recipe_says(threads, reuse):
     assert samples.recipe.reuse == reuse and flock(reuse=2).signature() != flock(reuse=1).signature() == flock().signature()
 
 
+def test_much_reuse_does_not_fill_a_scene_with_one_object(threads):
+    samples = flock(reuse=10**6, max_overlap=1, min_visible=0, truncation=0)
+    for i in range(20):
+        origins = [o["origin"] for o in samples.provenance(i)["objects"]]
+        assert len(set(origins)) == len(origins)
+
+
 def test_memory_does_not_grow(threads):
     samples = flock()
     held = samples.cutouts.bank
@@ -107,7 +114,7 @@ def test_an_error_of_the_generator_stops_the_training_with_its_own_words(tmp_pat
         train(model, lambda start: batches(samples, 4, start=start, workers=workers), 10_000, tmp_path/"run", validate=None)
 
 
-def test_a_gate_that_turns_everything_down_is_told():
+def test_a_gate_that_turns_everything_down_is_told(threads):
     flat = lambda ks, seed: torch.stack([torch.arange(32*32).view(1, 32, 32).expand(3, -1, -1).remainder(200).byte() + k % 7 for k in ks])
     samples = Samples(make_cutouts(Generated(flat, "stripes", block=8), "frame", limits=Gate()), [butterflies.background(0, size=48)], Recipe(image_size=48))
     with pytest.raises(UserError, match="of objects 0 to .* only 0 cut-outs passed the gate .*too large"): samples[0]

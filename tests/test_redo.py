@@ -44,7 +44,8 @@ def outputs(nets):
         return [m, nets.region_generators(m, z), nets.discriminator(x), nets.z_encoder(x), *redo_losses(nets, x, z, x.flip(0)).values()]
 
 
-def same(a, b, atol=1e-6): return all(torch.allclose(x, y, atol=atol) for x, y in zip(outputs(a), outputs(b), strict=True))
+def same(a, b, atol=1e-6): # relative to the largest value: networks that were never trained give large ones
+    return all((x - y).abs().max() <= atol*max(1, x.abs().max()) for x, y in zip(outputs(a), outputs(b), strict=True))
 
 
 @pytest.mark.parametrize("name, options", [("redo_lfw_default", {}), ("redo_nfX32", dict(nfX=32))])

@@ -170,7 +170,7 @@ def test_rosinality_equals_the_definition(tmp_path, z, fused_from):
     average = G.mapping(torch.randn(30000, DIMS[0], generator=torch.Generator().manual_seed(0))).mean(0)
     assert (G.truncation.w_avg - average).norm() < .03*average.norm()
     w = G.mapping(z); pulled = G.truncation.w_avg + .7*(w - G.truncation.w_avg)
-    assert torch.allclose(G(z, psi=.7), G.synthesis(pulled), atol=1e-5)
+    assert torch.allclose(G(z, psi=.7), G.synthesis(pulled), atol=1e-4)
 
 
 def test_other_sizes_colours_and_types(tmp_path, z):
