@@ -18,7 +18,7 @@ from .core import UserError, choose, interactive, write_atomic
 from .domains import load_domain, pictures
 from .formats import read_image
 from .parts import Missing
-from .sources import FACTS, SETS, how_to_get, lacking, locate
+from .sources import FACTS, SETS, NotHere, how_to_get, lacking, locate
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -351,11 +351,11 @@ def check(
     decode=True, # decode every picture, which takes a while
     bar=None, # show progress; None: when somebody is watching
     **options, # of the domain
-) -> list:  # of (part, 'ok' or 'differs' or 'missing', what was found)
+) -> list:  # of (part, 'ok' or 'differs' or 'missing' or 'refused', what was found)
     "Hold what is on the disk against the paper: counts, versions, pictures that are not listed or cannot be read."
     facts, bar = choose('domain', domain, FACTS), interactive() if bar is None else bar
     try: d = load_domain(domain, root, **options)
-    except UserError as e: return [('domain', 'missing', str(e))]
+    except UserError as e: return [('domain', 'missing' if isinstance(e, NotHere) else 'refused', str(e))]
     rows, listed = [], set()
     for part, expected in zip(('train', 'val', 'test', 'class_images', 'backgrounds'), (*facts.counts, 0, 0)):
         data = getattr(d, part)
@@ -369,7 +369,7 @@ def check(
     return rows + _extra(listed) + [('version', 'differs', v) for v in map(lambda n: _version(n, root), facts.sets) if v]
 
 def _extra(listed):
-    "A row for pictures that lie among the listed ones and are on no list."
+    "A note of pictures that lie among the listed ones and are on no list, as most of FDDB's."
     top = os.path.commonpath(listed) if len(listed) > 1 else None
     more = sorted(set(pictures(top)) - listed) if top else []
-    return [('extra', 'differs', f"{len(more):,} pictures in {top} are on no list, the first {more[0].name}")] if more else []
+    return [('extra', 'ok', f"{len(more):,} more pictures in {top} are on no list and not used, the first {more[0].name}")] if more else []

@@ -495,7 +495,7 @@ def test_check_counts_what_was_damaged(tmp_path):
     assert any('img_11.jpg: cannot be read' in t for _, _, t in check('faces', root)) and not any('img_11' in t for _, _, t in check('faces', root, decode=False))
     picture.unlink()
     (part, state, told), = check('faces', root)
-    assert (part, state) == ('domain', 'missing') and 'no such picture' in told
+    assert (part, state) == ('domain', 'refused') and 'no such picture' in told
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -514,13 +514,45 @@ def test_command(birds, capsys, monkeypatch):
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds)
     assert code == 2 and len(err.splitlines()) == 1 and '--accept' in err
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds, '--accept')
-    assert code == 0 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
+    assert code == 1 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
     code, out, _ = run(capsys, 'check', 'birds', '--root', birds, '--options', '{"split": "official"}')
     assert code == 1 and 'birds train         differs  10 of 10,345 images, 10 boxes' in out and 'birds backgrounds   missing' in out
     for argv, words in ((('fetch',), 'fetch what?'), (('list', 'dogs'), "data set 'dogs' is unknown"), (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"), (('draw', 'dogs'), "fixture 'dogs' is unknown"),
                         (('check', 'birds', '--options', '{'), 'is not JSON'), (('draw', 'birds', '--root', birds), 'is there already, and')):
         code, _, err = run(capsys, *argv)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_fetched_when_all_is_here(birds, capsys):
+    fetch('cub', birds, accept=True, **SOON)
+    shutil.copytree(birds.parent/'made'/'birds_splits', birds/'birds_splits')
+    assert run(capsys, 'fetch', 'birds', '--root', birds)[0] == 0
+
+
+def test_list_of_a_domain(birds, capsys):
+    "What it is made of and what of it is here, class images and backgrounds too."
+    (birds/'INRIAPerson'/'Train'/'neg').mkdir(parents=True)
+    code, out, _ = run(capsys, 'list', 'birds', '--root', birds)
+    rows = {tuple(l.split()[:2]) if l[0] == 'b' else tuple(l.split()[1:3]): l for l in out.splitlines()[:8]}
+    assert code == 0 and [l.split('  ')[0] for l in out.splitlines()[1:8]] == ['boxes']*2 + ['class images']*2 + ['backgrounds']*3
+    assert 'not here' in rows['boxes', 'cub'] and 'not here' in rows['images', 'dmgan'] and f"here: {birds/'INRIAPerson'}" in rows['backgrounds', 'inria']
+
+
+def test_more_pictures_than_are_listed_do_no_harm(tmp_path):
+    "FDDB's pictures are mostly not in its folds."
+    root = make_fixture('faces', tmp_path)
+    big = root/'FDDB'/'originalPics'/'2002'/'02'/'11'/'big'
+    shutil.copy(big/'img_11.jpg', big/'img_999.jpg')
+    (state, told), = [(s, t) for p, s, t in check('faces', root, decode=False) if p == 'extra']
+    assert state == 'ok' and '1 more pictures' in told and 'img_999.jpg' in told
+
+
+def test_only_what_is_missing_is_called_missing(tmp_path):
+    root = make_fixture('birds', tmp_path/'x')
+    state = lambda where=root, **options: check('birds', where, decode=False, **options)[0][:2]
+    assert state(tmp_path/'no') == ('domain', 'missing') and state(splits='x') == state(split='x') == state(backgrounds='no folder') == ('domain', 'refused')
+    (root/'CUB_200_2011'/'images.txt').write_text('torn')
+    assert state() == ('domain', 'refused')
 
 
 def test_draw_spares_what_is_there(tmp_path, capsys, monkeypatch):
