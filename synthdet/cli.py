@@ -116,10 +116,16 @@ def _lines(rows, *keys):
     width = {k: max(len(str(r[k])) for r in rows) for k in keys}
     return '\n'.join('  '.join(f'{r[k]!s:{width[k]}}' for k in keys).rstrip() for r in rows)
 
+def _domain_sets(name, root):
+    "A row for each data set that can be a part of a domain: boxes, class images, backgrounds."
+    f, rows = FACTS[name], {r['set']: r for r in listing(root)}
+    grounds = ('inria', 'voc2007', 'voc2012')
+    return [{'set': s, 'size': '', 'state': 'needs no download'} | rows.get(s, {}) | {'part': part} for part, sets in (('boxes', f.sets), ('class images', f.objects), ('backgrounds', grounds)) for s in sets]
+
 def _tell(name, root):
     "All that is known of a data set or domain, for `list NAME`."
     facts = FACTS.get(name)
-    if facts: print(f"{name}: {facts.counts[0]:,} train / {facts.counts[1]:,} val / {facts.counts[2]:,} test images in the paper; class images: {', '.join(facts.objects)}")
+    if facts: print(_lines(_domain_sets(name, root), 'part', 'set', 'size', 'state'), f"\n{name}: {facts.counts[0]:,} train / {facts.counts[1]:,} val / {facts.counts[2]:,} test images in the paper", sep='\n')
     for s in set_names(name): print(f'{s}: {how_to_get(s)}', f'    cite: {SETS[s].cite}', sep='\n')
 
 def _data(argv):
@@ -127,27 +133,29 @@ def _data(argv):
     p = argparse.ArgumentParser('synthdet-data', description="The paper's public data sets: list them, check what is on this disk, fetch what can be fetched.")
     p.add_argument('what', choices=('list', 'check', 'fetch', 'draw'), help='list: every data set and its state here; check NAME: counts, versions, unreadable pictures; fetch NAME: download and unpack; draw NAME: a tiny drawn tree in the same layout, to try things out')
     p.add_argument('names', nargs='*', metavar='NAME', help=f"a domain ({', '.join(FACTS)}) or, to list or fetch, a data set")
-    p.add_argument('--root', default='data', help='folder in which the data sets lie, each as it was unpacked (default: %(default)s)')
+    p.add_argument('--root', help='folder in which the data sets lie, each as it was unpacked (default: data; to draw: drawn)')
     p.add_argument('--accept', action='store_true', help='fetch: the terms of the data sets were read and are accepted')
     p.add_argument('--quick', action='store_true', help='check: do not decode every picture')
     p.add_argument('--options', default='', help='''check: JSON of options of the domain, like '{"split": "official"}' ''')
     a = p.parse_args(argv)
+    a.root = a.root or ('drawn' if a.what == 'draw' else 'data')
     if a.what == 'list' and not a.names: return print(_lines(listing(a.root), 'set', 'for', 'size', 'state', 'licence'), f"\nsynthdet-data list NAME tells where to get one; fetch NAME --root {a.root} gets it where a link works", sep='\n')
     if not a.names: raise UserError(f"{a.what} what? choose from {', '.join(FACTS)}" + (f", {', '.join(SETS)}" if a.what == 'fetch' else ''))
-    for name in a.names: _DATA[a.what](name, a)
+    if not all([_DATA[a.what](name, a) is not False for name in a.names]): sys.exit(1)
 
 def _check(name, a):
-    "`synthdet-data check`: a line per finding; exit code 1 when something is missing or differs."
+    "`synthdet-data check`: a line per finding; False when something is missing or differs."
     rows = check(name, a.root, decode=not a.quick, **_changes('options', a.options, '{"split": "official"}'))
     for part, state, told in rows: print(f'{name} {part:13} {state:8} {told}')
-    if any(s != 'ok' for _, s, _ in rows): sys.exit(1)
+    return all(s == 'ok' for _, s, _ in rows)
 
 def _fetch(name, a):
-    "`synthdet-data fetch`: each data set that a name stands for; those without a link are explained."
+    "`synthdet-data fetch`: each data set that a name stands for; those without a link are explained. False when one is still missing."
     for s in set_names(name):
         if SETS[s].files: print(f'{s}: {fetch(s, a.root, accept=a.accept or _accepted(s, a.root))}', flush=True)
         elif here := locate(s, a.root): print(f'{s}: {here}')
         else: print(f'{s}: cannot be fetched by a command; {how_to_get(s)}')
+    return all(locate(s, a.root) for s in set_names(name))
 
 def _accepted(name, root):
     "Ask whether the terms of a data set are accepted, where somebody can answer."

@@ -24,7 +24,7 @@ from .formats import IMAGE_SUFFIXES, DetectionDataset, image_files, image_size, 
 from .parts import ClassImage, Domain, Drawn, Missing, qr_code, subset
 from synthdet.public import (BACKGROUNDS, as_target, bird_split, cars_boxes, cub_birds, fddb_faces, retinaface_faces, share, voc_names,
     wider_faces)
-from .sources import FACTS, SETS, how_to_get, locate
+from .sources import FACTS, NotHere, SETS, how_to_get, locate
 
 # %% ../nbs/04_domains.ipynb #67a25f93
 _FREE = 1 + max(seed for seed, _ in SPLITS.values())
@@ -225,14 +225,14 @@ def _grounds(name, root, wanted):
 def _public(name, root, sets, class_images, backgrounds):
     "A domain of public data; raises `UserError` when nothing of it is there."
     facts, own = FACTS[name], Path(root)/name
-    if all(isinstance(s, Missing) for s in sets.values()) and not class_images and not any(o in SETS and locate(o, root) for o in facts.objects): raise UserError(next(iter(sets.values())).message)
+    if all(isinstance(s, Missing) for s in sets.values()) and not class_images and not any(o in SETS and locate(o, root) for o in facts.objects): raise NotHere(next(iter(sets.values())).message)
     return Domain(name, facts.classes, _class_images(name, Path(root), class_images, sets['train']), _grounds(name, Path(root), backgrounds), **sets,
         licence=SETS[facts.sets[0]].licence, source=str(own if own.is_dir() else root), citation=SETS[facts.sets[0]].cite, counts=facts.counts, preset=facts.preset)
 
 def _root(name, root):
     "The folder of public data; raises `UserError` when there is none."
     if root and Path(root).is_dir(): return Path(root)
-    raise UserError(f"{root or 'root'}: no such folder; domain {name!r} reads public data sets from a folder: {'. '.join(how_to_get(s) for s in FACTS[name].sets)}")
+    raise NotHere(f"{root or 'root'}: no such folder; domain {name!r} reads public data sets from a folder: {'. '.join(how_to_get(s) for s in FACTS[name].sets)}")
 
 def _not_here(name, root):
     "The three parts of a data set that is not there."

@@ -6,7 +6,7 @@
 __all__ = ['KNOWN', 'file_hash', 'download', 'extract', 'downloads', 'set_names', 'fetch', 'listing', 'check']
 
 # %% ../nbs/05_download.ipynb #653c7ecd
-import hashlib, json, os, shutil, stat, tarfile, tempfile, time, zipfile, zlib
+import hashlib, json, os, shutil, stat, tarfile, tempfile, time, warnings, zipfile, zlib
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from lzma import LZMAError
@@ -18,7 +18,9 @@ from .core import UserError, choose, interactive, write_atomic
 from .domains import load_domain, pictures
 from .formats import read_image
 from .parts import Missing
-from .sources import FACTS, SETS, how_to_get, locate
+from .sources import FACTS, SETS, NotHere, how_to_get, lacking, locate
+try: import fcntl
+except ImportError: fcntl = None # Windows has no such lock
 
 # %% ../nbs/05_download.ipynb #d9701d71
 def file_hash(
@@ -57,7 +59,7 @@ def _room(folder, n, what):
     if n > free: raise UserError(f"{folder}: has {free/1e6:,.0f} MB left, {what} needs {n/1e6:,.0f} MB; free some space or choose another folder")
 
 def _open(url, part, timeout):
-    "(response, byte it starts at) of a link, going on with what is there."
+    "(response, byte it starts at) of a link, going on with what is there; no response when that is all."
     note = part.with_suffix('.tag')
     start = part.stat().st_size if part.exists() else 0
     tag = note.read_text() if note.exists() else ''
@@ -65,17 +67,21 @@ def _open(url, part, timeout):
     try: r = urlopen(Request(url, headers=headers), timeout=timeout)
     except HTTPError as e:
         e.close()
+        if e.code == 416 and e.headers.get('Content-Range') == f'bytes */{start}': return None, start
         if e.code == 416: part.unlink(missing_ok=True)              # there is nothing after what we have: begin again
         raise _Failed(' '.join(f'HTTP {e.code} {e.reason}'.split()), final=e.code in (401, 403, 404, 410, 451)) from None
     except (OSError, HTTPException, ValueError) as e: raise _Failed(' '.join(str(getattr(e, 'reason', e)).split()) or type(e).__name__) from None
     if r.headers.get_content_type() == 'text/html': r.close(); raise _Failed('a web page came instead of the file', final=True)
     goes_on = getattr(r, 'status', 200) == 206 and (r.headers.get('Content-Range') or '').startswith(f'bytes {start}-')
-    with _disk(note): note.write_text(f"{url}\n{r.headers.get('ETag') or ''}")
+    with _disk(note):
+        if not goes_on: part.write_bytes(b'')                       # first, so that no tag ever stands beside bytes of another version
+        note.write_text(f"{url}\n{r.headers.get('ETag') or r.headers.get('Last-Modified') or ''}")
     return r, start if goes_on else 0
 
 def _receive(url, part, timeout, bar):
     "Bring one link into `part`; raises `_Failed` when it breaks off."
     r, start = _open(url, part, timeout)
+    if not r: return
     with r:
         length = r.headers.get('Content-Length')
         total = start + int(length) if length and length.isdecimal() else None
@@ -131,6 +137,7 @@ def _inside(name, archive):
     "A name of a member as a relative path; raises `UserError` for one that leads out."
     p = PurePosixPath(name.replace('\\', '/'))
     if p.is_absolute() or '..' in p.parts or (p.parts and ':' in p.parts[0]) or '\0' in name: raise UserError(f"{archive}: holds {name!r}, which leads out of the folder; it was not unpacked, so get the archive from a source you trust")
+    if any(len(os.fsencode(k)) > 255 for k in p.parts): raise UserError(f"{archive}: holds a name of {len(name)} characters, {name[:40]!r}..., which no disk takes; it was not unpacked, so get the archive again")
     return Path(*p.parts)
 
 def _link(name, to, archive):
@@ -139,39 +146,46 @@ def _link(name, to, archive):
     if os.path.isabs(to) or spot.split(os.sep)[0] == '..': raise UserError(f"{archive}: holds the link {name!r} to {to!r}, outside the folder; it was not unpacked, so get the archive from a source you trust")
 
 def _tar_members(archive, tar):
-    "(path, size, function that opens it) of the plain files of a tar."
+    "(path, function that opens it) of the files of a tar, and (path, None) of its symbolic links; raises `EOFError` when the archive has no end."
     for m in tar:
         path = _inside(m.name, archive)
-        if m.issym(): _link(m.name, m.linkname, archive)
-        elif m.islnk(): _inside(m.linkname, archive)
-        elif m.isfile(): yield path, m.size, lambda m=m: tar.extractfile(m)
+        if m.issym(): _link(m.name, m.linkname, archive); yield path, None
+        elif m.islnk(): _inside(m.linkname, archive); yield path, lambda m=m: tar.extractfile(m)  # of the file it stands for
+        elif m.isfile(): yield path, lambda m=m: tar.extractfile(m)
         elif not m.isdir(): raise UserError(f"{archive}: holds {m.name!r}, which is neither file nor folder; it was not unpacked, so get the archive from a source you trust")
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(512) != bytes(512): raise EOFError(f'damaged after {len(tar.getmembers())} members')
+    while tar.fileobj.read(1 << 20): pass                            # to the checksum at the end of gz, bz2 and xz
 
 def _zip_members(archive, z):
     "The same of a zip."
     for m in z.infolist():
         path = _inside(m.filename, archive)
-        if stat.S_ISLNK(m.external_attr >> 16): _link(m.filename, z.read(m).decode(errors='replace'), archive)
-        elif not m.is_dir(): yield path, m.file_size, lambda m=m: z.open(m)
+        if stat.S_ISLNK(m.external_attr >> 16): _link(m.filename, z.read(m).decode(errors='replace'), archive); yield path, None
+        elif not m.is_dir(): yield path, lambda m=m: z.open(m)
+
+class _Torn(UserError):
+    "An archive is damaged."
 
 @contextmanager
 def _members(archive):
-    "The plain files of an archive; what is wrong with it as a `UserError`."
+    "The files of an archive; what is wrong with it as a `UserError`."
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z: yield _zip_members(archive, z)
         else:
             with tarfile.open(archive) as t: yield _tar_members(archive, t)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError) as e:
-        raise UserError(f"{archive}: cannot be unpacked ({' '.join(str(e).split()) or type(e).__name__}); it is torn, encrypted or no archive, so download it again") from None
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, KeyError, zlib.error, LZMAError, RuntimeError, NotImplementedError) as e:
+        raise _Torn(f"{archive}: cannot be unpacked ({' '.join(str(e).split()) or type(e).__name__}); it is torn, encrypted or no archive, so download it again") from None
 
 # %% ../nbs/05_download.ipynb #2b2cfe2d
 def _unpack(archive, folder, limit):
-    "Write the files of an archive below `folder`, counting bytes."
-    left = limit
+    "Write the files of an archive below `folder`, counting bytes; how many symbolic links were left out."
+    left, links = limit, 0
     with _members(archive) as members:
-        for path, size, opened in members:
-            target = folder/path
+        for path, opened in members:
+            target, links = folder/path, links + (opened is None)
+            if opened is None: continue
             with _disk(target): target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists(): raise UserError(f"{archive}: holds {str(path)!r} twice; it was not unpacked, so get the archive again")
             with opened() as source:
@@ -181,6 +195,12 @@ def _unpack(archive, folder, limit):
                         left -= len(data)
                         if left < 0: raise UserError(f"{archive}: unpacks to more than {limit/1e6:,.0f} MB, far more than its size promises; nothing was kept, so get the archive from a source you trust")
                         with _disk(target): out.write(data)
+    return links
+
+def _in_the_way(new, goal, folder):
+    "What stands where a file is to go, or in the place of a folder above it; None when nothing does."
+    above = next((folder/p for p in goal.relative_to(folder).parents if os.path.lexists(folder/p) and not (folder/p).is_dir()), None)
+    return above or (goal if os.path.lexists(goal) and not (goal.is_file() and _same(new, goal)) else None)
 
 def _same(a, b):
     "Have two files the same bytes?"
@@ -192,19 +212,21 @@ def extract(
     *,
     ratio=60,# an archive may unpack to this many times its size, and to 100 MB in any case
 ) -> list:   # of the files
-    "Unpack an archive all or nothing; raises `UserError` for one that is damaged or holds what leads out of the folder, and for files it would overwrite."
+    "Unpack an archive all or nothing, hard links as copies, symbolic links left out with a warning; raises `UserError` for one that is damaged or holds what leads out of the folder, and for files it would overwrite."
     archive, folder = Path(archive), Path(folder)
+    if not archive.is_file(): raise UserError(f"{archive}: no such file; expected a tar or zip, so check the path")
     with _disk(folder): folder.mkdir(parents=True, exist_ok=True)
     _room(folder, archive.stat().st_size, archive.name)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.unpack-') as made:
-        _unpack(archive, Path(made), max(int(1e8), ratio*archive.stat().st_size))
+        links = _unpack(archive, Path(made), max(int(1e8), ratio*archive.stat().st_size))
         files = sorted(p for p in Path(made).rglob('*') if p.is_file())
         if not files: raise UserError(f"{archive}: holds no file; download it again")
         goals = [folder/p.relative_to(made) for p in files]
-        yours = next((g for p, g in zip(files, goals) if os.path.lexists(g) and not (g.is_file() and _same(p, g))), None)
+        yours = next((y for p, g in zip(files, goals) if (y := _in_the_way(p, g, folder))), None)
         if yours: raise UserError(f"{yours}: is there already, with another content than in {archive.name}; nothing was unpacked, so move it away or choose another folder")
         for p, g in zip(files, goals):
             with _disk(g): g.parent.mkdir(parents=True, exist_ok=True); os.replace(p, g)
+    if links: warnings.warn(f"{archive.name}: left out {links:,} symbolic links", stacklevel=2)
     return goals
 
 # %% ../nbs/05_download.ipynb #01b77281
@@ -218,6 +240,12 @@ def downloads(
     except ValueError: rows = None
     if not isinstance(rows, dict) or not all(isinstance(r, dict) for r in rows.values()): raise UserError(f"{_record(root)}: is damaged; delete it, and files are recorded anew")
     return rows
+
+def _put(path, folder):
+    "Unpack an archive into a folder, or move there what is none."
+    if path.name.endswith(('.zip', '.tar', '.tgz', '.gz')): return extract(path, folder)
+    if (folder/path.name).exists(): raise UserError(f"{folder/path.name}: is there already; move it away to get it anew")
+    with _disk(folder): folder.mkdir(parents=True, exist_ok=True); os.replace(path, folder/path.name)
 
 def set_names(
     name, # one of SETS, or a domain
@@ -233,32 +261,51 @@ def fetch(
 ) -> Path:         # folder of the data set
     "Download and unpack a data set, or find it; raises `UserError` where there is no link, where the licence was not accepted, and for what goes wrong."
     s, root = choose('data set', name, SETS), Path(root)
-    if here := locate(name, root): return here
+    if (here := locate(name, root)) and not _to_fetch(name, root): return here
     if not s.files: raise UserError(f"{name} cannot be downloaded by a command; {how_to_get(name)}")
     if s.ask and not accept: raise UserError(f"{s.title} has terms: {s.licence} ({s.home}); read them there, then say so with --accept")
     with _disk(root): root.mkdir(parents=True, exist_ok=True)
-    for stale in [*root.glob('.unpack-*'), *root.glob('*/.unpack-*')]: shutil.rmtree(stale, ignore_errors=True)   # of a run that was killed
-    for f in s.files: _fetch_file(f, root, options)
-    if not (here := locate(name, root)): raise UserError(f"{root}: {s.title} was unpacked, but {' and '.join(s.marks)} are not in {s.places[0]}; it may be another version, so look at what came and move it there")
-    return here
+    with _alone(root):
+        for stale in [*root.glob('.unpack-*'), *root.glob('*/.unpack-*')]: shutil.rmtree(stale, ignore_errors=True)   # of a run that was killed
+        for f in _to_fetch(name, root): _fetch_file(name, f, root, options)
+    if lost := [m for f in lacking(name, root) for m in f.marks or s.marks]: raise UserError(f"{root}: {s.title} was unpacked, but {' and '.join(lost)} are not in {s.places[0]}; it may be another version, so look at what came and move it there")
+    return locate(name, root)
 
-def _fetch_file(f, root, options):
-    "One file of a data set: downloaded, compared with the record, unpacked, deleted."
+@contextmanager
+def _alone(root):
+    "Hold the folder against a second download into it; raises `UserError` while another process does."
+    with _disk(root): f = open(root/'.downloads.lock', 'a')
+    with f:
+        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: raise UserError(f"{root}: another download into this folder is under way; wait until it is done, then try again") from None
+        yield
+
+def _note(root, name, row):
+    "Change what is recorded of a file, or forget it (None), with what others recorded meanwhile."
     rows = downloads(root)
-    if rows.get(f.name, {}).get('unpacked'): return
-    known = f.hash or rows.get(f.name, {}).get('sha256', '')
+    if row is None: rows.pop(name, None)
+    else: rows[name] = rows.get(name, {}) | row
+    write_atomic(_record(root), json.dumps(rows, indent=1))
+
+def _begun(f, root):
+    "Was a file begun here by a command that did not come to its end?"
+    return not downloads(root).get(f.name, {}).get('unpacked', True) or any((Path(root)/'.downloads'/n).exists() for n in (f.name, f'{f.name}.part'))
+
+def _to_fetch(name, root):
+    "The files of a data set that are not here, or not wholly."
+    lost = lacking(name, root)
+    return [f for f in SETS[name].files if f in lost or _begun(f, root)]
+
+def _fetch_file(name, f, root, options):
+    "One file of a data set: downloaded, compared with the record, unpacked, deleted."
+    known = f.hash or downloads(root).get(f.name, {}).get('sha256', '')
     path = download(f.urls, root/'.downloads'/f.name, known, **options)
-    rows[f.name] = dict(urls=list(f.urls), sha256=file_hash(path), bytes=path.stat().st_size, unpacked=False)
-    write_atomic(_record(root), json.dumps(rows, indent=1))
-    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path): extract(path, root/f.into)
-    elif f.name.endswith(('.zip', '.tar', '.tgz', '.gz')):
-        del rows[f.name]; write_atomic(_record(root), json.dumps(rows, indent=1)); path.unlink()
-        raise UserError(f"{f.name}: what came from {f.urls[0]} is no archive; try again later, or {'see' if f.urls else ''} get it by hand")
-    else:
-        if (root/f.into/f.name).exists(): raise UserError(f"{root/f.into/f.name}: is there already; move it away to get it anew")
-        (root/f.into).mkdir(parents=True, exist_ok=True); os.replace(path, root/f.into/f.name)
-    rows[f.name]['unpacked'] = True
-    write_atomic(_record(root), json.dumps(rows, indent=1))
+    _note(root, f.name, dict(urls=list(f.urls), sha256=file_hash(path), bytes=path.stat().st_size, unpacked=False))
+    try: _put(path, root/f.into)
+    except _Torn:
+        _note(root, f.name, None); path.unlink()
+        raise UserError(f"{f.name}: what came from {f.urls[0]} is damaged or no archive; try again later, or get it by hand: {how_to_get(name)}") from None
+    _note(root, f.name, dict(unpacked=True))
     path.unlink(missing_ok=True)
     with suppress(OSError): path.parent.rmdir()
 
@@ -274,8 +321,9 @@ def listing(
     rows = []
     for name, s in SETS.items():
         here = locate(name, root)
-        begun = [p for f in s.files if (p := Path(root)/'.downloads'/f'{f.name}.part').exists()]
-        state = f'here: {here}' if here else f'begun: {sum(p.stat().st_size for p in begun)/1e6:,.0f} MB' if begun else 'not here' if s.files else 'not here, by hand'
+        begun = [p for f in s.files for n in (f.name, f'{f.name}.part') if (p := Path(root)/'.downloads'/n).exists()]
+        lost = here and ', '.join(f.name for f in _to_fetch(name, root))
+        state = f'begun: {sum(p.stat().st_size for p in begun)/1e6:,.0f} MB' if begun else f'in part: {here} lacks {lost}' if lost else f'here: {here}' if here else 'not here' if s.files else 'not here, by hand'
         rows.append({'set': name, 'for': ', '.join(use.get(name, ['backgrounds'])), 'size': f'{s.mb:,} MB' if s.mb else '', 'licence': s.licence, 'state': state})
     return rows
 
@@ -303,11 +351,11 @@ def check(
     decode=True, # decode every picture, which takes a while
     bar=None, # show progress; None: when somebody is watching
     **options, # of the domain
-) -> list:  # of (part, 'ok' or 'differs' or 'missing', what was found)
+) -> list:  # of (part, 'ok' or 'differs' or 'missing' or 'refused', what was found)
     "Hold what is on the disk against the paper: counts, versions, pictures that are not listed or cannot be read."
     facts, bar = choose('domain', domain, FACTS), interactive() if bar is None else bar
     try: d = load_domain(domain, root, **options)
-    except UserError as e: return [('domain', 'missing', str(e))]
+    except UserError as e: return [('domain', 'missing' if isinstance(e, NotHere) else 'refused', str(e))]
     rows, listed = [], set()
     for part, expected in zip(('train', 'val', 'test', 'class_images', 'backgrounds'), (*facts.counts, 0, 0)):
         data = getattr(d, part)
@@ -321,7 +369,7 @@ def check(
     return rows + _extra(listed) + [('version', 'differs', v) for v in map(lambda n: _version(n, root), facts.sets) if v]
 
 def _extra(listed):
-    "A row for pictures that lie among the listed ones and are on no list."
+    "A note of pictures that lie among the listed ones and are on no list, as most of FDDB's."
     top = os.path.commonpath(listed) if len(listed) > 1 else None
     more = sorted(set(pictures(top)) - listed) if top else []
-    return [('extra', 'differs', f"{len(more):,} pictures in {top} are on no list, the first {more[0].name}")] if more else []
+    return [('extra', 'ok', f"{len(more):,} more pictures in {top} are on no list and not used, the first {more[0].name}")] if more else []

@@ -177,10 +177,10 @@ def make_fixture(
     folder, # where; several domains may share it
     n=3,    # how large: about 10n pictures with boxes
 ) -> Path:
-    "Write a tiny drawn tree in the layout of a domain's public data sets; raises `UserError` for an unknown domain and for a folder that is a data set already."
+    "Write a tiny drawn tree in the layout of a domain's public data sets; raises `UserError` for an unknown domain and for a folder that holds anything but drawn trees."
     folder, make = Path(folder), choose('fixture', domain, TREES)
-    real = next((p for p in ('FDDB', 'CUB_200_2011', 'stanford_cars', 'widerface', 'qrcodes') if (folder/p).exists() and not (folder/'DRAWN.txt').exists()), None)
-    if real: raise UserError(f"{folder/real}: is there already; a fixture writes drawn pictures into such a folder, so choose an empty one")
+    yours = next(folder.iterdir(), None) if folder.is_dir() and not (folder/'DRAWN.txt').is_file() else None
+    if yours: raise UserError(f"{yours}: is there already, and {folder} is no drawn tree (it has no DRAWN.txt); drawn pictures would go in among yours, so choose an empty folder")
     write_atomic(folder/'DRAWN.txt', 'Drawn by synthdet.domains.make_fixture. Nothing here is a photograph.\n')
     make(folder, n); _class_images(folder, domain, n); _grounds(folder, n)
     return folder

@@ -16,7 +16,7 @@ import torch
 from scipy.io import loadmat
 from .boxes import ellipse_to_box
 from .core import UserError, choose
-from .sources import FACTS, how_to_get, locate
+from .sources import FACTS, NotHere, how_to_get, locate
 
 # %% ../nbs/03_public.ipynb #8060ddd5
 class Listed(NamedTuple):
@@ -66,6 +66,7 @@ def _blocks(path, columns, what, *, zero_row=False):
         out.append((_name(name, where), np.array(values).reshape(-1, columns), where))
         k += 2 + int(count)
         if zero_row and not count and k < len(lines) and len(lines[k][1].split()) == columns: k += 1
+    if not out: raise UserError(f"{path}: is empty; expected names of pictures with their faces, so get the file again")
     _once([name for name, _, _ in out], path)
     return out
 
@@ -115,6 +116,7 @@ def retinaface_faces(
         if text[0] == '#': pictures.append((_name(text[1:].strip(), where), [], where)); continue
         if not pictures: raise UserError(f"{where}: {text[:60]!r}; expected `# name of a picture` first, so get the file again")
         pictures[-1][1].append(_numbers(text, 20, where, 'x y w h, five landmarks x y flag, a score'))
+    if not pictures: raise UserError(f"{path}: is empty; expected `# name of a picture` and its faces, so get the file again")
     _once([p[0] for p in pictures], path)
     return [_wider(name, np.array(r).reshape(-1, 20), where, i) for i, (name, r, where) in enumerate(pictures)]
 
@@ -243,8 +245,8 @@ def bird_split(
         return {i: 2 for i in names} | {int(i): 0 for i in train} | {int(i): 1 for i in val}
     place = locate('bird_splits', root)
     redo = redo or (place and place/'redo_split.txt')
-    dmgan = dmgan or (place and next(place.glob('dmgan_test_filenames.*')))
-    if not (redo and dmgan): raise UserError(f"{root}: has no lists of the paper's birds split; {how_to_get('bird_splits')}; give their paths as redo= and dmgan=, or choose split='official'")
+    dmgan = dmgan or (place and next(f for s in ('txt', 'pickle') if (f := place/f'dmgan_test_filenames.{s}').exists()))
+    if not (redo and dmgan): raise NotHere(f"{root}: has no lists of the paper's birds split; {how_to_get('bird_splits')}; give their paths as redo= and dmgan=, or choose split='official'")
     return paper_birds(names, redo_split(redo), dmgan_names(dmgan))
 
 # %% ../nbs/03_public.ipynb #98585137

@@ -60,6 +60,8 @@ class Shop(BaseHTTPRequestHandler):
         elif way == 'cuts': self.say(code, rest[:120_000], length=len(rest), ETag=self.tag, **part)
         elif way == 'never-more': self.say(200, data[:1000], length=len(data))
         elif way == 'ignores-range': self.say(200, data[:120_000] if len(self.asked) == 1 else data, length=len(data), ETag=self.tag)
+        elif way == 'dated': self.say(code, rest[:120_000], length=len(rest), Last_Modified=self.tag, **part)
+        elif way == 'nothing-more' and start == len(data): self.say(416, Content_Range=f'bytes */{len(data)}')
         elif way == 'past-end' and asked: self.say(416)
         elif way == 'past-end': self.say(200, data if len(self.asked) > 1 else data[:10], length=len(data), ETag=self.tag)
         elif way == 'hangs':
@@ -144,6 +146,33 @@ def test_killed_and_started_again(shop, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.suffix != '.tag'] == ['body.bin.part']
     assert download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON).read_bytes() == BODY
     assert [r for _, r in Shop.asked] == [None, 'bytes=120000-', 'bytes=240000-']
+
+
+def test_a_tag_never_stands_beside_other_bytes(shop, tmp_path, monkeypatch):
+    "Another version begins to come, and the disk is full: what is left is not taken for the beginning of the new one."
+    refused(download, [shop('cuts')], tmp_path/'body.bin', tries=1)
+    Shop.files, Shop.tag = {'body.bin': BODY[::-1]}, '"b"'
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10**9, 10**9-1000, 1000))
+    refused(download, [shop('fine')], tmp_path/'body.bin', tries=1)
+    monkeypatch.undo()
+    assert download([shop('fine')], tmp_path/'body.bin').read_bytes() == BODY[::-1]
+
+
+def test_goes_on_by_date(shop, tmp_path):
+    "A server without tags says when a file was changed."
+    Shop.tag = 'Fri, 01 May 2020 10:00:00 GMT'
+    download([shop('dated')], tmp_path/'body.bin', SHA, **SOON)
+    assert [r for _, r in Shop.asked] == [None, 'bytes=120000-', 'bytes=240000-']
+
+
+def test_the_part_is_the_whole(shop, tmp_path):
+    "Stopped between the last byte and the renaming."
+    (tmp_path/'body.bin.part').write_bytes(BODY)
+    (tmp_path/'body.bin.tag').write_text(f"{shop('nothing-more')}\n{Shop.tag}")
+    assert download([shop('nothing-more')], tmp_path/'body.bin', SHA, tries=1).read_bytes() == BODY and len(Shop.asked) == 1
+    (tmp_path/'other.bin.part').write_bytes(BODY[::-1])
+    (tmp_path/'other.bin.tag').write_text(f"{shop('nothing-more')}\n{Shop.tag}")
+    assert 'not the known one' in refused(download, [shop('nothing-more')], tmp_path/'other.bin', SHA, tries=1)
 
 
 # ---- what is reported ------------------------------------------------------------------------------------------------
@@ -268,6 +297,50 @@ def test_files_of_the_user_stop_an_archive_before_it_starts(tmp_path):
     assert [p.name for p in (tmp_path/'out'/'s').iterdir()] == ['old'] and (tmp_path/'out'/'s'/'old').read_bytes() == b'mine'
 
 
+def tar_bytes(members, mode='w'):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as t:
+        for k, v in members.items():
+            m = tarfile.TarInfo(k)
+            m.size = len(v)
+            t.addfile(m, io.BytesIO(v))
+    return bytearray(out.getvalue())
+
+
+@pytest.mark.parametrize('kind', ['header', 'cut', 'bz2', 'crc', 'xz'])
+def test_damage_that_looks_like_the_end(tmp_path, kind):
+    members = {k: os.urandom(5000 if kind in ('header', 'cut') else 700_000) for k in 'abc'}
+    data = tar_bytes(members, {'bz2': 'w:bz2', 'crc': 'w:gz', 'xz': 'w:xz'}.get(kind, 'w'))
+    if kind == 'header': data[5632 + 3] ^= 255               # the header of b
+    if kind == 'cut': data = data[:2*5632]
+    if kind in ('bz2', 'xz'): data[len(data)*2//3] ^= 255
+    if kind == 'crc': data[-6] ^= 255
+    (tmp_path/'bad.tar').write_bytes(data)
+    assert 'cannot be unpacked' in refused(extract, tmp_path/'bad.tar', tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    "Nothing is moved, and the message names it."
+    tar = make_tar(tmp_path/'a.tgz', {'a': b'a', 'b/c/d': b'c'})
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'b').write_bytes(b'mine')
+    assert refused(extract, tar, tmp_path/'out').startswith(f"{tmp_path/'out'/'b'}: is there already")
+    assert [p.name for p in (tmp_path/'out').iterdir()] == ['b'] and (tmp_path/'out'/'b').read_bytes() == b'mine'
+
+
+def test_no_archive_and_a_name_no_disk_takes(tmp_path):
+    assert 'no such file' in refused(extract, tmp_path/'none.tgz', tmp_path/'out')
+    for k in ('x'*300, f"{'x'*300}/a"): assert 'holds a name of 30' in refused(extract, make_tar(tmp_path/'long.tgz', {k: b'x'}), tmp_path/'out')
+
+
+def test_links_inside(tmp_path):
+    "A hard link is its file once more; a symbolic link is left out, and counted."
+    tar = make_tar(tmp_path/'a.tgz', {'d/a': b'bytes', 'd/hard': (tarfile.LNKTYPE, 'd/a'), 'd/soft': (tarfile.SYMTYPE, 'a'), 'e/after': b'more'})
+    with pytest.warns(UserWarning, match='a.tgz: left out 1 symbolic links'): files = extract(tar, tmp_path/'out')
+    assert [p.relative_to(tmp_path/'out').as_posix() for p in files] == ['d/a', 'd/hard', 'e/after'] and files[1].read_bytes() == b'bytes' and files[2].read_bytes() == b'more'
+    assert 'cannot be unpacked' in refused(extract, make_tar(tmp_path/'b.tgz', {'a': b'x', 'hard': (tarfile.LNKTYPE, 'none')}), tmp_path/'b')
+
+
 # ---- a data set, end to end ------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -280,8 +353,8 @@ def birds(shop, tmp_path, monkeypatch):
     with zipfile.ZipFile(pics, 'w') as z:
         for p in sorted((made/'images').rglob('*.jpg')): z.write(p, f'images/{p.relative_to(made/"images").as_posix()}')
     Shop.files = {'tables.tgz': tar.getvalue(), 'pictures.zip': pics.getvalue()}
-    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), 1, '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}'),
-             File('pictures.zip', (shop('fine', 'pictures.zip'),), 1, 'CUB_200_2011'))
+    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), 1, '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}', ('images.txt', 'bounding_boxes.txt')),
+             File('pictures.zip', (shop('fine', 'pictures.zip'),), 1, 'CUB_200_2011', marks=('images',)))
     monkeypatch.setitem(SETS, 'cub', SETS['cub']._replace(files=files))
     return tmp_path/'data'
 
@@ -289,7 +362,7 @@ def birds(shop, tmp_path, monkeypatch):
 def test_fetch_then_load(birds):
     assert '--accept' in refused(fetch, 'cub', birds) and not birds.exists() and not Shop.asked
     assert fetch('cub', birds, accept=True, **SOON) == birds/'CUB_200_2011'
-    assert sorted(p.name for p in birds.iterdir()) == ['CUB_200_2011', 'downloads.json'], 'archives and scratch folders are gone'
+    assert sorted(p.name for p in birds.iterdir()) == ['.downloads.lock', 'CUB_200_2011', 'downloads.json'], 'archives and scratch folders are gone'
     assert {k: r['unpacked'] for k, r in downloads(birds).items()} == {'tables.tgz': True, 'pictures.zip': True}
     assert downloads(birds)['pictures.zip']['sha256'] == f"sha256:{hashlib.sha256(Shop.files['pictures.zip']).hexdigest()}"
     assert len(load_domain('birds', birds, split='official').train) == 10
@@ -323,13 +396,68 @@ def test_another_file_than_the_first_time(birds):
 
 def test_another_version_and_no_archive(birds, shop, monkeypatch):
     Shop.files['pictures.zip'] = b'Service unavailable'
-    assert 'is no archive' in refused(fetch, 'cub', birds, accept=True, **SOON)
+    assert 'damaged or no archive; try again later, or get it by hand: CUB-200-2011' in refused(fetch, 'cub', birds, accept=True, **SOON)
     assert 'pictures.zip' not in downloads(birds) and not (birds/'.downloads'/'pictures.zip').exists()
     other = io.BytesIO()
     with zipfile.ZipFile(other, 'w') as z: z.writestr('CUB_200/x.txt', 'x')
     Shop.files['other.zip'] = other.getvalue()
     monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 1, 'free', 'x', ('new',), ('x.txt',), (File('other.zip', (shop('fine', 'other.zip'),), 1),)))
     assert 'was unpacked, but x.txt are not in new' in refused(fetch, 'new', birds, **SOON)
+
+
+@pytest.mark.parametrize('lost', ['images', 'images.txt', ''])
+def test_what_was_deleted_is_fetched_again(birds, lost):
+    "Whatever the record says, what is not there is not there."
+    here, path = fetch('cub', birds, accept=True, **SOON), birds/'CUB_200_2011'/lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fetch('cub', birds, accept=True, **SOON)
+    assert (here/'images.txt').is_file() and any((here/'images').rglob('*.jpg'))
+
+
+def test_half_a_set_is_not_here(birds, monkeypatch):
+    "The tables came, and the machine was switched off: once while the pictures came, once while they were unpacked."
+    real, state = module.extract, lambda: next(r['state'] for r in listing(birds) if r['set'] == 'cub')
+
+    def dies(archive, folder):
+        if archive.name == 'tables.tgz': return real(archive, folder)
+        (folder/'images').mkdir()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(module, 'extract', dies)
+    with pytest.raises(KeyboardInterrupt): fetch('cub', birds, accept=True, **SOON)
+    assert state().startswith('begun')
+    (birds/'.downloads'/'pictures.zip').unlink()
+    assert state() == f"in part: {birds/'CUB_200_2011'} lacks pictures.zip"
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize('name, first, second', [('voc2007', 'VOC2007/ImageSets/Main/train.txt', 'VOC2007/ImageSets/Main/test.txt'), ('fddb', 'FDDB-folds/FDDB-fold-01-ellipseList.txt', 'originalPics/2002/x.jpg'),
+                                                 ('wider', 'train/label.txt', 'WIDER_val/images/x.jpg')])
+def test_one_of_two_archives(tmp_path, shop, monkeypatch, name, first, second):
+    s, tar = SETS[name], io.BytesIO()
+    f = next(f for f in s.files if any(Path(second).match(m.split('|')[0] + k) for m in f.marks for k in ('', '/*')))
+    with tarfile.open(fileobj=tar, mode='w:gz') as t: t.addfile(tarfile.TarInfo(f"{s.places[0]}/{second}"))
+    Shop.files = {f.name: tar.getvalue()}
+    monkeypatch.setitem(SETS, name, s._replace(ask=False, files=(*(g._replace(marks=(first,)) for g in s.files if g != f), f._replace(urls=(shop('fine', f.name),), hash='', into=''))))
+    path = tmp_path/s.places[0]/first
+    path.parent.mkdir(parents=True)
+    path.touch()
+    fetch(name, tmp_path, **SOON)
+    assert (tmp_path/s.places[0]/second).exists() and len(Shop.asked) == 1
+
+
+def test_two_downloads_into_one_folder(birds):
+    "The second is told to wait, and what it recorded meanwhile is not lost."
+    birds.mkdir()
+    with module._alone(birds):
+        code = f"from synthdet.download import _alone\nfrom pathlib import Path\nwith _alone(Path({str(birds)!r})): pass"
+        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert 'another download into this folder is under way' in out.stderr
+        assert 'under way' in refused(fetch, 'cub', birds, accept=True, **SOON) and not Shop.asked
+    fetch('cub', birds, accept=True, **SOON)
+    module._note(birds, 'a', dict(sha256='x'))
+    module._note(birds, 'b', dict(sha256='y'))
+    module._note(birds, 'a', dict(unpacked=True))
+    assert downloads(birds)['a'] == dict(sha256='x', unpacked=True) and len(downloads(birds)) == 4
 
 
 def test_state_on_disk(birds):
@@ -367,7 +495,7 @@ def test_check_counts_what_was_damaged(tmp_path):
     assert any('img_11.jpg: cannot be read' in t for _, _, t in check('faces', root)) and not any('img_11' in t for _, _, t in check('faces', root, decode=False))
     picture.unlink()
     (part, state, told), = check('faces', root)
-    assert (part, state) == ('domain', 'missing') and 'no such picture' in told
+    assert (part, state) == ('domain', 'refused') and 'no such picture' in told
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -386,13 +514,56 @@ def test_command(birds, capsys, monkeypatch):
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds)
     assert code == 2 and len(err.splitlines()) == 1 and '--accept' in err
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds, '--accept')
-    assert code == 0 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
+    assert code == 1 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
     code, out, _ = run(capsys, 'check', 'birds', '--root', birds, '--options', '{"split": "official"}')
     assert code == 1 and 'birds train         differs  10 of 10,345 images, 10 boxes' in out and 'birds backgrounds   missing' in out
     for argv, words in ((('fetch',), 'fetch what?'), (('list', 'dogs'), "data set 'dogs' is unknown"), (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"), (('draw', 'dogs'), "fixture 'dogs' is unknown"),
-                        (('check', 'birds', '--options', '{'), 'is not JSON'), (('draw', 'birds', '--root', birds), 'is there already')):
+                        (('check', 'birds', '--options', '{'), 'is not JSON'), (('draw', 'birds', '--root', birds), 'is there already, and')):
         code, _, err = run(capsys, *argv)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_fetched_when_all_is_here(birds, capsys):
+    fetch('cub', birds, accept=True, **SOON)
+    shutil.copytree(birds.parent/'made'/'birds_splits', birds/'birds_splits')
+    assert run(capsys, 'fetch', 'birds', '--root', birds)[0] == 0
+
+
+def test_list_of_a_domain(birds, capsys):
+    "What it is made of and what of it is here, class images and backgrounds too."
+    (birds/'INRIAPerson'/'Train'/'neg').mkdir(parents=True)
+    code, out, _ = run(capsys, 'list', 'birds', '--root', birds)
+    rows = {tuple(l.split()[:2]) if l[0] == 'b' else tuple(l.split()[1:3]): l for l in out.splitlines()[:8]}
+    assert code == 0 and [l.split('  ')[0] for l in out.splitlines()[1:8]] == ['boxes']*2 + ['class images']*2 + ['backgrounds']*3
+    assert 'not here' in rows['boxes', 'cub'] and 'not here' in rows['images', 'dmgan'] and f"here: {birds/'INRIAPerson'}" in rows['backgrounds', 'inria']
+
+
+def test_more_pictures_than_are_listed_do_no_harm(tmp_path):
+    "FDDB's pictures are mostly not in its folds."
+    root = make_fixture('faces', tmp_path)
+    big = root/'FDDB'/'originalPics'/'2002'/'02'/'11'/'big'
+    shutil.copy(big/'img_11.jpg', big/'img_999.jpg')
+    (state, told), = [(s, t) for p, s, t in check('faces', root, decode=False) if p == 'extra']
+    assert state == 'ok' and '1 more pictures' in told and 'img_999.jpg' in told
+
+
+def test_only_what_is_missing_is_called_missing(tmp_path):
+    root = make_fixture('birds', tmp_path/'x')
+    state = lambda where=root, **options: check('birds', where, decode=False, **options)[0][:2]
+    assert state(tmp_path/'no') == ('domain', 'missing') and state(splits='x') == state(split='x') == state(backgrounds='no folder') == ('domain', 'refused')
+    (root/'CUB_200_2011'/'images.txt').write_text('torn')
+    assert state() == ('domain', 'refused')
+
+
+def test_draw_spares_what_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'data'/'lfw').mkdir(parents=True)
+    (tmp_path/'data'/'lfw'/'mine.jpg').write_bytes(b'mine')
+    assert 'it has no DRAWN.txt' in refused(make_fixture, 'faces', tmp_path/'data')
+    code, out, _ = run(capsys, 'draw', 'qrcodes')
+    assert code == 0 and out == 'drawn\n' and (tmp_path/'drawn'/'qrcodes').is_dir()
+    assert make_fixture('cars', tmp_path/'drawn'), 'domains may share a drawn tree'
+    assert [p.name for p in (tmp_path/'data').rglob('*')] == ['lfw', 'mine.jpg']
 
 
 def test_terms_are_asked_for(birds, capsys, monkeypatch):

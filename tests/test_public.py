@@ -189,6 +189,9 @@ def edit(path, old, new):
     ('birds', lambda t: edit(t/'CUB_200_2011/bounding_boxes.txt', '1 ', '1 500'), 'has no area inside its picture'),
     ('cars', lambda t: (t/'stanford_cars/devkit/cars_train_annos.mat').write_bytes(b'MATLAB 5.0 MAT-file' + bytes(200)), 'cars_train_annos.mat: cannot be read'),
     ('cars', lambda t: savemat(t/'stanford_cars/devkit/cars_train_annos.mat', dict(annotations=np.array([('a.jpg', 1)], dtype=[('relative_im_path', 'O'), ('class', 'O')]))), 'has no annotations with the field fname'),
+    ('faces', lambda t: (t/'FDDB/FDDB-folds/FDDB-fold-02-ellipseList.txt').write_text('\n'), 'FDDB-fold-02-ellipseList.txt: is empty'),
+    ('wider', lambda t: (t/'widerface/train/label.txt').write_text(''), 'label.txt: is empty'),
+    ('wider', lambda t: (t/'widerface/wider_face_split/wider_face_val_bbx_gt.txt').write_text(''), 'val_bbx_gt.txt: is empty'),
     ('wider', lambda t: (t/'widerface/train/label.txt').write_text('# a.jpg\n1 2 3\n'), 'label.txt, line 2'),
     ('wider', lambda t: (t/'widerface/wider_face_split/wider_face_val_bbx_gt.txt').write_text('a.jpg\n3\n1 2 3 4 0 0 0 0 0 0\n'), 'the list ends after 1; it is torn'),
     ('qrcodes', lambda t: (t/'qrcodes/Annotations/qr_003.xml').write_text('<annotation><object>'), 'qr_003.xml: not a Pascal VOC annotation'),
@@ -200,6 +203,15 @@ def edit(path, old, new):
 def test_what_is_damaged_is_said_in_a_line(tree, domain, damage, words):
     damage(tree)
     assert words in refused(load_domain, domain, tree, backgrounds='voc')
+
+
+def test_the_text_list_is_taken_before_the_pickle_and_nothing_else(drawn, tree):
+    want = [f.name for f in load_domain('birds', drawn).test.files]
+    for k in ('bak', 'pickle', 'csv'): (tree/'birds_splits'/f'dmgan_test_filenames.{k}').write_text('no list')
+    assert [f.name for f in load_domain('birds', tree).test.files] == want
+    (tree/'birds_splits'/'dmgan_test_filenames.txt').unlink()
+    (tree/'birds_splits'/'dmgan_test_filenames.pickle').unlink()
+    assert "has no lists of the paper's birds split" in refused(load_domain, 'birds', tree)
 
 
 def test_what_is_not_there_is_said_when_it_is_needed(tree):
