@@ -1,6 +1,7 @@
 """Step time of training on the live stream, beside the same training on ready tensors, in one run.
 
-    python benchmarks/live_stream.py      # prints a table, writes results/live_stream.json
+    python benchmarks/live_stream.py                              # prints a table, writes results/live_stream.json
+    python benchmarks/live_stream.py --weights generator.safetensors   # with another gan64 than the one in the package
 
 Every object of the live stream is drawn by the domain's generator, cut out, and pasted `reuse` times, in threads beside
 the trainer; the ready tensors are batches of that very stream, drawn beforehand and kept in memory. The detector and its
@@ -26,9 +27,9 @@ QUICK = PROTOCOLS['quick']
 DOMAIN = load_domain('butterflies', image_size=QUICK['image_size'])
 
 
-def stream(segmenter, reuse):
+def stream(segmenter, reuse, weights):
     "The live stream of a run."
-    return make_samples(DOMAIN, objects='gan', segmenter=segmenter, recipe=Recipe(image_size=QUICK['image_size'], reuse=reuse))
+    return make_samples(DOMAIN, objects='gan', object_weights=weights, segmenter=segmenter, recipe=Recipe(image_size=QUICK['image_size'], reuse=reuse))
 
 
 def seconds_per_step(feed, steps, warm=8):
@@ -50,9 +51,9 @@ def seconds_per_step(feed, steps, warm=8):
     return (time.perf_counter() - start)/steps
 
 
-def alone(segmenter, n=64):
+def alone(segmenter, weights, n=64):
     "Milliseconds of processor time that a batch costs without reuse: drawing its objects, cutting them out, composing."
-    samples, objects = stream(segmenter, 1), make_objects('gan', DOMAIN)
+    samples, objects = stream(segmenter, 1, weights), make_objects('gan', DOMAIN, weights=weights)
     needed = QUICK['batch_size']*sum(map(samples.cutouts.blocks.counts, range(200)))/200 # objects of a batch, mean
     clock, times = time.perf_counter if torch.cuda.is_available() else time.process_time, {}
     start = clock(); drawn = [objects[k] for k in range(n)]; times['draw'] = (clock() - start)/n*needed
@@ -67,23 +68,23 @@ def alone(segmenter, n=64):
     return {k: round(1000*v, 1) for k, v in times.items()}
 
 
-def main(steps, reuses):
-    rows, parts = [], {s: alone(s) for s in ('redo', 'grabcut')}
+def main(steps, reuses, weights):
+    rows, parts = [], {s: alone(s, weights) for s in ('redo', 'grabcut')}
     for s, p in parts.items(): print(f'{s}: one batch alone, ms of a core:', p, flush=True)
-    kept = list(islice(batches(stream('redo', 4), QUICK['batch_size']), 16))
+    kept = list(islice(batches(stream('redo', 4, weights), QUICK['batch_size']), 16))
     for threads in (1, torch.get_num_threads()) if not torch.cuda.is_available() else (1,):
         torch.set_num_threads(threads); cv2.setNumThreads(1)
         ready = [seconds_per_step(cycle(kept), steps)]
         for segmenter in parts:
             for reuse in reuses:
-                live = seconds_per_step(batches(stream(segmenter, reuse), QUICK['batch_size'], workers=1), steps)
+                live = seconds_per_step(batches(stream(segmenter, reuse, weights), QUICK['batch_size'], workers=1), steps)
                 rows.append(dict(segmenter=segmenter, reuse=reuse, trainer_threads=threads, live_ms=round(1000*live, 1)))
                 print(rows[-1], flush=True)
         ready.append(seconds_per_step(cycle(kept), steps)) # again at the end: the machine may have changed its pace
         for r in rows:
             if r['trainer_threads'] == threads: r.update(ready_ms=round(500*sum(ready), 1), ratio=round(r['live_ms']/(500*sum(ready)), 2))
         print(f'{threads} trainer threads, ready tensors: {" and ".join(f"{1000*t:.1f}" for t in ready)} ms per step', flush=True)
-    write_atomic(OUT, json.dumps(dict(command='python benchmarks/live_stream.py', protocol='quick', steps=steps, alone_ms=parts, rows=rows, **run_info()), indent=1) + '\n')
+    write_atomic(OUT, json.dumps(dict(command='python benchmarks/live_stream.py', weights=Path(weights or '').name, protocol='quick', steps=steps, alone_ms=parts, rows=rows, **run_info()), indent=1) + '\n')
     for r in rows: print(*(f'{k} {v}' for k, v in r.items()))
 
 
@@ -91,4 +92,5 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=40, help='timed steps of each run')
     parser.add_argument('--reuse', type=int, nargs='+', default=[1, 2, 4, 8, 16], help='uses of each object')
+    parser.add_argument('--weights', help='of gan64 (default: those in the package)')
     main(*vars(parser.parse_args()).values())
