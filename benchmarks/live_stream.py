@@ -7,7 +7,7 @@ Every object of the live stream is drawn by the domain's generator, cut out, and
 the trainer; the ready tensors are batches of that very stream, drawn beforehand and kept in memory. The detector and its
 batches are those of the quick protocol. `alone` is what making one batch costs a core that does nothing else.
 """
-import argparse, json, time
+import argparse, json, sys, time
 from itertools import cycle, islice
 from pathlib import Path
 import cv2
@@ -84,7 +84,7 @@ def main(steps, reuses, weights):
         for r in rows:
             if r['trainer_threads'] == threads: r.update(ready_ms=round(500*sum(ready), 1), ratio=round(r['live_ms']/(500*sum(ready)), 2))
         print(f'{threads} trainer threads, ready tensors: {" and ".join(f"{1000*t:.1f}" for t in ready)} ms per step', flush=True)
-    write_atomic(OUT, json.dumps(dict(command='python benchmarks/live_stream.py', weights=Path(weights or '').name, protocol='quick', steps=steps, alone_ms=parts, rows=rows, **run_info()), indent=1) + '\n')
+    write_atomic(OUT, json.dumps(dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), weights=Path(weights or '').name, protocol='quick', steps=steps, batch_size=QUICK['batch_size'], alone_ms=parts, rows=rows, **run_info()), indent=1) + '\n')
     for r in rows: print(*(f'{k} {v}' for k, v in r.items()))
 
 

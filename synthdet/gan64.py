@@ -107,7 +107,10 @@ class Discriminator64(nn.Module):
         return self.logit(_lrelu(self.hidden(_lrelu(self.last(_variety(x))).flatten(1))))
 
 # %% ../nbs/13_gan64.ipynb #e57695b4
-def _mobilenet(path): return fit_weights(timm.create_model('mobilenetv1_100', num_classes=0, pad_type='same'), read_weights(path), path).eval()
+def _mobilenet(path):
+    "An ImageNet network without its classifier."
+    state = {k: v for k, v in read_weights(path).items() if not k.startswith('classifier.')}
+    return fit_weights(timm.create_model('mobilenetv1_100', num_classes=0, pad_type='same'), state, path).eval()
 
 # %% ../nbs/13_gan64.ipynb #41f8cc6e
 SEEN = ((128, 16), (256, 8), (512, 4)) # channels and sides of the maps that `imagenet_sight` gives
@@ -127,7 +130,7 @@ class Critic(nn.Module):
 
 # %% ../nbs/13_gan64.ipynb #5a0aac3c
 def imagenet_sight(
-    path,        # weights of timm's mobilenetv1_100 without its classifier
+    path,        # weights of timm's mobilenetv1_100
     device=None, # None: the GPU when there is one
 ):               # function float [B,3,64,64] in -1..1 -> itself and the maps of `SEEN`
     "Pictures and what the blocks of a frozen ImageNet network see in them; raises `UserError` for weights that do not fit."
@@ -170,7 +173,7 @@ def frechet(
 
 # %% ../nbs/13_gan64.ipynb #93f29127
 def imagenet_features(
-    path, # weights of timm's mobilenetv1_100 without its classifier
+    path, # weights of timm's mobilenetv1_100
 ):        # function uint8 [N,3,h,w] -> float [N,1024]
     "What an ImageNet network sees in pictures, for `frechet`; raises `UserError` for weights that do not fit."
     net = _mobilenet(path).to(default_device())
@@ -257,7 +260,7 @@ class _Run:
         self.things = dict(G=self.G, D=self.D, average=self.average, optimizer0=self.optimizers[0], optimizer1=self.optimizers[1])
         self.at = load_state(self.out, self.config(), **self.things) or self.at
 
-    def config(self): return dict(asdict(self.c), key=self.key)
+    def config(self): return dict(asdict(self.c), key=self.key) # of pictures and ImageNet weights
     def save(self): save_state(self.out, self.at, self.config(), **self.things)
 
     def step(self, images):
@@ -266,7 +269,7 @@ class _Run:
         g = torch.Generator().manual_seed(int(generator(c.seed, 'step', k).integers(2**62)))
         real = pick(images, c.seed, 'real', k, c.batch)
         if c.mirror: real = torch.where(torch.rand(c.batch, 1, 1, 1, generator=g) < .5, real.flip(3), real)
-        with torch.autocast(self.device.type, AMP[c.amp], enabled=c.amp != 'none'):
+        with torch.autocast(self.device.type, AMP[c.amp], enabled=c.amp != 'none', cache_enabled=False):
             losses = gan_step(self.G, self.D, self.optimizers, real.to(self.device, memory_format=torch.channels_last), g, c, k, self.sight)
         with torch.no_grad():
             for a, b in zip(self.average.parameters(), self.G.parameters()): a.lerp_(b, 1 - min(c.average, (k + 1)/(k + 11)))
@@ -321,11 +324,11 @@ def train_gan(
     config=GanConfig(),
     out='gan64',   # folder: state.pt, metrics.jsonl, generator.safetensors, sheets/
     *,
-    imagenet=None, # weights of timm's mobilenetv1_100 without its classifier: judge pictures by what it sees in them, too
+    imagenet=None, # weights of timm's mobilenetv1_100: judge pictures by what it sees in them, too
     features=None, # function uint8 [N,3,64,64] -> float [N,C]: note the Fréchet distance at every look
     device=None,   # None: the GPU when there is one
 ) -> dict:         # path of the generator, step, seconds, history
-    "Train a small GAN, resuming or recognising the run in `out`. Raises `UserError` for too few or unusable images, a foreign state, a loss that is not finite."
+    "Train a small GAN, resuming or recognising the run in `out`. Raises `UserError` for too few or unusable images, weights that do not fit, a foreign state, a loss that is not finite."
     c = config
     if len(images) < c.batch: raise UserError(f"a GAN needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")
     pictures = as_batch(images, 64)

@@ -191,7 +191,7 @@ def weight_files(
     if weights and not Path(weights).is_dir() and len(patterns) == 1: return [Path(weights)]
     if weights and not Path(weights).is_dir(): raise UserError(f"{weights}: no such folder; {name} is read from {len(patterns)} files ({', '.join(patterns)}), so give their folder, or their paths in this order")
     shipped = Path(synthdet.__file__).parent/'assets'/f'{name}_{domain.name}.safetensors'
-    if not weights and shipped.is_file(): return [shipped]
+    if not weights and shipped.is_file() and domain.source == f'synthdet.{domain.name}': return [shipped] # a folder of that name holds other pictures
     place = Path(weights) if weights else _root(domain) and _root(domain)/'weights'
     if not place: raise UserError(f"no weights of {name} for domain {domain.name!r} come with the package; give a path as weights=, or train a generator with train_gan")
     found = [[f for f in sorted(place.glob(p)) if f.is_file()] for p in patterns]

@@ -123,6 +123,8 @@ def object_rows(
 ) -> pd.DataFrame:        # arms `pretrain_only` and `pretrain`, objects 'real' and 'gan'
     "The rows that compare objects, for the segmenters that have both kinds; raises `UserError` when there are none."
     of = rows[(rows.domain == domain) & (rows.protocol == protocol) & rows.objects.isin(['real', 'gan']) & rows.segmenter.isin(['redo', 'grabcut']) & (rows.n_fake == 0) & (rows.seed == 0)]
+    for k, usual in (('object_weights', ['']), ('n_objects', [0]), ('mask_weights', ['', f'redo_{domain}.safetensors'])):
+        if k in of: of = of[of[k].fillna(usual[0]).isin(usual)]
     of = pd.concat([of[of.arm == 'pretrain_only'].drop_duplicates(['objects', 'segmenter'], keep='last'), of[(of.arm == 'pretrain') & (of.n_real == n_real)].drop_duplicates(['objects', 'segmenter', 'fold'], keep='last')])
     both = [s for s in sorted(set(of.segmenter)) if set(of[(of.segmenter == s) & (of.arm == 'pretrain')].objects) == {'real', 'gan'}]
     if not both: raise UserError(f"no pair of runs with objects real and gan, {n_real} labels; run: synthdet-run -p domain {domain} -p arms pretrain,pretrain_only -p objects gan -p segmenter redo -p n_real {n_real} -p out runs/real_vs_gan -p results results/results.jsonl")

@@ -73,7 +73,7 @@ def load_state(
         state = torch.load(path, map_location='cpu', weights_only=True)
         at, theirs = state['at'], state['config']
     except Exception as e: raise UserError(f"{path}: cannot read the state ({type(e).__name__}); delete the file to start over") from None # a damaged file can fail in any way
-    wrong = [f"{k} is {theirs.get(k)!r} there and {v!r} here" for k, v in config.items() if theirs.get(k) != v and k != 'steps']
+    wrong = ['it saw other pictures or weights' if k == 'key' else f"{k} is {theirs.get(k)!r} there and {v!r} here" for k, v in config.items() if theirs.get(k) != v and k != 'steps']
     if at['step'] > config['steps']: wrong.append(f"it is {at['step']} steps along and steps is {config['steps']}")
     if wrong: raise UserError(f"{path} is the state of another run: {'; '.join(wrong)}; choose another folder for this run, or delete that one")
     for k, t in things.items(): t.load_state_dict(state[k])

@@ -83,11 +83,17 @@ def test_exported_objects_go_through_workers(root):
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_gan_is_the_domains_own(name, root):
-    if DEFAULTS[name] == "gan64": # a shipped file comes before those of the data root
-        objects = make_objects("gan", domain(name), weights=root/"weights"/"gan64_mine.safetensors")
-    else: objects = make_objects("gan", domain(name, root))
+    objects = make_objects("gan", domain(name, root))
     assert objects[0].origin == f"{DEFAULTS[name]} 0/0"
     assert make_objects("gan", domain("mine", root))[0].origin == "gan64 0/0"
+
+
+def test_the_shipped_generator_is_for_the_drawn_butterflies_alone(root):
+    shipped, = weight_files("gan64", load_domain("butterflies"))
+    assert shipped.name == "gan64_butterflies.safetensors" and shipped.stat().st_size < 5e6
+    assert weight_files("gan64", domain("butterflies", root)) == [root/"weights"/"gan64_mine.safetensors"]
+    objects = make_objects("gan", load_domain("butterflies"))
+    assert objects[0].image.shape == (3, 64, 64) and not torch.equal(objects[0].image, objects[1].image)
 
 
 def test_dmgan_draws_captions_at_256(root):

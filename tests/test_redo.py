@@ -227,7 +227,7 @@ def test_bad_pictures_are_named(flock, tmp_path):
 def test_a_damaged_state_and_another_run_are_refused(flock, tmp_path):
     train_redo(flock, replace(tiny, steps=2), tmp_path/"run")
     with pytest.raises(UserError, match="nf is 4 there and 8 here"): train_redo(flock, replace(tiny, nf=8), tmp_path/"run")
-    with pytest.raises(UserError, match="key is"): train_redo(flock[:20], tiny, tmp_path/"run")
+    with pytest.raises(UserError, match="other pictures or weights"): train_redo(flock[:20], tiny, tmp_path/"run")
     (tmp_path/"run"/"state.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match="state.pt: cannot read the state"): train_redo(flock, tiny, tmp_path/"run")
 

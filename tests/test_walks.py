@@ -2,7 +2,10 @@
 import json
 import re
 
+import pytest
+
 from synthdet.butterflies import class_image
+from synthdet.core import UserError
 from synthdet.experiment import experiment_notebook, parameters, run_notebook
 from synthdet.formats import write_image
 
@@ -31,3 +34,13 @@ def test_segmentation_quality_measures_and_reads_exactly_its_rows(tmp_path):
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert "from the worst masks to the best:    frame, alpha" in run_notebook(experiment_notebook("segmentation_quality"), tmp_path/"b.ipynb", values)
     assert json.loads((tmp_path/"s.json").read_text())["segmenters"]["alpha"]["iou"] == 1
+
+
+def test_a_gan_is_trained_on_a_folder_and_drawn_from(tmp_path):
+    for i in range(12): write_image(tmp_path/"mine"/"class_images"/f"{i}.png", class_image(i, size=40 + i)[0])
+    values = dict(domain="folder", root=str(tmp_path/"mine"), steps=2, batch=4, width=.1, check_every=1, out=str(tmp_path/"gan"))
+    assert "gan/generator.safetensors" in run_notebook(experiment_notebook("train_gan"), tmp_path/"gan.ipynb", values)
+    row = json.loads((tmp_path/"gan"/"gan.jsonl").read_text())
+    assert (row["domain"], row["images"], row["step"]) == ("mine", 12, 2)
+    for k in "ab": (tmp_path/"two"/"class_images"/k).mkdir(parents=True); write_image(tmp_path/"two"/"class_images"/k/"0.png", class_image(0, size=40)[0])
+    with pytest.raises(UserError, match="two has 2 classes and a generator draws one"): run_notebook(experiment_notebook("train_gan"), tmp_path/"gan.ipynb", values | dict(root=str(tmp_path/"two")))
