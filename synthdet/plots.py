@@ -154,7 +154,7 @@ def objects_compared(
         for _, pair in of.pivot(index='fold', columns='objects', values='ap50').reindex(columns=['real', 'gan']).iterrows():
             ax.plot([x - .15, x + .15], 100*pair, 'o-', ms=4, lw=1, color=ARM_COLOURS[arm])
         for dx, o in ((-.15, 'real'), (.15, 'gan')): ax.annotate(o, (x + dx, 0), xycoords=('data', 'axes fraction'), xytext=(0, 3), textcoords='offset points', ha='center', fontsize=7, color='.3')
-    ax.set(xticks=range(len(groups)), xticklabels=[f"{'pretraining only' if a == 'pretrain_only' else 'and fine-tuned'}, {s}" for a, s in groups], ylabel='test AP50', xlim=(-.5, len(groups) - .5)); ax.margins(y=.25)
+    ax.set(xticks=range(len(groups)), xticklabels=[f"{'pretraining only' if a == 'pretrain_only' else 'and fine-tuned'},\n{s}" for a, s in groups], ylabel='test AP50', xlim=(-.5, len(groups) - .5)); ax.margins(y=.25)
     ax.tick_params(labelsize=8); ax.spines[['top', 'right']].set_visible(False); ax.figure.tight_layout()
     return ax
 
