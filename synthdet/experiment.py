@@ -366,7 +366,7 @@ def run_notebook(
     write_atomic(output, Path(notebook).read_bytes())      # a folder that cannot be written is said now, not at the end
     watch = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if sys.stderr.isatty() else {}
     if not watch: os.environ.setdefault('SYNTHDET_QUIET', '1')   # nobody is watching: no bars in the executed copy
-    try: nb = papermill.execute_notebook(str(notebook), str(output), parameters=values, kernel_name='python3', progress_bar=False, extra_arguments=['--IPKernelApp.log_level=40'], **watch)
+    try: nb = papermill.execute_notebook(str(notebook), str(output), parameters=values, kernel_name='python3', progress_bar=False, extra_arguments=['--IPKernelApp.log_level=50'], **watch)
     except PapermillExecutionError as e:
         if e.ename != 'UserError': raise UserError(f"{e.ename}: {e.evalue} (cell {e.exec_count} of {output})") from None
         Path(output).unlink()                              # a mistake in the parameters leaves nothing behind
