@@ -333,7 +333,7 @@ def train_gan(
     if len(images) < c.batch: raise UserError(f"a GAN needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")
     pictures = as_batch(images, 64)
     device = torch.device(device or default_device())
-    sight, key = imagenet and imagenet_sight(imagenet, device), digest(pictures, imagenet and Path(imagenet).read_bytes())
+    sight, key = imagenet and imagenet_sight(imagenet, device), digest(pictures, Path(imagenet).read_bytes() if imagenet else None)
     run, real = _Run(c, out, key, device, sight), features and features(pictures)
     with tqdm(total=c.steps, initial=run.at['step'], desc='GAN', disable=not interactive()) as bar:
         while run.at['step'] < c.steps:
