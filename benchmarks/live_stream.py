@@ -12,15 +12,16 @@ from itertools import cycle, islice
 from pathlib import Path
 import cv2
 import torch
-from synthdet.compose import Recipe
+from synthdet.synthesis.settings import Recipe
 from synthdet.core import device, run_info, write_atomic
-from synthdet.cutouts import make_cutouts
-from synthdet.detectors import detector
-from synthdet.domains import load_domain
-from synthdet.experiment import PROTOCOLS
-from synthdet.objects import make_objects
-from synthdet.stream import Samples, batches, make_samples
-from synthdet.train import as_floats
+from synthdet.synthesis.cutouts import make_cutouts
+from synthdet.detection.detectors import detector
+from synthdet.data.domains import load_domain
+from synthdet.evidence.arm import PROTOCOLS
+from synthdet.objects.objects import make_objects
+from synthdet.data.batches import batches
+from synthdet.synthesis.stream import make_samples, Samples
+from synthdet.detection.train import as_floats
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'live_stream.json'
 QUICK = PROTOCOLS['quick']

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as F
-from synthdet import butterflies
-from synthdet.compose import Recipe
-from synthdet.core import chw, hwc, run_info, write_atomic
-from synthdet.cutouts import cutout
-from synthdet.stream import Samples
+from synthdet.data import butterflies
+from synthdet.synthesis.settings import Recipe
+from synthdet.boxes import chw, hwc
+from synthdet.core import run_info, write_atomic
+from synthdet.synthesis.cutouts import cutout
+from synthdet.synthesis.stream import Samples
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'stream.json'
 SIZE, OBJECTS, SCALE, FEATHER = 300, 3, (.15, .7), 2

@@ -11,7 +11,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from synthdet.core import run_info, shared, write_atomic
-from synthdet.widerface import SETTINGS, read_ground_truth, read_predictions, wider_ap
+from synthdet.detection.widerface import read_ground_truth, read_predictions, SETTINGS, wider_ap
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'widerface.json'
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from synthdet.bank import Bank, place
-from synthdet.core import UserError, generator
+from synthdet.data.ahead import Bank, place
+from synthdet.core import generator, UserError
 
 torch.set_num_threads(1)
 

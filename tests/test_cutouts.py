@@ -4,13 +4,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from synthdet import cutouts as module
-from synthdet.butterflies import class_image
-from synthdet.core import UserError, shared
-from synthdet.cutouts import Cutout, Cutouts, cutout, make_cutouts
-from synthdet.domains import ClassImage, load_domain
-from synthdet.objects import make_objects
-from synthdet.segment import SEGMENTERS, Gate
+from synthdet.synthesis import cutouts as module
+from synthdet.data.butterflies import class_image
+from synthdet.core import shared, UserError
+from synthdet.synthesis.cutouts import cutout, Cutout, Cutouts, make_cutouts
+from synthdet.data.domain import ClassImage
+from synthdet.data.domains import load_domain
+from synthdet.objects.objects import make_objects
+from synthdet.masks.quality import Gate
+from synthdet.masks.segment import SEGMENTERS
 
 def objects(n=10, size=48, first=0):
     return [ClassImage(class_image(first + i, size=size, seed=3)[0], 1, str(i)) for i in range(n)]

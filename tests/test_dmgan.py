@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthdet.core import UserError, shared
-from synthdet.dmgan import DMGAN, Generator, TextEncoder, draw, load_dmgan, pictures, read_vocabulary, say
+from synthdet.core import shared, UserError
+from synthdet.objects.dmgan import DMGAN, draw, Generator, load_dmgan, pictures, read_vocabulary, say, TextEncoder
 
 torch.set_num_threads(1)
 SIZES = dict(gf=4, condition=6, noise=5, text=8, blocks=2)

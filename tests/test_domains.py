@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from synthdet.butterflies import SPLITS
-from synthdet.core import UserError, digest, generator, shared
-from synthdet.domains import DOMAINS, ClassImage, load_domain, subset
-from synthdet.formats import Resized, write_detection
+from synthdet.data.butterflies import SPLITS
+from synthdet.core import digest, generator, shared, UserError
+from synthdet.data.domain import ClassImage
+from synthdet.data.domains import DOMAINS, load_domain
+from synthdet.data.labels import subset
+from synthdet.data.annotations import write_detection
+from synthdet.data.images import Resized
 
 PARTS = ('class_images', 'backgrounds', 'train', 'val', 'test')
 

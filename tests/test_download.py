@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from synthdet import cli, download as module
-from synthdet.core import UserError, shared
-from synthdet.domains import load_domain, make_fixture
-from synthdet.download import KNOWN, _version, check, download, downloads, extract, fetch, listing
-from synthdet.sources import SETS, DataSet, File
+from synthdet import cli
+from synthdet.data import download as module
+from synthdet.core import shared, UserError
+from synthdet.data.domains import load_domain
+from synthdet.data.fixtures import make_fixture
+from synthdet.data.download import _version, check, download, downloads, extract, fetch, KNOWN, listing
+from synthdet.data.catalogue import DataSet, File, SETS
 
 BODY = bytes(i*7 % 256 for i in range(300_000))
 SHA = f'sha256:{hashlib.sha256(BODY).hexdigest()}'

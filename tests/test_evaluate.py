@@ -4,8 +4,9 @@ import numpy as np, pytest, torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
-from synthdet.core import UserError, shared
-from synthdet.evaluate import COCO_KEYS, average_precision, coco_metrics, evaluate, precision_recall, predict, validator
+from synthdet.core import shared, UserError
+from synthdet.detection.evaluate import (
+    average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)
 
 needs_shared = pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
 

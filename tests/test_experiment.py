@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from synthdet import cli
-from synthdet.core import UserError, read_jsonl, shared
-from synthdet.detectors import detector
-from synthdet.domains import load_domain, write_domain
-from synthdet.experiment import fit, make_arms, phase_names, run
-from synthdet.results import load_rows, table
-from synthdet.segment import weights_file
+from synthdet.core import read_jsonl, shared, UserError
+from synthdet.detection.detectors import detector
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import fit, phase_names, run
+from synthdet.evidence.statistics import load_rows, table
+from synthdet.masks.segment import weights_file
 
 BIN = Path(sys.executable).parent
 SMALL = dict(backbone="mobilenetv1_025", image_size=96, batch_size=4, steps=4, pretrain_steps=4, eval_every=2, n_real=5)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from synthdet.core import UserError
-from synthdet.exported import OPERATIONS, load_exported
+from synthdet.objects.exported import load_exported, OPERATIONS
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,8 +12,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from synthdet.core import UserError, generator, shared
-from synthdet.formats import FORMATS, DetectionDataset, Resized, annotation, image_files, image_size, read_detection, read_image, write_annotations, write_detection, write_image
+from synthdet.core import generator, shared, UserError
+from synthdet.data.annotations import (
+    annotation, DetectionDataset, FORMATS, read_detection, write_annotations, write_detection)
+from synthdet.data.images import image_files, image_size, read_image, Resized, write_image
 
 H, W = 60, 80
 

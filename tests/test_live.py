@@ -10,17 +10,20 @@ import time
 import pytest
 import torch
 
-from synthdet import butterflies
-from synthdet.compose import Recipe
+from synthdet.data import butterflies
+from synthdet.synthesis.settings import Recipe
 from synthdet.core import UserError
-from synthdet.cutouts import make_cutouts
-from synthdet.domains import load_domain
-from synthdet.experiment import make_arms, phase_names, run
-from synthdet.gan64 import Generator64
-from synthdet.objects import Generated
-from synthdet.segment import Gate
-from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
-from synthdet.train import train
+from synthdet.synthesis.cutouts import make_cutouts
+from synthdet.data.domains import load_domain
+from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import phase_names, run
+from synthdet.objects.gan64 import Generator64
+from synthdet.objects.objects import Generated
+from synthdet.masks.quality import Gate
+from synthdet.data.batches import batches, Loop, Mixed
+from synthdet.synthesis.disk import write_stream
+from synthdet.synthesis.stream import make_samples, Samples
+from synthdet.detection.train import train
 from synthdet.weights import save_weights
 
 torch.set_num_threads(1)

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from synthdet.core import UserError, digest
-from synthdet.dmgan import DMGAN, Generator, TextEncoder, draw, pictures
-from synthdet.domains import Domain, load_domain
-from synthdet.gan64 import Generator64
-from synthdet.objects import DEFAULTS, ENDLESS, OBJECTS, content, make_objects, weight_files
-from synthdet.stylegan2 import Layout, StyleGAN2
-from synthdet.stylenet import StyleGAN
+from synthdet.core import digest, UserError
+from synthdet.objects.dmgan import DMGAN, draw, Generator, pictures, TextEncoder
+from synthdet.data.domain import Domain
+from synthdet.data.domains import load_domain
+from synthdet.objects.gan64 import Generator64
+from synthdet.objects.objects import content, DEFAULTS, ENDLESS, make_objects, OBJECTS, weight_files
+from synthdet.objects.stylegan2 import Layout, StyleGAN2
+from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
 
 torch.set_num_threads(1)
@@ -98,7 +99,7 @@ def test_the_shipped_generator_is_for_the_drawn_butterflies_alone(root):
 
 def test_dmgan_draws_captions_at_256(root):
     objects = make_objects("dmgan", domain("birds", root), 256, seed=2)
-    from synthdet.dmgan import load_dmgan
+    from synthdet.objects.dmgan import load_dmgan
     G = load_dmgan(*weight_files("dmgan", domain("birds", root)))
     assert torch.equal(objects[9].image, pictures(G(**draw(G, range(8, 16), 2))[-1])[1])
     given = make_objects("dmgan", domain("x"), 256, seed=2, weights=[str(f) for f in weight_files("dmgan", domain("x"), root/"weights")])

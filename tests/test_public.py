@@ -11,14 +11,17 @@ from execnb.shell import CaptureShell
 from scipy.io import loadmat, savemat
 
 from synthdet.boxes import ellipse_to_box
-from synthdet.core import UserError, read_jsonl, shared
-from synthdet.domains import load_domain, make_fixture, subset
-from synthdet.experiment import label_order, labels, make_arms, run
-from synthdet.fixtures import TREES
-from synthdet.parts import Missing
-from synthdet.public import cub_birds, dmgan_names, paper_birds, redo_split
-from synthdet.recipe import PAPER, Recipe
-from synthdet.sources import FACTS
+from synthdet.core import read_jsonl, shared, UserError
+from synthdet.data.domains import load_domain
+from synthdet.data.fixtures import make_fixture
+from synthdet.data.labels import subset
+from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import label_order, labels, run
+from synthdet.data.fixtures import TREES
+from synthdet.data.domain import Missing
+from synthdet.data.readers import cub_birds, dmgan_names, paper_birds, redo_split
+from synthdet.synthesis.settings import PAPER, Recipe
+from synthdet.data.catalogue import FACTS
 
 ROOT = Path(__file__).parents[1]
 needs_shared = pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
@@ -101,7 +104,7 @@ def test_cub_excerpt(tmp_path):
 def test_cars_training_list():
     "Rows of the real .mat: the first 1,000 are for validation."
     path = shared()/'data'/'cars'/'cars_train_annos.mat'
-    from synthdet.public import cars_boxes, share
+    from synthdet.data.readers import cars_boxes, share
     rows, raw = cars_boxes(path), loadmat(path)['annotations'][0]
     assert len(rows) == 8144 and (share(8144, 1000, 8144), 8144 - share(8144, 1000, 8144)) == (1000, 7144)
     for i in (0, 999, 8143): assert rows[i].file == raw[i]['fname'][0] and rows[i].boxes.tolist() == [[int(raw[i][f'bbox_{k}'][0, 0]) for k in ('x1', 'y1', 'x2', 'y2')]]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthdet import redo
-from synthdet.butterflies import class_image
-from synthdet.core import UserError, shared
-from synthdet.redo import RedoConfig, object_channel, redo_losses, train_redo
-from synthdet.redonet import NETS, build_redo, load_redo
+from synthdet.masks import redo
+from synthdet.data.butterflies import class_image
+from synthdet.core import shared, UserError
+from synthdet.masks.redo import object_channel, redo_losses, RedoConfig, train_redo
+from synthdet.masks.redonet import build_redo, load_redo, NETS
 from synthdet.weights import read_note
 
 torch.set_num_threads(1)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from synthdet import redo
-from synthdet.butterflies import class_image
-from synthdet.redo import RedoConfig, masks_for, object_channel, redo_losses, redo_step, redraw, train_redo
-from synthdet.redonet import NETS, SelfAttention, SNConv2d, build_redo
+from synthdet.masks import redo
+from synthdet.data.butterflies import class_image
+from synthdet.masks.redo import masks_for, object_channel, redo_losses, redo_step, RedoConfig, redraw, train_redo
+from synthdet.masks.redonet import build_redo, NETS, SelfAttention, SNConv2d
 
 torch.set_num_threads(1)
 TEMPERATURE, NZ = 1.3, 5

@@ -8,15 +8,18 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from synthdet.boxes import resize_boxes
-from synthdet.core import UserError, generator, read_jsonl, shared
-from synthdet.detectors import detector
-from synthdet.domains import load_domain, write_domain
-from synthdet.evaluate import average_precision, predict
-from synthdet.experiment import Arm, experiment_notebook, fit, make_arms, phase_names, run, run_notebook
-from synthdet.facecrops import SCALES, FaceCrops, crop, find_crop, mirror, recolour
-from synthdet.fixtures import make_fixture
-from synthdet.retinaface import ANCHORS, SIZES, decode_points, encode_points, face_losses, load_retinaface, match_faces, priors, retinaface
-from synthdet.train import train
+from synthdet.core import generator, read_jsonl, shared, UserError
+from synthdet.detection.detectors import detector
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.detection.evaluate import average_precision, predict
+from synthdet.evidence.arm import Arm, make_arms
+from synthdet.evidence.notebooks import experiment_notebook, run_notebook
+from synthdet.evidence.phases import fit, phase_names, run
+from synthdet.detection.facecrops import crop, FaceCrops, find_crop, mirror, recolour, SCALES
+from synthdet.data.fixtures import make_fixture
+from synthdet.detection.retinaface import (
+    ANCHORS, decode_points, encode_points, face_losses, load_retinaface, match_faces, priors, retinaface, SIZES)
+from synthdet.detection.train import train
 from test_widerface import save_truth
 
 

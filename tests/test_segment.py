@@ -3,13 +3,14 @@ import math
 import shutil
 import pytest
 import torch
-from synthdet import cutouts as module
-from synthdet.butterflies import class_image
+from synthdet.synthesis import cutouts as module
+from synthdet.data.butterflies import class_image
 from synthdet.core import UserError
-from synthdet.cutouts import make_cutouts
-from synthdet.domains import ClassImage
-from synthdet.redonet import build_redo
-from synthdet.segment import SEGMENTERS, Gate, domain_weights, gate, mask_score, segmenter, shipped_weights, weights_file
+from synthdet.synthesis.cutouts import make_cutouts
+from synthdet.data.domain import ClassImage
+from synthdet.masks.redonet import build_redo
+from synthdet.masks.quality import gate, Gate, mask_score
+from synthdet.masks.segment import domain_weights, segmenter, SEGMENTERS, shipped_weights, weights_file
 from synthdet.weights import save_weights
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synthdet import backbones
-from synthdet.backbones import BACKBONES, imagenet_file, make_backbone
-from synthdet.core import UserError, shared
-from synthdet.detectors import DETECTORS, detector
-from synthdet.ssd import focal, hard_negative, match, pad_targets, select, ssd
+from synthdet.detection import backbones
+from synthdet.detection.backbones import BACKBONES, imagenet_file, make_backbone
+from synthdet.core import shared, UserError
+from synthdet.detection.detectors import detector, DETECTORS
+from synthdet.detection.ssd import focal, hard_negative, match, pad_targets, select, ssd
 from synthdet.weights import read_weights
 from torchvision.ops import box_convert, box_iou
 

@@ -5,14 +5,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from synthdet import butterflies
-from synthdet.compose import Recipe
-from synthdet.core import UserError, chw, digest, read_jsonl
-from synthdet.cutouts import cutout
-from synthdet.domains import Domain, Images, load_domain, write_domain
-from synthdet.formats import read_detection, write_image
-from synthdet.objects import make_objects
-from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
+from synthdet.data import butterflies
+from synthdet.synthesis.settings import Recipe
+from synthdet.boxes import chw
+from synthdet.core import digest, read_jsonl, UserError
+from synthdet.synthesis.cutouts import cutout
+from synthdet.data.domain import Domain
+from synthdet.data.domains import Images, load_domain, write_domain
+from synthdet.data.annotations import read_detection
+from synthdet.data.images import write_image
+from synthdet.objects.objects import make_objects
+from synthdet.data.batches import batches, Loop, Mixed
+from synthdet.synthesis.disk import write_stream
+from synthdet.synthesis.stream import make_samples, Samples
 
 MAKE = '''
 import sys

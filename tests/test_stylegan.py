@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from synthdet.core import UserError, shared
-from synthdet.stylegan import load_stylegan
-from synthdet.stylenet import StyleGAN
+from synthdet.core import shared, UserError
+from synthdet.objects.stylegan import load_stylegan
+from synthdet.objects.stylenet import StyleGAN
 
 WIDTHS, DIMS = (10, 10, 8, 8, 6, 6), (12, 14, 14, 9) # 128 px: block 5 is fused
 

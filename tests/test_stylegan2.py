@@ -16,9 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthdet.core import UserError, shared
-from synthdet.stylegan2 import Conv, StyleGAN2, _double, _layout_of_arguments, load_stylegan2
-from synthdet.unpickle import NETWORKS, TENSORS, read_pickle
+from synthdet.core import shared, UserError
+from synthdet.objects.stylegan2 import _double, _layout_of_arguments, Conv, load_stylegan2, StyleGAN2
+from synthdet.objects.unpickle import NETWORKS, read_pickle, TENSORS
 
 torch.set_num_threads(1)
 

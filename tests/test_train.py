@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from torch import nn
-from synthdet import train as train_module
-from synthdet.core import UserError, generator, read_jsonl
-from synthdet.train import train
+from synthdet.detection import train as train_module
+from synthdet.core import generator, read_jsonl, UserError
+from synthdet.detection.train import train
 
 
 class Tiny(nn.Module):

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from synthdet.butterflies import class_image
+from synthdet.data.butterflies import class_image
 from synthdet.core import UserError
-from synthdet.experiment import experiment_notebook, parameters, run_notebook
-from synthdet.formats import write_image
+from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook
+from synthdet.data.images import write_image
 
 
 def test_a_plain_folder_is_walked_through_and_told_its_layout(tmp_path):

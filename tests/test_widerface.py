@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from synthdet.core import UserError, shared
-from synthdet.widerface import SETTINGS, read_ground_truth, wider_ap, wider_curves, wider_name, write_wider
+from synthdet.core import shared, UserError
+from synthdet.detection.widerface import read_ground_truth, SETTINGS, wider_ap, wider_curves, wider_name, write_wider
 
 
 def cells(values):
