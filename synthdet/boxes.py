@@ -6,75 +6,124 @@
 __all__ = ['chw', 'hwc', 'mask_to_box', 'masks_to_boxes', 'clip_boxes', 'ellipse_to_box', 'resize_boxes', 'visible_fraction']
 
 # %% ../nbs/0_ground/02_boxes.ipynb #1644c091
+import numpy as np
 import torch
 from torchvision.ops import clip_boxes_to_image
 
 # %% ../nbs/0_ground/02_boxes.ipynb #ce602210
-def chw(
-    array, # uint8 or float [H,W,C], contiguous
-) -> torch.Tensor: # [C,H,W], the same memory
-    "An OpenCV-style array seen as a tensor."
+def chw(array) -> torch.Tensor:
+    """An OpenCV-style array seen as a tensor.
+
+    Parameters
+    ----------
+    array : uint8 or float [H,W,C], contiguous
+
+    Returns
+    -------
+    torch.Tensor : [C,H,W], the same memory
+    """
     return torch.from_numpy(array).permute(2, 0, 1)
 
 # %% ../nbs/0_ground/02_boxes.ipynb #9f6ceafb
-def hwc(
-    image, # tensor [C,H,W] on the CPU
-) -> np.ndarray: # [H,W,C], contiguous; the same memory when it lies channels-last
-    "A tensor seen as an OpenCV-style array."
+def hwc(image) -> np.ndarray:
+    """A tensor seen as an OpenCV-style array.
+
+    Parameters
+    ----------
+    image : tensor [C,H,W] on the CPU
+
+    Returns
+    -------
+    np.ndarray : [H,W,C], contiguous; the same memory when it lies channels-last
+    """
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 # %% ../nbs/0_ground/02_boxes.ipynb #4d7c307f
-def mask_to_box(
-    mask,        # [H,W] bool, or a soft mask of any range
-    threshold=0, # a pixel belongs to the object when its value is above this
-): # float32 [4], or None when no pixel belongs
-    "The smallest box around a mask (end exclusive)."
+def mask_to_box(mask, threshold=0):
+    """The smallest box around a mask (end exclusive).
+
+    Parameters
+    ----------
+    mask : [H,W] bool, or a soft mask of any range
+    threshold : a pixel belongs to the object when its value is above this
+
+    Returns
+    -------
+    float32 [4], or None when no pixel belongs
+    """
     on = torch.as_tensor(mask) > threshold
     rows, cols = on.any(1).nonzero().flatten(), on.any(0).nonzero().flatten()
     if len(rows) == 0: return None
     return torch.tensor([cols[0], rows[0], cols[-1]+1, rows[-1]+1], dtype=torch.float32)
 
 # %% ../nbs/0_ground/02_boxes.ipynb #741698ee
-def masks_to_boxes(
-    masks, # bool [N,H,W], none of them empty
-) -> torch.Tensor: # float32 [N,4]
-    "The smallest box around each mask (end exclusive)."
+def masks_to_boxes(masks) -> torch.Tensor:
+    """The smallest box around each mask (end exclusive).
+
+    Parameters
+    ----------
+    masks : bool [N,H,W], none of them empty
+
+    Returns
+    -------
+    torch.Tensor : float32 [N,4]
+    """
     return torch.stack([mask_to_box(m) for m in masks]) if len(masks) else torch.zeros(0, 4)
 
 # %% ../nbs/0_ground/02_boxes.ipynb #9a97758f
-def clip_boxes(
-    boxes, # [N,4]
-    size,  # (height, width) of the image
-) -> torch.Tensor:
-    "Boxes cut at the image border."
+def clip_boxes(boxes, size) -> torch.Tensor:
+    """Boxes cut at the image border.
+
+    Parameters
+    ----------
+    boxes : [N,4]
+    size : (height, width) of the image
+    """
     return clip_boxes_to_image(boxes, size)
 
 # %% ../nbs/0_ground/02_boxes.ipynb #23dba518
-def ellipse_to_box(
-    major, minor, # half the long and half the short axis, pixels; numbers or [N]
-    angle,        # of the long axis to the x axis, radians
-    cx, cy,       # centre, pixels
-) -> torch.Tensor: # float32 [...,4]; may reach beyond the image
-    "The smallest box around an ellipse."
+def ellipse_to_box(major, minor, angle, cx, cy) -> torch.Tensor:
+    """The smallest box around an ellipse.
+
+    Parameters
+    ----------
+    major, minor : half the long and half the short axis, pixels; numbers or [N]
+    angle : of the long axis to the x axis, radians
+    cx, cy : centre, pixels
+
+    Returns
+    -------
+    torch.Tensor : float32 [...,4]; may reach beyond the image
+    """
     a, b, t, cx, cy = (torch.as_tensor(v, dtype=torch.float64) for v in (major, minor, angle, cx, cy))
     w, h = torch.hypot(a*t.cos(), b*t.sin()), torch.hypot(a*t.sin(), b*t.cos())
     return torch.stack([cx-w, cy-h, cx+w, cy+h], -1).float()
 
 # %% ../nbs/0_ground/02_boxes.ipynb #8493ae34
-def resize_boxes(
-    boxes, # [N,4]
-    old,   # (height, width) the boxes are for
-    new,   # (height, width) wanted
-) -> torch.Tensor:
-    "Boxes scaled from one image size to another."
+def resize_boxes(boxes, old, new) -> torch.Tensor:
+    """Boxes scaled from one image size to another.
+
+    Parameters
+    ----------
+    boxes : [N,4]
+    old : (height, width) the boxes are for
+    new : (height, width) wanted
+    """
     sy, sx = new[0]/old[0], new[1]/old[1]
     return boxes * boxes.new_tensor([sx, sy, sx, sy])
 
 # %% ../nbs/0_ground/02_boxes.ipynb #171b60b2
-def visible_fraction(
-    full,    # bool [...,H,W]: where the objects are
-    visible, # bool [...,H,W]: where they can be seen
-) -> torch.Tensor: # [...] 0..1; 0 for an empty mask
-    "The share of each mask that can be seen."
+def visible_fraction(full, visible) -> torch.Tensor:
+    """The share of each mask that can be seen.
+
+    Parameters
+    ----------
+    full : bool [...,H,W]: where the objects are
+    visible : bool [...,H,W]: where they can be seen
+
+    Returns
+    -------
+    torch.Tensor : [...] 0..1; 0 for an empty mask
+    """
     area = full.flatten(-2).sum(-1)
     return (full & visible).flatten(-2).sum(-1) / area.clamp(min=1)

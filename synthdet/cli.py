@@ -153,7 +153,8 @@ def _check(name, a):
     return all(s == 'ok' for _, s, _ in rows)
 
 def _fetch(name, a):
-    "`synthdet-data fetch`: each data set that a name stands for; those without a link are explained. False when one is still missing."
+    """`synthdet-data fetch`: each data set that a name stands for; those without a link are explained. False when one
+    is still missing."""
     for s in set_names(name):
         if SETS[s].files: print(f'{s}: {fetch(s, a.root, accept=a.accept or _accepted(s, a.root))}', flush=True)
         elif here := locate(s, a.root): print(f'{s}: {here}')

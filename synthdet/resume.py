@@ -14,11 +14,18 @@ import torch
 from .core import generator, UserError, write_atomic
 
 # %% ../nbs/0_ground/05_resume.ipynb #70fdec6c
-def as_batch(
-    images, # sequence of uint8 [3,h,w], any sizes (a fourth channel is ignored)
-    size,   # side, px
-):          # uint8 [N,3,size,size]
-    "Pictures as networks take them; raises `UserError` that names the first picture that is not one."
+def as_batch(images, size):
+    """Pictures as networks take them; raises `UserError` that names the first picture that is not one.
+
+    Parameters
+    ----------
+    images : sequence of uint8 [3,h,w], any sizes (a fourth channel is ignored)
+    size : side, px
+
+    Returns
+    -------
+    uint8 [N,3,size,size]
+    """
     def square(i):
         x = images[i]
         if not isinstance(x, torch.Tensor) or x.dtype != torch.uint8 or x.dim() != 3 or x.shape[0] not in (3, 4) or min(x.shape[1:]) < 8:
@@ -32,14 +39,21 @@ def as_batch(
 def _order(seed, name, n, turn): return torch.from_numpy(generator(seed, name, turn).permutation(n))
 
 # %% ../nbs/0_ground/05_resume.ipynb #3cad91a0
-def pick(
-    images, # uint8 [N,3,S,S]
-    seed,   # of the order
-    name,   # which of several passes
-    step,   # from 0
-    batch,  # pictures per step
-):          # float [batch,3,S,S] in -1..1
-    "The batch of a step."
+def pick(images, seed, name, step, batch):
+    """The batch of a step.
+
+    Parameters
+    ----------
+    images : uint8 [N,3,S,S]
+    seed : of the order
+    name : which of several passes
+    step : from 0
+    batch : pictures per step
+
+    Returns
+    -------
+    float [batch,3,S,S] in -1..1
+    """
     n = len(images)
     rows = torch.stack([_order(seed, name, n, i//n)[i % n] for i in range(step*batch, (step + 1)*batch)])
     return images[rows].float()/127.5 - 1
@@ -48,25 +62,35 @@ def pick(
 AMP = {'none': None, 'bf16': torch.bfloat16} # name -> type of the forward pass
 
 # %% ../nbs/0_ground/05_resume.ipynb #0076c73c
-def save_state(
-    out,      # folder of the run
-    at,       # dict of plain values and tensors: step, rows of metrics, ...
-    config,   # dict of plain values that make the run this run
-    **things, # modules and optimisers
-):
-    "Write out/state.pt, and its rows as out/metrics.jsonl, whole or not at all."
+def save_state(out, at, config, **things):
+    """Write out/state.pt, and its rows as out/metrics.jsonl, whole or not at all.
+
+    Parameters
+    ----------
+    out : folder of the run
+    at : dict of plain values and tensors: step, rows of metrics, ...
+    config : dict of plain values that make the run this run
+    **things : modules and optimisers
+    """
     memory = io.BytesIO() # torch.save hides a full disk behind a RuntimeError; write_atomic names it
     torch.save(dict(at=at, config=config, **{k: t.state_dict() for k, t in things.items()}), memory)
     write_atomic(Path(out)/'state.pt', memory.getvalue())
     write_atomic(Path(out)/'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in at['rows']))
 
 # %% ../nbs/0_ground/05_resume.ipynb #5cb2e4ae
-def load_state(
-    out,      # folder of the run
-    config,   # dict of plain values that make the run this run; `steps` may have grown
-    **things, # modules and optimisers to fill
-):            # the record `at`, None when there is no state yet
-    "Bring `things` to where the run in `out` was; raises `UserError` when its state is damaged or another run's."
+def load_state(out, config, **things):
+    """Bring `things` to where the run in `out` was; raises `UserError` when its state is damaged or another run's.
+
+    Parameters
+    ----------
+    out : folder of the run
+    config : dict of plain values that make the run this run; `steps` may have grown
+    **things : modules and optimisers to fill
+
+    Returns
+    -------
+    the record `at`, None when there is no state yet
+    """
     path = Path(out)/'state.pt'
     if not path.exists(): return None
     try:

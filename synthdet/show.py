@@ -14,14 +14,21 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 from .boxes import chw, hwc, resize_boxes
 
 # %% ../nbs/0_ground/03_show.ipynb #4bf74f14
-def thumbnail(
-    image,           # uint8 [3,H,W]
-    target=None,     # {boxes, ...}: the truth, or None
-    prediction=None, # {boxes, scores, ...}: detections, or None
-    cell=128,        # side of the thumbnail, px
-    min_score=.3,    # detections below this are not drawn
-) -> torch.Tensor:   # uint8 [3,cell,cell]
-    "One image at thumbnail size with its boxes (aspect not kept)."
+def thumbnail(image, target=None, prediction=None, cell=128, min_score=.3) -> torch.Tensor:
+    """One image at thumbnail size with its boxes (aspect not kept).
+
+    Parameters
+    ----------
+    image : uint8 [3,H,W]
+    target : {boxes, ...}: the truth, or None
+    prediction : {boxes, scores, ...}: detections, or None
+    cell : side of the thumbnail, px
+    min_score : detections below this are not drawn
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,cell,cell]
+    """
     small = chw(cv2.resize(hwc(image), (cell, cell), interpolation=cv2.INTER_AREA))
     for d, colour in ((target, '#33dd55'), (prediction, '#ff9900')):
         if d is None: continue
@@ -31,34 +38,51 @@ def thumbnail(
     return small
 
 # %% ../nbs/0_ground/03_show.ipynb #1325ea43
-def sheet(
-    images,           # uint8 [3,H,W] each, any sizes
-    targets=(),       # the truth of each, or none
-    predictions=(),   # the detections of each, or none
-    cols=8,           # thumbnails per row
-    cell=128,         # side of a thumbnail, px
-) -> torch.Tensor:    # uint8 [3,H,W]
-    "A contact sheet."
+def sheet(images, targets=(), predictions=(), cols=8, cell=128) -> torch.Tensor:
+    """A contact sheet.
+
+    Parameters
+    ----------
+    images : uint8 [3,H,W] each, any sizes
+    targets : the truth of each, or none
+    predictions : the detections of each, or none
+    cols : thumbnails per row
+    cell : side of a thumbnail, px
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,H,W]
+    """
     one = lambda seq, i: seq[i] if len(seq) else None
     thumbs = [thumbnail(im, one(targets, i), one(predictions, i), cell=cell) for i, im in enumerate(images)]
     return make_grid(torch.stack(thumbs), nrow=cols, padding=2, pad_value=255)
 
 # %% ../nbs/0_ground/03_show.ipynb #7f52bdf3
-def show(
-    image,    # uint8 [3,H,W]
-    title='', # a line above
-    width=6,  # inches
-):
-    "Show one image or sheet."
+def show(image, title='', width=6):
+    """Show one image or sheet.
+
+    Parameters
+    ----------
+    image : uint8 [3,H,W]
+    title : a line above
+    width : inches
+    """
     plt.figure(figsize=(width, width*image.shape[1]/image.shape[2] + .25), dpi=80)
     plt.imshow(hwc(image)); plt.axis('off'); plt.title(title, fontsize=9, loc='left'); plt.tight_layout(pad=.2); plt.show()
 
 # %% ../nbs/0_ground/03_show.ipynb #56cc9d8e
-def on_checks(
-    rgba,    # uint8 [4,h,w]
-    cell=96, # side of the result, or (height, width), px
-) -> torch.Tensor: # uint8 [3,cell,cell]
-    "A cut-out, aspect kept, on a chequerboard."
+def on_checks(rgba, cell=96) -> torch.Tensor:
+    """A cut-out, aspect kept, on a chequerboard.
+
+    Parameters
+    ----------
+    rgba : uint8 [4,h,w]
+    cell : side of the result, or (height, width), px
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,cell,cell]
+    """
     a, (high, wide) = hwc(rgba), np.broadcast_to(cell, 2)
     k = min((high-4)/a.shape[0], (wide-4)/a.shape[1]); a = cv2.resize(a, None, fx=k, fy=k, interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_LINEAR)
     yy, xx = np.mgrid[:high, :wide]//8
@@ -69,24 +93,34 @@ def on_checks(
     return chw(board.astype(np.uint8))
 
 # %% ../nbs/0_ground/03_show.ipynb #c6ce1a41
-def outlined(
-    image, # uint8 [3 or 4,H,W]
-    mask,  # [H,W] bool, or soft 0..1
-) -> torch.Tensor: # uint8 [3,H,W]
-    "An image with the outline of a mask."
+def outlined(image, mask) -> torch.Tensor:
+    """An image with the outline of a mask.
+
+    Parameters
+    ----------
+    image : uint8 [3 or 4,H,W]
+    mask : [H,W] bool, or soft 0..1
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,H,W]
+    """
     a = hwc(image[:3]).copy(); m = (torch.as_tensor(mask).float() > .5).numpy().astype(np.uint8)
     lines, _ = cv2.findContours(m, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return chw(cv2.drawContours(a, lines, -1, (255, 220, 0), 1))
 
 # %% ../nbs/0_ground/03_show.ipynb #4bf40444
-def captioned(
-    images,   # uint8 [3,H,W] each, of about one shape
-    captions=(), # a short text for each, may have several lines; or none
-    cols=6,   # pictures per row
-    title='', # a line above
-    width=5, # inches
-):
-    "Show pictures in rows, aspect kept, each with its caption below; the axes."
+def captioned(images, captions=(), cols=6, title='', width=5):
+    """Show pictures in rows, aspect kept, each with its caption below; the axes.
+
+    Parameters
+    ----------
+    images : uint8 [3,H,W] each, of about one shape
+    captions : a short text for each, may have several lines; or none
+    cols : pictures per row
+    title : a line above
+    width : inches
+    """
     rows, lines = max(1, -(-len(images)//cols)), max((c.count('\n') + 1 for c in captions), default=0)
     side = width/cols*np.median([im.shape[1]/im.shape[2] for im in images] or [1.]) # inches
     fig, axes = plt.subplots(rows, cols, figsize=(width, rows*(side + .03 + .1*lines) + .22), dpi=80, squeeze=False)

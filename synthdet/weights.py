@@ -43,7 +43,13 @@ class _Dtype:
         if not re.fullmatch(r'[biufcSU]\d{1,4}', str(code)): raise ValueError(f'{code!r} is not a type of numbers')
         self.code = code
 
-    def __setstate__(self, state): # (version, byte order, ...)
+    def __setstate__(self, state):
+        """The state.
+
+        Parameters
+        ----------
+        state : (version, byte order, ...)
+        """
         if state[1] not in ('<', '>', '|', '='): raise ValueError(f'{state[1]!r} is not a byte order')
         self.code = state[1] + self.code
 
@@ -64,7 +70,8 @@ def _is_archive(path):
 
 # %% ../nbs/0_ground/04_weights.ipynb #a57262f8
 def _only_checkpoint(path):
-    "The one .pth or .pt file in a tar archive, in memory. Raises `UserError` for anything but plain files, several checkpoints or none."
+    """The one .pth or .pt file in a tar archive, in memory. Raises `UserError` for anything but plain files, several
+    checkpoints or none."""
     found, size = [], 0
     with tarfile.open(path) as tar:
         for m in tar:
@@ -79,11 +86,19 @@ def _only_checkpoint(path):
         return io.BytesIO(tar.extractfile(found[0]).read())
 
 # %% ../nbs/0_ground/04_weights.ipynb #1f413003
-def read_checkpoint(
-    path,       # file of torch.save, of any age, or a .tar.gz that holds exactly one .pth or .pt
-    allowed=(), # classes that are let through besides tensors, containers, numbers and strings
-):              # whatever was saved; tensors on the CPU
-    "What a PyTorch file holds, nothing executed. Raises `UserError` for a missing, damaged or unsafe file; what was refused is named."
+def read_checkpoint(path, allowed=()):
+    """What a PyTorch file holds, nothing executed. Raises `UserError` for a missing, damaged or unsafe file; what was
+    refused is named.
+
+    Parameters
+    ----------
+    path : file of torch.save, of any age, or a .tar.gz that holds exactly one .pth or .pt
+    allowed : classes that are let through besides tensors, containers, numbers and strings
+
+    Returns
+    -------
+    whatever was saved; tensors on the CPU
+    """
     path, known = _existing(path), torch.serialization.get_safe_globals() # what the program itself lets through stays so
     try:
         with torch.serialization.safe_globals([c for c in (*allowed, *_NUMPY) if c not in known]):
@@ -93,10 +108,17 @@ def read_checkpoint(
         raise _unreadable(path, e, 'a file of torch.save, or a .tar.gz of one') from e
 
 # %% ../nbs/0_ground/04_weights.ipynb #c70c0d03
-def read_weights(
-    path, # .safetensors, .pth, .pt, or a .tar.gz of one
-) -> dict: # name -> tensor on the CPU
-    "The tensors in a weights file. Raises `UserError` for a missing, unreadable or foreign file."
+def read_weights(path) -> dict:
+    """The tensors in a weights file. Raises `UserError` for a missing, unreadable or foreign file.
+
+    Parameters
+    ----------
+    path : .safetensors, .pth, .pt, or a .tar.gz of one
+
+    Returns
+    -------
+    dict : name -> tensor on the CPU
+    """
     path = _existing(path)
     if path.suffix != '.safetensors': state = read_checkpoint(path)
     else:
@@ -109,21 +131,31 @@ def read_weights(
     return state
 
 # %% ../nbs/0_ground/04_weights.ipynb #27230040
-def save_weights(
-    model,  # any module
-    path,   # .safetensors file
-    **note, # what they are: step=100, ...; kept as strings
-) -> Path:
-    "Write the weights of `model` atomically; raises `UserError` when the disk refuses."
+def save_weights(model, path, **note) -> Path:
+    """Write the weights of `model` atomically; raises `UserError` when the disk refuses.
+
+    Parameters
+    ----------
+    model : any module
+    path : .safetensors file
+    **note : what they are: step=100, ...; kept as strings
+    """
     weights = {k: v.detach().to('cpu').clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     note = json.dumps({k: str(v) for k, v in note.items()}, sort_keys=True) # one entry: safetensors writes several in any order
     return write_atomic(path, safetensors.torch.save(weights, {'note': note}))
 
 # %% ../nbs/0_ground/04_weights.ipynb #46822c99
-def read_note(
-    path, # .safetensors file
-) -> dict: # name -> string
-    "What `save_weights` noted beside the weights. Raises `UserError` for a missing or unreadable file."
+def read_note(path) -> dict:
+    """What `save_weights` noted beside the weights. Raises `UserError` for a missing or unreadable file.
+
+    Parameters
+    ----------
+    path : .safetensors file
+
+    Returns
+    -------
+    dict : name -> string
+    """
     path = _existing(path)
     try:
         with safe_open(path, 'pt') as file: note = dict(file.metadata() or {})
@@ -131,13 +163,16 @@ def read_note(
     except Exception as e: raise _unreadable(path, e, 'safetensors') from e # as above
 
 # %% ../nbs/0_ground/04_weights.ipynb #9728a580
-def fit_weights(
-    module:nn.Module, # network to fill
-    state:dict,       # name -> tensor
-    path,             # where they came from, for the message
-    assign=False,     # put the tensors of `state` in place of the module's: for a module built on the meta device
-) -> nn.Module:
-    "Copy `state` into `module`. Raises `UserError` that names the first missing, unexpected or mis-shaped entry."
+def fit_weights(module:nn.Module, state:dict, path, assign=False) -> nn.Module:
+    """Copy `state` into `module`. Raises `UserError` that names the first missing, unexpected or mis-shaped entry.
+
+    Parameters
+    ----------
+    module : network to fill
+    state : name -> tensor
+    path : where they came from, for the message
+    assign : put the tensors of `state` in place of the module's: for a module built on the meta device
+    """
     own = module.state_dict()
     if not isinstance(state, dict): raise UserError(f'{path} does not fit this network: it holds a {type(state).__name__}, expected a dictionary of tensors')
     missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]

@@ -27,11 +27,19 @@ from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #23f8f1b0
 class Layout(NamedTuple):
-    "Where a timm network is tapped, the anchor scale of each tap, and how its batch norms are set."
-    taps: tuple             # names of the modules whose outputs are the maps, in order
-    scales: tuple           # anchor side / image side, one per tap
-    keras: bool = False     # pad and normalise as Keras' MobileNetV1 does
-    bn_momentum: float = .1 # share of the new batch in the running averages
+    """Where a timm network is tapped, the anchor scale of each tap, and how its batch norms are set.
+
+    Attributes
+    ----------
+    taps : names of the modules whose outputs are the maps, in order
+    scales : anchor side / image side, one per tap
+    keras : pad and normalise as Keras' MobileNetV1 does
+    bn_momentum : share of the new batch in the running averages
+    """
+    taps: tuple
+    scales: tuple
+    keras: bool = False
+    bn_momentum: float = .1
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #3f86d361
 _SIDES = .1, .2, .4, .8
@@ -46,15 +54,24 @@ BACKBONES = dict(mobilenetv1_100=_V1._replace(bn_momentum=.01), mobilenetv1_075=
 # %% ../../nbs/5_detection/01_backbones.ipynb #74c79bc8
 class BottomRightConv2d(nn.Conv2d):
     "A 3x3 convolution of stride 2 that pads below and to the right only."
-    def forward(self, x): # [B,C,H,W] -> [B,C',H//2,W//2]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,C,H,W] -> [B,C',H//2,W//2]
+        """
         x = F.pad(x, (0, 1, 0, 1))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #a406e0e2
-def pad_bottom_right(
-    body:nn.Module, # network whose convolutions of stride 2 are exchanged in place
-) -> nn.Module:
-    "Make every convolution of stride 2 pad as Keras' MobileNetV1 does; weights and their names stay."
+def pad_bottom_right(body:nn.Module) -> nn.Module:
+    """Make every convolution of stride 2 pad as Keras' MobileNetV1 does; weights and their names stay.
+
+    Parameters
+    ----------
+    body : network whose convolutions of stride 2 are exchanged in place
+    """
     strided = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
     for name, old in strided:
         new = BottomRightConv2d(old.in_channels, old.out_channels, 3, 2, groups=old.groups, bias=False)
@@ -86,14 +103,17 @@ def _steps(module, prefix=''):
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #dc144c95
 class Backbone(nn.Module):
-    "A chain of timm modules that returns the maps after some of them."
-    def __init__(self,
-        body:nn.Module,       # timm network that runs its children one after the other
-        taps,                 # names of the modules whose outputs are wanted
-        mean,                 # RGB mean of the input normalisation, 0..1
-        std,                  # RGB standard deviation of it
-        bn_momentum=.01,      # share of the new batch in the running averages of batch norm
-    ):
+    """A chain of timm modules that returns the maps after some of them.
+
+    Parameters
+    ----------
+    body : timm network that runs its children one after the other
+    taps : names of the modules whose outputs are wanted
+    mean : RGB mean of the input normalisation, 0..1
+    std : RGB standard deviation of it
+    bn_momentum : share of the new batch in the running averages of batch norm
+    """
+    def __init__(self, body:nn.Module, taps, mean, std, bn_momentum=.01):
         super().__init__()
         steps = list(_steps(body))
         self.steps, self.taps = steps[:steps.index(taps[-1])+1], tuple(taps)
@@ -105,7 +125,13 @@ class Backbone(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images): # float [B,3,H,W] in 0..1 -> list of [B,C,h,w]
+    def forward(self, images):
+        """The forward pass.
+
+        Parameters
+        ----------
+        images : float [B,3,H,W] in 0..1 -> list of [B,C,h,w]
+        """
         x, maps = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last), []
         for name in self.steps:
             x = self.body.get_submodule(name)(x)
@@ -113,8 +139,13 @@ class Backbone(nn.Module):
         return maps
 
     @torch.no_grad()
-    def shapes(self, height, width): # of the input, in pixels -> [(C,h,w), ...]
-        "The shapes of the maps for one image size; nothing is computed."
+    def shapes(self, height, width):
+        """The shapes of the maps for one image size; nothing is computed.
+
+        Parameters
+        ----------
+        height, width : of the input, in pixels -> [(C,h,w), ...]
+        """
         state = {k: v.to('meta') for k, v in [*self.named_parameters(), *self.named_buffers()]}
         maps = functional_call(self, state, torch.empty(2, 3, height, width, device='meta'))
         return [tuple(m.shape[1:]) for m in maps]
@@ -130,13 +161,16 @@ def _mend_eps(module, state, eps):
     return state
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #8eda0b58
-def load_backbone(
-    backbone:Backbone, # network to fill
-    state:dict,        # tensors as timm publishes them; a classifier among them is left out
-    path,              # where they came from, for the message
-    eps=1e-5,          # what the file's owner added to the variances
-) -> Backbone:
-    "Fill a backbone with timm weights. Raises `UserError` when they do not fit."
+def load_backbone(backbone:Backbone, state:dict, path, eps=1e-5) -> Backbone:
+    """Fill a backbone with timm weights. Raises `UserError` when they do not fit.
+
+    Parameters
+    ----------
+    backbone : network to fill
+    state : tensors as timm publishes them; a classifier among them is left out
+    path : where they came from, for the message
+    eps : what the file's owner added to the variances
+    """
     state = {k: v for k, v in state.items() if k.split('.')[0] not in backbone.cut}
     fit_weights(backbone.body, _mend_eps(backbone.body, state, eps), path)
     return backbone
@@ -162,10 +196,13 @@ def _timm_file(name):
     except (OSError, ValueError) as e: return None, f'{source[0]} cannot be downloaded ({type(e).__name__})'
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #fb23bd29
-def imagenet_file(
-    name, # name of a backbone
-) -> Path:
-    "The file with the ImageNet weights of a backbone. Raises `UserError` where there is none."
+def imagenet_file(name) -> Path:
+    """The file with the ImageNet weights of a backbone. Raises `UserError` where there is none.
+
+    Parameters
+    ----------
+    name : name of a backbone
+    """
     folder = os.environ.get('SYNTHDET_WEIGHTS')
     found = [p for p in sorted(Path(folder).glob(f'{name}*')) if p.suffix in ('.safetensors', '.pth', '.pt')] if folder else []
     if found: return found[0]
@@ -175,12 +212,15 @@ def imagenet_file(
                     "and name the folder in SYNTHDET_WEIGHTS, or choose weights='none'")
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #bb484c71
-def make_backbone(
-    name='mobilenetv1_100', # one of `BACKBONES`
-    weights='none',         # 'none' (random), 'imagenet' or the path of a file
-    bn_momentum=None,       # share of the new batch in the running averages of batch norm; None for the layout's own
-) -> Backbone:
-    "A backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit."
+def make_backbone(name='mobilenetv1_100', weights='none', bn_momentum=None) -> Backbone:
+    """A backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit.
+
+    Parameters
+    ----------
+    name : one of `BACKBONES`
+    weights : 'none' (random), 'imagenet' or the path of a file
+    bn_momentum : share of the new batch in the running averages of batch norm; None for the layout's own
+    """
     layout = choose('backbone', name, BACKBONES)
     body = _body(name, layout.keras)
     backbone = Backbone(body, layout.taps, body.default_cfg['mean'], body.default_cfg['std'],

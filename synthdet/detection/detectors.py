@@ -65,13 +65,21 @@ DETECTORS = dict(
     fasterrcnn_mobilenet=_torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1))
 
 # %% ../../nbs/5_detection/05_detectors.ipynb #429f1244
-def detector(
-    name='ssd',                 # one of `DETECTORS`
-    num_classes=2,              # with the background
-    image_size=300,             # side or (height, width) the images are resized to, pixels
-    backbone='mobilenetv1_100', # for 'ssd'; the others bring their own
-    weights='none',             # 'none' (random), 'imagenet' (backbone), or the path of trained weights
-    **options,                  # for the builder: `loss`, `score_thresh`, ...
-) -> nn.Module: # training: model(images, targets) -> losses; evaluation: model(images) -> list of boxes, scores, labels
-    "A detector by name in torchvision's contract. Raises `UserError` for unknown names and weights that do not fit."
+def detector(name='ssd', num_classes=2, image_size=300, backbone='mobilenetv1_100', weights='none',
+             **options) -> nn.Module:
+    """A detector by name in torchvision's contract. Raises `UserError` for unknown names and weights that do not fit.
+
+    Parameters
+    ----------
+    name : one of `DETECTORS`
+    num_classes : with the background
+    image_size : side or (height, width) the images are resized to, pixels
+    backbone : for 'ssd'; the others bring their own
+    weights : 'none' (random), 'imagenet' (backbone), or the path of trained weights
+    **options : for the builder: `loss`, `score_thresh`, ...
+
+    Returns
+    -------
+    nn.Module : training: model(images, targets) -> losses; evaluation: model(images) -> list of boxes, scores, labels
+    """
     return choose('detector', name, DETECTORS)(num_classes=num_classes, image_size=image_size, backbone=backbone, weights=weights, **options)

@@ -16,13 +16,20 @@ from .train import as_floats
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #9b99057f
 @torch.no_grad()
-def predict(
-    model,         # detector in torchvision's contract
-    dataset,       # sequence of uint8 images [3,H,W], or of (image, target)
-    batch_size=16, # images per call of the model
-    device=None,   # where to compute; None: where the model is
-) -> list:         # per image {boxes float32 [N,4], scores float32 [N], labels int64 [N]} on the CPU
-    "The model's detections on every image of `dataset`, in evaluation mode."
+def predict(model, dataset, batch_size=16, device=None) -> list:
+    """The model's detections on every image of `dataset`, in evaluation mode.
+
+    Parameters
+    ----------
+    model : detector in torchvision's contract
+    dataset : sequence of uint8 images [3,H,W], or of (image, target)
+    batch_size : images per call of the model
+    device : where to compute; None: where the model is
+
+    Returns
+    -------
+    list : per image {boxes float32 [N,4], scores float32 [N], labels int64 [N]} on the CPU
+    """
     if device is None: device = next((p.device for p in model.parameters()), torch.device('cpu'))
     was_training, found = model.training, []
     model.eval()
@@ -35,11 +42,14 @@ def predict(
     return found
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #7ebc9901
-def _flat(
-    items, # list of dicts of tensors, one per image
-    extra, # third column: 'scores' of predictions, 'difficult' of targets (zeros where absent)
-):
-    "All images' boxes float64 [N,4], labels [N], extra [N] and the image number [N] as arrays."
+def _flat(items, extra):
+    """All images' boxes float64 [N,4], labels [N], extra [N] and the image number [N] as arrays.
+
+    Parameters
+    ----------
+    items : list of dicts of tensors, one per image
+    extra : third column: 'scores' of predictions, 'difficult' of targets (zeros where absent)
+    """
     boxes = [d['boxes'].reshape(-1, 4) for d in items]
     sizes = [len(b) for b in boxes]
     columns = [[d['labels'] for d in items], [d[extra] if extra in d else torch.zeros(n) for d, n in zip(items, sizes)]]
@@ -59,7 +69,8 @@ def _pair_iou(a, b):
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #e7693f19
 def _best_truth(boxes, group, truth, truth_group):
-    "For each box the truth of its group with the largest IoU (the first on ties) and that IoU; -1 and -1. where the group has none."
+    """For each box the truth of its group with the largest IoU (the first on ties) and that IoU; -1 and -1. where the
+    group has none."""
     by_group = np.argsort(truth_group, kind='stable')
     sorted_groups = truth_group[by_group]
     start = np.searchsorted(sorted_groups, group, 'left')
@@ -76,22 +87,33 @@ def _best_truth(boxes, group, truth, truth_group):
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #96723244
 class Matches(NamedTuple):
-    "Detections of all images by descending score, and what became of each."
-    labels: np.ndarray  # int64 [N]
-    scores: np.ndarray  # float64 [N]
-    tp: np.ndarray      # bool [N]: found a box that was free
-    ignored: np.ndarray # bool [N]: found a difficult box, so it counts neither way
-    positives: dict     # class -> number of boxes to find
+    """Detections of all images by descending score, and what became of each.
+
+    Attributes
+    ----------
+    labels : int64 [N]
+    scores : float64 [N]
+    tp : bool [N]: found a box that was free
+    ignored : bool [N]: found a difficult box, so it counts neither way
+    positives : class -> number of boxes to find
+    """
+    labels: np.ndarray
+    scores: np.ndarray
+    tp: np.ndarray
+    ignored: np.ndarray
+    positives: dict
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #74474218
-def match_detections(
-    predictions,    # list of {boxes, scores, labels}, one per image
-    targets,        # list of {boxes, labels} in the same order; `difficult` bool [N] optional
-    iou=.5,         # overlap that counts as found, inclusive
-    *,
-    difficult=True, # do difficult boxes neither count nor cost?
-) -> Matches:
-    "Match detections to boxes by the VOC rule; raises `UserError` when the lists differ in length."
+def match_detections(predictions, targets, iou=.5, *, difficult=True) -> Matches:
+    """Match detections to boxes by the VOC rule; raises `UserError` when the lists differ in length.
+
+    Parameters
+    ----------
+    predictions : list of {boxes, scores, labels}, one per image
+    targets : list of {boxes, labels} in the same order; `difficult` bool [N] optional
+    iou : overlap that counts as found, inclusive
+    difficult : do difficult boxes neither count nor cost?
+    """
     if len(predictions) != len(targets): raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
     boxes, labels, scores, image = _flat(predictions, 'scores')
     truth, truth_labels, hard, truth_image = _flat(targets, 'difficult')
@@ -110,10 +132,17 @@ def match_detections(
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #cef3c6c2
 class Curve(NamedTuple):
-    "Precision and recall after each detection, by descending score."
-    recall: np.ndarray    # float64 [N] in 0..1
-    precision: np.ndarray # float64 [N] in 0..1
-    scores: np.ndarray    # float64 [N]
+    """Precision and recall after each detection, by descending score.
+
+    Attributes
+    ----------
+    recall : float64 [N] in 0..1
+    precision : float64 [N] in 0..1
+    scores : float64 [N]
+    """
+    recall: np.ndarray
+    precision: np.ndarray
+    scores: np.ndarray
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #7165a525
 def _curve(m, label, optimistic):
@@ -127,15 +156,17 @@ def _curve(m, label, optimistic):
     return Curve(found / m.positives[label], found / np.arange(1, len(tp) + 1), scores)
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #23273249
-def precision_recall(
-    predictions,  # list of {boxes, scores, labels}, one per image
-    targets,      # list of {boxes, labels} in the same order; `difficult` bool [N] optional
-    iou=.5,       # overlap that counts as found, inclusive
-    *,
-    label=1,      # class
-    rule='voc',   # key of `RULES`
-) -> Curve:
-    "The precision-recall curve of one class; raises `UserError` when the ground truth holds no box of it."
+def precision_recall(predictions, targets, iou=.5, *, label=1, rule='voc') -> Curve:
+    """The precision-recall curve of one class; raises `UserError` when the ground truth holds no box of it.
+
+    Parameters
+    ----------
+    predictions : list of {boxes, scores, labels}, one per image
+    targets : list of {boxes, labels} in the same order; `difficult` bool [N] optional
+    iou : overlap that counts as found, inclusive
+    label : class
+    rule : key of `RULES`
+    """
     choose('rule', rule, RULES)
     m = match_detections(predictions, targets, iou, difficult=rule != 'authors')
     if label not in m.positives: raise UserError(f"the ground truth holds no box of class {label}; its classes are {sorted(m.positives)}")
@@ -160,13 +191,20 @@ RULES = {
 }
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #61704283
-def average_precision(
-    predictions, # list of {boxes, scores, labels}, one per image
-    targets,     # list of {boxes, labels} in the same order; `difficult` bool [N] optional
-    iou=.5,      # overlap that counts as found, inclusive
-    rule='voc',  # key of `RULES`
-) -> float:      # 0..1; nan when the ground truth holds no box
-    "Average precision, mean over the classes of the ground truth (Blanger, Hirata and Jiang 2020, section IV)."
+def average_precision(predictions, targets, iou=.5, rule='voc') -> float:
+    """Average precision, mean over the classes of the ground truth (Blanger, Hirata and Jiang 2020, section IV).
+
+    Parameters
+    ----------
+    predictions : list of {boxes, scores, labels}, one per image
+    targets : list of {boxes, labels} in the same order; `difficult` bool [N] optional
+    iou : overlap that counts as found, inclusive
+    rule : key of `RULES`
+
+    Returns
+    -------
+    float : 0..1; nan when the ground truth holds no box
+    """
     area = choose('rule', rule, RULES)
     m = match_detections(predictions, targets, iou, difficult=rule != 'authors')
     return float(np.mean([area(_curve(m, c, rule == 'authors')) for c in m.positives])) if m.positives else float('nan')
@@ -190,11 +228,19 @@ def _coco(items, classes, scored):
 COCO_KEYS = ('ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large', 'ar1', 'ar10', 'ar100', 'ar_small', 'ar_medium', 'ar_large')
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #26468c5b
-def coco_metrics(
-    predictions, # list of {boxes, scores, labels}, one per image
-    targets,     # list of {boxes, labels} in the same order; `iscrowd` and `area` [N] optional
-) -> dict:       # `COCO_KEYS` -> 0..1, or None where the ground truth holds no box of that size
-    "COCO's twelve box metrics: small is under 32 x 32 pixels, large from 96 x 96; raises `UserError` when the lists differ in length."
+def coco_metrics(predictions, targets) -> dict:
+    """COCO's twelve box metrics: small is under 32 x 32 pixels, large from 96 x 96; raises `UserError` when the lists
+    differ in length.
+
+    Parameters
+    ----------
+    predictions : list of {boxes, scores, labels}, one per image
+    targets : list of {boxes, labels} in the same order; `iscrowd` and `area` [N] optional
+
+    Returns
+    -------
+    dict : `COCO_KEYS` -> 0..1, or None where the ground truth holds no box of that size
+    """
     if len(predictions) != len(targets): raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
     classes = sorted({c for t in targets for c in t['labels'].tolist()})
     if not classes: return dict.fromkeys(COCO_KEYS)
@@ -213,21 +259,36 @@ def _defined(value):
     return None if np.isnan(value) else value
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #7deafc1f
-def evaluate(
-    predictions, # list of {boxes, scores, labels}, one per image
-    targets,     # list of {boxes, labels} in the same order; `difficult`, `iscrowd`, `area` [N] optional
-) -> dict:       # name -> 0..1, or None where it is undefined
-    "Every score of a test: `ap50` (VOC), `ap50_authors` (scores from 0.5, their rule), `ap50_coco` and COCO's other eleven."
+def evaluate(predictions, targets) -> dict:
+    """Every score of a test: `ap50` (VOC), `ap50_authors` (scores from 0.5, their rule), `ap50_coco` and COCO's other
+    eleven.
+
+    Parameters
+    ----------
+    predictions : list of {boxes, scores, labels}, one per image
+    targets : list of {boxes, labels} in the same order; `difficult`, `iscrowd`, `area` [N] optional
+
+    Returns
+    -------
+    dict : name -> 0..1, or None where it is undefined
+    """
     coco = coco_metrics(predictions, targets)
     authors = average_precision(_confident(predictions, .5), targets, rule='authors')
     return dict(ap50=_defined(average_precision(predictions, targets)), ap50_authors=_defined(authors), ap50_coco=coco.pop('ap50'), **coco)
 
 # %% ../../nbs/5_detection/07_evaluate.ipynb #cc82a0df
-def validator(
-    dataset,       # sequence of (uint8 image [3,H,W], target)
-    batch_size=16, # images per call of the model
-):                 # function of the model -> {ap50, ap50_authors}, each 0..1
-    "A function that scores a model on `dataset`; raises `UserError` when the data set holds no box."
+def validator(dataset, batch_size=16):
+    """A function that scores a model on `dataset`; raises `UserError` when the data set holds no box.
+
+    Parameters
+    ----------
+    dataset : sequence of (uint8 image [3,H,W], target)
+    batch_size : images per call of the model
+
+    Returns
+    -------
+    function of the model -> {ap50, ap50_authors}, each 0..1
+    """
     targets = [dataset[i][1] for i in range(len(dataset))]
     if not sum(len(t['boxes']) for t in targets): raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it annotated images")
     def validate(model):

@@ -20,13 +20,20 @@ SCALES = .3, .45, .6, .8, 1. # side of the crop / short side of the picture
 MEAN = 123, 117, 104         # RGB of the padding
 
 # %% ../../nbs/5_detection/04_facecrops.ipynb #3704dd32
-def find_crop(
-    boxes,     # float [N,4] xyxy pixels
-    size,      # (height, width) of the picture
-    g,         # random generator
-    tries=250, # squares that are looked at
-):             # (x, y, side), or None when no square holds a whole face
-    "A random square around at least one face."
+def find_crop(boxes, size, g, tries=250):
+    """A random square around at least one face.
+
+    Parameters
+    ----------
+    boxes : float [N,4] xyxy pixels
+    size : (height, width) of the picture
+    g : random generator
+    tries : squares that are looked at
+
+    Returns
+    -------
+    (x, y, side), or None when no square holds a whole face
+    """
     h, w = size
     sides = (np.array(SCALES)[g.integers(len(SCALES), size=tries)] * min(h, w)).astype(int)
     low = np.stack([g.integers(np.maximum(n - sides, 1)) for n in (w, h)], 1)[:, None]         # [tries,1,2]
@@ -37,12 +44,19 @@ def find_crop(
     return (*low[good[0], 0].tolist(), int(sides[good[0]])) if len(good) else None
 
 # %% ../../nbs/5_detection/04_facecrops.ipynb #a9c0a797
-def crop(
-    image,  # uint8 [H,W,3]
-    target, # {boxes float [N,4], labels [N], landmarks float [N,5,2] optional, ...}, arrays
-    g,      # random generator
-):          # uint8 [S,S,3], target
-    "A random square of a picture with the faces whose centres it holds, or the whole picture, padded."
+def crop(image, target, g):
+    """A random square of a picture with the faces whose centres it holds, or the whole picture, padded.
+
+    Parameters
+    ----------
+    image : uint8 [H,W,3]
+    target : {boxes float [N,4], labels [N], landmarks float [N,5,2] optional, ...}, arrays
+    g : random generator
+
+    Returns
+    -------
+    uint8 [S,S,3], target
+    """
     h, w = image.shape[:2]
     found = find_crop(target['boxes'], (h, w), g)
     if found is None: return cv2.copyMakeBorder(image, 0, max(w - h, 0), 0, max(h - w, 0), cv2.BORDER_CONSTANT, value=MEAN), target
@@ -55,11 +69,18 @@ def crop(
     return image[y:y+side, x:x+side], target
 
 # %% ../../nbs/5_detection/04_facecrops.ipynb #045615c3
-def recolour(
-    image, # uint8 [H,W,3] RGB
-    g,     # random generator
-):         # uint8 [H,W,3]
-    "Random brightness (±32), contrast and saturation (0.5 to 1.5) and hue (±18 of 180)."
+def recolour(image, g):
+    """Random brightness (±32), contrast and saturation (0.5 to 1.5) and hue (±18 of 180).
+
+    Parameters
+    ----------
+    image : uint8 [H,W,3] RGB
+    g : random generator
+
+    Returns
+    -------
+    uint8 [H,W,3]
+    """
     maybe = lambda: bool(g.integers(2))
     early = maybe()
     contrast = lambda a: cv2.convertScaleAbs(a, alpha=g.uniform(.5, 1.5)) if maybe() else a
@@ -72,11 +93,18 @@ def recolour(
     return image if early else contrast(image)
 
 # %% ../../nbs/5_detection/04_facecrops.ipynb #fb4824f7
-def mirror(
-    image,  # [H,W,3]
-    target, # {boxes float [N,4], landmarks float [N,5,2] optional, ...}, arrays
-):          # the same, mirrored
-    "A picture and its faces, left and right exchanged."
+def mirror(image, target):
+    """A picture and its faces, left and right exchanged.
+
+    Parameters
+    ----------
+    image : [H,W,3]
+    target : {boxes float [N,4], landmarks float [N,5,2] optional, ...}, arrays
+
+    Returns
+    -------
+    the same, mirrored
+    """
     w, target = image.shape[1], dict(target)
     target['boxes'] = np.stack([w - target['boxes'][:, 2], target['boxes'][:, 1], w - target['boxes'][:, 0], target['boxes'][:, 3]], 1)
     if 'landmarks' in target: target['landmarks'] = (target['landmarks'] * np.float32([-1, 1]) + np.float32([w, 0]))[:, [1, 0, 2, 4, 3]]
@@ -87,12 +115,18 @@ WAYS = cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2
 
 # %% ../../nbs/5_detection/04_facecrops.ipynb #6a21c8ea
 class FaceCrops(Dataset):
-    "Endless training samples of RetinaFace: `crops[i] -> (image uint8 [3,size,size], target)`, a function of (seed, i)."
-    def __init__(self,
-        dataset,        # photographs with faces: (image uint8 [3,H,W], {boxes, labels; landmarks float [N,5,2], landmarks_valid bool [N] optional})
-        size,           # side of the samples, pixels
-        seed=0,         # which samples
-        budget_mb=1024, # memory for decoded photographs
+    """Endless training samples of RetinaFace: `crops[i] -> (image uint8 [3,size,size], target)`, a function of (seed,
+    i).
+
+    Parameters
+    ----------
+    dataset : photographs with faces: (image uint8 [3,H,W], {boxes, labels; landmarks float [N,5,2], landmarks_valid
+        bool [N] optional})
+    size : side of the samples, pixels
+    seed : which samples
+    budget_mb : memory for decoded photographs
+    """
+    def __init__(self, dataset, size, seed=0, budget_mb=1024,
     ): self.loop, self.size, self.seed, self.budget, self.held = Loop(dataset, seed), size, seed, budget_mb * 2**20, {}
 
     def photograph(self, k):

@@ -39,7 +39,13 @@ class Body(nn.Module):
         self.stage2 = nn.Sequential(_separable(64, 128, 2), *[_separable(128, 128) for _ in range(5)])
         self.stage3 = nn.Sequential(_separable(128, 256, 2), _separable(256, 256))
 
-    def forward(self, x): # [B,3,H,W] -> maps of 64, 128 and 256 channels
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,3,H,W] -> maps of 64, 128 and 256 channels
+        """
         maps = []
         for stage in (self.stage1, self.stage2, self.stage3): maps.append(x := stage(x))
         return maps
@@ -77,7 +83,13 @@ class Head(nn.Module):
         super().__init__()
         self.values, self.conv1x1 = values, nn.Conv2d(64, 2*values, 1)
 
-    def forward(self, x): # [B,64,h,w] -> [B,h*w*2,values]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,64,h,w] -> [B,h*w*2,values]
+        """
         return self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #8df7b23c
@@ -85,12 +97,19 @@ STRIDES = 8, 16, 32 # pixels of the input per cell of each map
 ANCHORS = dict(reference=((16, 32), (64, 128), (256, 512)), small=((10, 20), (32, 64), (128, 256))) # sides on each map, pixels
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3878a808
-def priors(
-    height, # of the network's input, pixels
-    width,  # of the network's input, pixels
-    anchors='reference', # one of ANCHORS
-) -> torch.Tensor: # float32 [N,4]: cx, cy, w, h as shares of the image; order map, row, column, side
-    "The boxes that the detector corrects."
+def priors(height, width, anchors='reference') -> torch.Tensor:
+    """The boxes that the detector corrects.
+
+    Parameters
+    ----------
+    height : of the network's input, pixels
+    width : of the network's input, pixels
+    anchors : one of ANCHORS
+
+    Returns
+    -------
+    torch.Tensor : float32 [N,4]: cx, cy, w, h as shares of the image; order map, row, column, side
+    """
     out = []
     for stride, sides in zip(STRIDES, ANCHORS[anchors]):
         y, x = ((torch.arange(math.ceil(n/stride)) + .5) * stride/n for n in (height, width))
@@ -99,13 +118,20 @@ def priors(
     return torch.cat(out)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #be29ad2e
-def match_faces(
-    iou,      # float [B,M,N] of M faces and N anchors
-    present,  # bool [B,M]: False for padding
-    low=.2,   # a face whose best anchor overlaps less forces nothing; an image with only such faces has no positives
-    high=.35, # an anchor that overlaps every face less is background
-) -> torch.Tensor: # int64 [B,N]: index of the face, -1 for background
-    "Tell every anchor of a batch which face it should find."
+def match_faces(iou, present, low=.2, high=.35) -> torch.Tensor:
+    """Tell every anchor of a batch which face it should find.
+
+    Parameters
+    ----------
+    iou : float [B,M,N] of M faces and N anchors
+    present : bool [B,M]: False for padding
+    low : a face whose best anchor overlaps less forces nothing; an image with only such faces has no positives
+    high : an anchor that overlaps every face less is background
+
+    Returns
+    -------
+    torch.Tensor : int64 [B,N]: index of the face, -1 for background
+    """
     iou = iou.masked_fill(~present[..., None], -1)
     (reach, anchor), (best, face) = iou.max(2), iou.max(1)          # [B,M] and [B,N]
     passes = present & (reach >= low)
@@ -116,45 +142,73 @@ def match_faces(
     return face.where(positive & passes.any(1, keepdim=True), -1)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #a08bbca3
-def encode_points(
-    points, # float [...,5,2]: x, y as shares of the image
-    anchors, # float [...,4]: cx, cy, w, h
-) -> torch.Tensor: # [...,10]
-    "Landmarks as offsets from anchors."
+def encode_points(points, anchors) -> torch.Tensor:
+    """Landmarks as offsets from anchors.
+
+    Parameters
+    ----------
+    points : float [...,5,2]: x, y as shares of the image
+    anchors : float [...,4]: cx, cy, w, h
+
+    Returns
+    -------
+    torch.Tensor : [...,10]
+    """
     return ((points - anchors[..., None, :2]) / (.1 * anchors[..., None, 2:])).flatten(-2)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #a8240798
-def decode_points(
-    offsets, # float [...,10]
-    anchors, # float [...,4]: cx, cy, w, h
-) -> torch.Tensor: # [...,5,2]
-    "Offsets back to landmarks: the inverse of `encode_points`."
+def decode_points(offsets, anchors) -> torch.Tensor:
+    """Offsets back to landmarks: the inverse of `encode_points`.
+
+    Parameters
+    ----------
+    offsets : float [...,10]
+    anchors : float [...,4]: cx, cy, w, h
+
+    Returns
+    -------
+    torch.Tensor : [...,5,2]
+    """
     return offsets.unflatten(-1, (5, 2)) * .1 * anchors[..., None, 2:] + anchors[..., None, :2]
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #024ac43b
-def class_loss(
-    logits,   # float [B,N,2]
-    positive, # bool [B,N]
-    ratio=7,  # negatives per positive, at most
-) -> torch.Tensor: # scalar, the sum over the anchors that count
-    "Cross-entropy of the positives and of the hardest negatives of each image."
+def class_loss(logits, positive, ratio=7) -> torch.Tensor:
+    """Cross-entropy of the positives and of the hardest negatives of each image.
+
+    Parameters
+    ----------
+    logits : float [B,N,2]
+    positive : bool [B,N]
+    ratio : negatives per positive, at most
+
+    Returns
+    -------
+    torch.Tensor : scalar, the sum over the anchors that count
+    """
     loss = F.cross_entropy(logits.flatten(0, 1), positive.flatten().long(), reduction='none').view_as(positive)
     rank = loss.detach().masked_fill(positive, 0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     mined = rank < (ratio * positive.sum(1, keepdim=True)).clamp(max=positive.shape[1] - 1)
     return loss[positive | mined].sum()
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #4aed4173
-def face_losses(
-    offsets,   # float [B,N,4] from the network
-    logits,    # float [B,N,2] from the network
-    points,    # float [B,N,10] from the network, or None: landmarks are off
-    anchors,   # float [N,4] from `priors`
-    boxes,     # float [B,M,4] xyxy, shares of the image; zeros for padding
-    present,   # bool [B,M]: False for padding
-    landmarks, # float [B,M,5,2], shares of the image
-    valid,     # bool [B,M]: has this face landmarks?
-) -> dict:     # bbox_regression (counted twice), classification, landmarks
-    "The reference's losses; without a single landmark in the batch theirs is zero and has no gradient."
+def face_losses(offsets, logits, points, anchors, boxes, present, landmarks, valid) -> dict:
+    """The reference's losses; without a single landmark in the batch theirs is zero and has no gradient.
+
+    Parameters
+    ----------
+    offsets : float [B,N,4] from the network
+    logits : float [B,N,2] from the network
+    points : float [B,N,10] from the network, or None: landmarks are off
+    anchors : float [N,4] from `priors`
+    boxes : float [B,M,4] xyxy, shares of the image; zeros for padding
+    present : bool [B,M]: False for padding
+    landmarks : float [B,M,5,2], shares of the image
+    valid : bool [B,M]: has this face landmarks?
+
+    Returns
+    -------
+    dict : bbox_regression (counted twice), classification, landmarks
+    """
     found = match_faces(box_iou(boxes.flatten(0, 1), box_convert(anchors, 'cxcywh', 'xyxy')).view(*boxes.shape[:2], -1), present)
     positive = found >= 0
     image, anchor = positive.nonzero(as_tuple=True)
@@ -181,10 +235,17 @@ def _reference(h, w):
 SIZES = dict(original=lambda h, w: (h, w), long320=lambda h, w: _scaled(h, w, 320/max(h, w)), long640=lambda h, w: _scaled(h, w, 640/max(h, w)), reference=_reference)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #d8cb27d0
-def check_size(
-    size, # a name in SIZES, a side, or (height, width)
-):        # the name, or (height, width)
-    "A size as `RetinaFace` takes it; raises `UserError` for an impossible one."
+def check_size(size):
+    """A size as `RetinaFace` takes it; raises `UserError` for an impossible one.
+
+    Parameters
+    ----------
+    size : a name in SIZES, a side, or (height, width)
+
+    Returns
+    -------
+    the name, or (height, width)
+    """
     if isinstance(size, str): return choose('image_size', size, SIZES) and size
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or any(type(s) is not int or s < 32 for s in pair): raise UserError(f"image_size={size!r} is not possible; give a side or (height, width) of at least 32 pixels, or one of {', '.join(SIZES)}")
@@ -192,27 +253,43 @@ def check_size(
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #5059228d
 class RetinaFace(nn.Module):
-    "RetinaFace on MobileNetV1 0.25 in torchvision's detection contract; attribute and weight names are those of released files."
-    def __init__(self,
-        size='original',  # from `check_size`: what images are resized to; a name counts in evaluation only
-        landmarks=True,   # find landmarks, and learn them where targets have some?
-        anchors='reference', # one of ANCHORS
-        score_thresh=.02, # a detection's score is above this
-        nms_thresh=.4,    # of two boxes that overlap more, the weaker goes
-    ):
+    """RetinaFace on MobileNetV1 0.25 in torchvision's detection contract; attribute and weight names are those of
+    released files.
+
+    Parameters
+    ----------
+    size : from `check_size`: what images are resized to; a name counts in evaluation only
+    landmarks : find landmarks, and learn them where targets have some?
+    anchors : one of ANCHORS
+    score_thresh : a detection's score is above this
+    nms_thresh : of two boxes that overlap more, the weaker goes
+    """
+    def __init__(self, size='original', landmarks=True, anchors='reference', score_thresh=.02, nms_thresh=.4):
         super().__init__()
         self.body, self.fpn, self.ssh1, self.ssh2, self.ssh3 = Body(), FPN(), SSH(), SSH(), SSH()
         self.ClassHead, self.BboxHead, self.LandmarkHead = (nn.ModuleList(Head(n) for _ in STRIDES) for n in (2, 4, 10))
         self.size, self.landmarks, self.anchors, self.score_thresh, self.nms_thresh = size, landmarks, anchors, score_thresh, nms_thresh
         self.register_buffer('mean', torch.tensor([104., 117, 123]).view(3, 1, 1), persistent=False)
 
-    def raw(self, x): # float [B,3,H,W] BGR, mean subtracted -> offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10] or None
-        "What the heads say about every anchor."
+    def raw(self, x):
+        """What the heads say about every anchor.
+
+        Parameters
+        ----------
+        x : float [B,3,H,W] BGR, mean subtracted -> offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10]
+            or None
+        """
         maps = [ssh(m) for ssh, m in zip((self.ssh1, self.ssh2, self.ssh3), self.fpn(self.body(x)))]
         read = lambda heads: torch.cat([head(m) for head, m in zip(heads, maps)], 1).float()
         return read(self.BboxHead), read(self.ClassHead), read(self.LandmarkHead) if self.landmarks else None
 
-    def forward(self, images, targets=None): # list of float RGB [3,H,W] in 0..1
+    def forward(self, images, targets=None):
+        """The forward pass.
+
+        Parameters
+        ----------
+        images, targets : list of float RGB [3,H,W] in 0..1
+        """
         if any(not i.is_floating_point() for i in images): raise UserError(f'the detector was given {images[0].dtype} images; expected float in 0..1, so divide uint8 by 255')
         before = [tuple(i.shape[-2:]) for i in images]
         named = isinstance(self.size, str) and (SIZES['original'] if self.training else SIZES[self.size])
@@ -224,8 +301,13 @@ class RetinaFace(nn.Module):
         groups = [torch.stack(list(images))] if together else [i[None] for i in images]
         return [d for x, hw, size in zip(groups, before, sizes) for d in self.detections(x, hw, size)]
 
-    def prepare(self, x, size): # float RGB [B,3,H,W] in 0..1 -> what `raw` takes
-        "Images at `size` as the network takes them."
+    def prepare(self, x, size):
+        """Images at `size` as the network takes them.
+
+        Parameters
+        ----------
+        x, size : float RGB [B,3,H,W] in 0..1 -> what `raw` takes
+        """
         if tuple(x.shape[-2:]) != size: x = F.interpolate(x, size, mode='bilinear', align_corners=False)
         return x.flip(1) * 255 - self.mean
 
@@ -251,12 +333,20 @@ class RetinaFace(nn.Module):
         return out
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #08a959a4
-def relative(
-    targets, # list of {boxes float [n,4] xyxy pixels, labels; landmarks float [n,5,2], landmarks_valid bool [n] optional}
-    before,  # (height, width) of each image
-    device,  # where the result is wanted
-) -> tuple: # boxes [B,M,4], present bool [B,M], landmarks [B,M,5,2], valid bool [B,M]; shares of the image, padded
-    "Targets as `face_losses` takes them; faces without landmarks are marked so."
+def relative(targets, before, device) -> tuple:
+    """Targets as `face_losses` takes them; faces without landmarks are marked so.
+
+    Parameters
+    ----------
+    targets : list of {boxes float [n,4] xyxy pixels, labels; landmarks float [n,5,2], landmarks_valid bool [n]
+        optional}
+    before : (height, width) of each image
+    device : where the result is wanted
+
+    Returns
+    -------
+    tuple : boxes [B,M,4], present bool [B,M], landmarks [B,M,5,2], valid bool [B,M]; shares of the image, padded
+    """
     scale = [b.new_tensor([w, h]) for t, (h, w) in zip(targets, before) for b in [t['boxes'].float()]]
     boxes, labels = pad_targets([dict(t, boxes=t['boxes'] / s.repeat(2)) for t, s in zip(targets, scale)], device)
     landmarks, valid = boxes.new_zeros(*boxes.shape[:2], 5, 2), torch.zeros_like(labels, dtype=torch.bool)
@@ -269,7 +359,8 @@ def relative(
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #ae72b3e3
 def _fill(model, path):
-    "Fill a detector, or its backbone from a classifier's file. Raises `UserError` naming the first entry that is missing and the first that is unexpected."
+    """Fill a detector, or its backbone from a classifier's file. Raises `UserError` naming the first entry that is
+    missing and the first that is unexpected."""
     state = {k.removeprefix('module.'): v for k, v in read_weights(path).items()}
     part = model
     if 'stage1.0.0.weight' in state: part, state = model.body, {k: v for k, v in state.items() if not k.startswith('fc.')}
@@ -282,17 +373,21 @@ def _fill(model, path):
     return model
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #67fcd6ee
-def retinaface(
-    weights='none',        # 'none' (random), or the path of a detector's or a backbone's weights
-    landmarks=True,        # find landmarks, and learn them where targets have some?
-    image_size='original', # what images are resized to: one of SIZES, a side or (height, width)
-    *,
-    anchors='reference',   # one of ANCHORS: what the weights were trained with
-    num_classes=2,         # with the background
-    score_thresh=.02,      # a detection's score is above this
-    nms_thresh=.4,         # of two boxes that overlap more, the weaker goes
-) -> RetinaFace:
-    "The paper's face detector. Raises `UserError` for impossible sizes, more than one class and weights that do not fit."
+def retinaface(weights='none', landmarks=True, image_size='original', *, anchors='reference', num_classes=2,
+               score_thresh=.02, nms_thresh=.4) -> RetinaFace:
+    """The paper's face detector. Raises `UserError` for impossible sizes, more than one class and weights that do not
+    fit.
+
+    Parameters
+    ----------
+    weights : 'none' (random), or the path of a detector's or a backbone's weights
+    landmarks : find landmarks, and learn them where targets have some?
+    image_size : what images are resized to: one of SIZES, a side or (height, width)
+    anchors : one of ANCHORS: what the weights were trained with
+    num_classes : with the background
+    score_thresh : a detection's score is above this
+    nms_thresh : of two boxes that overlap more, the weaker goes
+    """
     if num_classes != 2: raise UserError(f'num_classes={num_classes} is not possible: RetinaFace finds one class and the background (2); take another detector for more')
     choose('anchors', anchors, ANCHORS)
     model = RetinaFace(check_size(image_size), landmarks, anchors, score_thresh, nms_thresh)
@@ -300,10 +395,17 @@ def retinaface(
     return model if weights == 'none' else _fill(model, weights)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #92f98c33
-def load_retinaface(
-    path,      # file of a whole detector
-    **options, # of `retinaface`
-) -> RetinaFace: # in evaluation mode
-    "A trained detector. Raises `UserError` when the file does not hold one."
+def load_retinaface(path, **options) -> RetinaFace:
+    """A trained detector. Raises `UserError` when the file does not hold one.
+
+    Parameters
+    ----------
+    path : file of a whole detector
+    **options : of `retinaface`
+
+    Returns
+    -------
+    RetinaFace : in evaluation mode
+    """
     if any(k.removeprefix('module.').startswith('stage1.') for k in read_weights(path)): raise UserError(f'{path} holds only a backbone; to start from it use retinaface(weights=...)')
     return retinaface(path, **options).eval()

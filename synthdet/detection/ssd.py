@@ -20,13 +20,20 @@ from ..core import choose, UserError
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #69fe973d
-def make_anchors(
-    maps,                # [(rows, columns), ...] of the feature maps
-    scales,              # anchor side / image side, one per map
-    size,                # (height, width) of the image, pixels
-    ratios=(.5, 1., 2.), # width / height
-) -> torch.Tensor: # float32 [N,4]: cx, cy, w, h in pixels; order map, row, column, ratio
-    "The boxes that the detector corrects."
+def make_anchors(maps, scales, size, ratios=(.5, 1., 2.)) -> torch.Tensor:
+    """The boxes that the detector corrects.
+
+    Parameters
+    ----------
+    maps : [(rows, columns), ...] of the feature maps
+    scales : anchor side / image side, one per map
+    size : (height, width) of the image, pixels
+    ratios : width / height
+
+    Returns
+    -------
+    torch.Tensor : float32 [N,4]: cx, cy, w, h in pixels; order map, row, column, ratio
+    """
     (h, w), anchors = size, []
     for (rows, columns), s in zip(maps, scales):
         cy, cx = torch.meshgrid((torch.arange(rows) + .5) * h / rows, (torch.arange(columns) + .5) * w / columns, indexing='ij')
@@ -36,11 +43,18 @@ def make_anchors(
     return torch.cat(anchors)
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #e294c1a8
-def force_matches(
-    iou,        # float [B,M,N] of M boxes (padded with zeros) and N anchors
-    minimum=.3, # weaker pairs are not forced
-) -> torch.Tensor: # int64 [B,N]: the box an anchor is given to, -1 for none
-    "Pair boxes and anchors greedily; ties go to the first box, then to the first anchor."
+def force_matches(iou, minimum=.3) -> torch.Tensor:
+    """Pair boxes and anchors greedily; ties go to the first box, then to the first anchor.
+
+    Parameters
+    ----------
+    iou : float [B,M,N] of M boxes (padded with zeros) and N anchors
+    minimum : weaker pairs are not forced
+
+    Returns
+    -------
+    torch.Tensor : int64 [B,N]: the box an anchor is given to, -1 for none
+    """
     B, M, N = iou.shape
     forced, free = iou.new_full((B, N), -1, dtype=torch.int64), iou.clone()
     best, at = free.max(2) # [B,M]
@@ -57,63 +71,105 @@ def force_matches(
     return forced
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #92421b9c
-def match(
-    iou,     # float [B,M,N], M at least 1, zero rows for padding
-    low=.3,  # below: background
-    high=.5, # from here on: positive
-) -> torch.Tensor: # int64 [B,N]: index of the box, -1 background, -2 ignored
-    "Tell every anchor of a batch what it should find."
+def match(iou, low=.3, high=.5) -> torch.Tensor:
+    """Tell every anchor of a batch what it should find.
+
+    Parameters
+    ----------
+    iou : float [B,M,N], M at least 1, zero rows for padding
+    low : below: background
+    high : from here on: positive
+
+    Returns
+    -------
+    torch.Tensor : int64 [B,N]: index of the box, -1 background, -2 ignored
+    """
     forced = force_matches(iou, low)
     best, box = iou.max(1) # [B,N]; the first box on ties
     found = torch.where(best >= high, box, torch.where(best < low, -1, -2))
     return torch.where(forced >= 0, forced, found)
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #e8f9d6f8
-def pad_targets(
-    targets, # list of {boxes float [n,4] xyxy, labels int [n]}
-    device,  # where the result is wanted
-) -> tuple: # boxes float32 [B,M,4], labels int64 [B,M]; zeros where there is no object; M at least 1
-    "Lists of boxes as one tensor, so that a batch is matched at once."
+def pad_targets(targets, device) -> tuple:
+    """Lists of boxes as one tensor, so that a batch is matched at once.
+
+    Parameters
+    ----------
+    targets : list of {boxes float [n,4] xyxy, labels int [n]}
+    device : where the result is wanted
+
+    Returns
+    -------
+    tuple : boxes float32 [B,M,4], labels int64 [B,M]; zeros where there is no object; M at least 1
+    """
     M = max([1] + [len(t['labels']) for t in targets])
     boxes = torch.stack([F.pad(t['boxes'].float(), (0, 0, 0, M - len(t['labels']))) for t in targets])
     labels = torch.stack([F.pad(t['labels'], (0, M - len(t['labels']))) for t in targets])
     return boxes.to(device), labels.to(device)
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #ceaa3ef1
-def encode(
-    boxes,   # float [...,4] xyxy pixels
-    anchors, # float [...,4] cx, cy, w, h pixels
-) -> torch.Tensor: # [...,4]
-    "Boxes as offsets from anchors."
+def encode(boxes, anchors) -> torch.Tensor:
+    """Boxes as offsets from anchors.
+
+    Parameters
+    ----------
+    boxes : float [...,4] xyxy pixels
+    anchors : float [...,4] cx, cy, w, h pixels
+
+    Returns
+    -------
+    torch.Tensor : [...,4]
+    """
     boxes = box_convert(boxes, 'xyxy', 'cxcywh')
     return torch.cat([(boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:] / .1, (boxes[..., 2:] / anchors[..., 2:]).log() / .2], -1)
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #01457900
-def decode(
-    offsets, # float [...,4]
-    anchors, # float [...,4] cx, cy, w, h pixels
-) -> torch.Tensor: # [...,4] xyxy pixels, not clipped to the image
-    "Offsets back to boxes: the inverse of `encode`."
+def decode(offsets, anchors) -> torch.Tensor:
+    """Offsets back to boxes: the inverse of `encode`.
+
+    Parameters
+    ----------
+    offsets : float [...,4]
+    anchors : float [...,4] cx, cy, w, h pixels
+
+    Returns
+    -------
+    torch.Tensor : [...,4] xyxy pixels, not clipped to the image
+    """
     boxes = torch.cat([offsets[..., :2] * .1 * anchors[..., 2:] + anchors[..., :2], (offsets[..., 2:] * .2).exp() * anchors[..., 2:]], -1)
     return box_convert(boxes, 'cxcywh', 'xyxy')
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #57499e8a
-def focal(
-    logits, # float [B,N,C]
-    labels, # int64 [B,N], 0 = background
-    found,  # int64 [B,N] from `match`
-) -> torch.Tensor: # scalar, the sum over anchors
-    "Focal loss of gamma 2 on softmax probabilities."
+def focal(logits, labels, found) -> torch.Tensor:
+    """Focal loss of gamma 2 on softmax probabilities.
+
+    Parameters
+    ----------
+    logits : float [B,N,C]
+    labels : int64 [B,N], 0 = background
+    found : int64 [B,N] from `match`
+
+    Returns
+    -------
+    torch.Tensor : scalar, the sum over anchors
+    """
     p = logits.softmax(-1).gather(-1, labels[..., None])[..., 0]
     return -((1 - p)**2 * (p + 1e-8).log())[found != -2].sum()
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #748e7899
-def hard_negative(
-    logits, # float [B,N,C]
-    labels, # int64 [B,N], 0 = background
-    found,  # int64 [B,N] from `match`
-) -> torch.Tensor: # scalar, the sum over the anchors that count
-    "Cross-entropy with hard-negative mining, three to one (Liu et al. 2016, section 2.2)."
+def hard_negative(logits, labels, found) -> torch.Tensor:
+    """Cross-entropy with hard-negative mining, three to one (Liu et al. 2016, section 2.2).
+
+    Parameters
+    ----------
+    logits : float [B,N,C]
+    labels : int64 [B,N], 0 = background
+    found : int64 [B,N] from `match`
+
+    Returns
+    -------
+    torch.Tensor : scalar, the sum over the anchors that count
+    """
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction='none').view_as(labels)
     wrong = loss.detach().masked_fill(found != -1, -1)
     rank = wrong.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -134,16 +190,29 @@ class Head(nn.Conv2d):
             nn.init.uniform_(part, -limit, limit)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x): # [B,channels,h,w] -> [B,h*w*R,C], [B,h*w*R,4]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,channels,h,w] -> [B,h*w*R,C], [B,h*w*R,4]
+        """
         R = self.split[1] // 4
         return [y.permute(0, 2, 3, 1).reshape(len(x), -1, y.shape[1] // R) for y in super().forward(x).split(self.split, 1)]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #cab16b59
-def stack_images(
-    images, # float 0..1: [B,3,H,W], or a list of [3,H,W] of any sizes
-    size,   # (height, width) wanted
-) -> tuple: # float [B,3,h,w], list of (height, width) before
-    "Images as one batch, resized bilinearly where needed. Raises `UserError` for images that are not float."
+def stack_images(images, size) -> tuple:
+    """Images as one batch, resized bilinearly where needed. Raises `UserError` for images that are not float.
+
+    Parameters
+    ----------
+    images : float 0..1: [B,3,H,W], or a list of [3,H,W] of any sizes
+    size : (height, width) wanted
+
+    Returns
+    -------
+    tuple : float [B,3,h,w], list of (height, width) before
+    """
     if any(not i.is_floating_point() for i in images): raise UserError(f'the detector was given {images[0].dtype} images; expected float in 0..1, so divide uint8 by 255')
     resize = lambda x: x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode='bilinear', align_corners=False)
     before = [tuple(i.shape[-2:]) for i in images]
@@ -151,15 +220,22 @@ def stack_images(
     return torch.cat([resize(i[None]) for i in images]), before
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #b85c3dca
-def select(
-    boxes,           # float [N,4]
-    scores,          # float [N,C], background first
-    score_thresh,    # least score
-    nms_thresh,      # IoU from which on the weaker of two boxes goes
-    candidates=None, # boxes per class that enter the suppression; None for all
-    limit=None,      # boxes per image that leave it; None for all
-) -> dict: # boxes, scores, labels by descending score
-    "The detections of one image."
+def select(boxes, scores, score_thresh, nms_thresh, candidates=None, limit=None) -> dict:
+    """The detections of one image.
+
+    Parameters
+    ----------
+    boxes : float [N,4]
+    scores : float [N,C], background first
+    score_thresh : least score
+    nms_thresh : IoU from which on the weaker of two boxes goes
+    candidates : boxes per class that enter the suppression; None for all
+    limit : boxes per image that leave it; None for all
+
+    Returns
+    -------
+    dict : boxes, scores, labels by descending score
+    """
     out = []
     strict = torch.tensor(nms_thresh).nextafter(torch.tensor(0.)).item()
     for c in (scores[:, 1:] >= score_thresh).any(0).nonzero()[:, 0].tolist():
@@ -174,15 +250,18 @@ def select(
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #6a196fd1
 class SSD(nn.Module):
-    "Single-shot detector in torchvision's detection contract."
-    def __init__(self,
-        backbone:Backbone,      # makes the maps
-        scales,                 # anchor side / image side, one per map
-        num_classes,            # with the background
-        size,                   # (height, width) the images are resized to
-        loss,                   # one of the values of `LOSSES`
-        **selection,            # arguments of `select`
-    ):
+    """Single-shot detector in torchvision's detection contract.
+
+    Parameters
+    ----------
+    backbone : makes the maps
+    scales : anchor side / image side, one per map
+    num_classes : with the background
+    size : (height, width) the images are resized to
+    loss : one of the values of `LOSSES`
+    **selection : arguments of `select`
+    """
+    def __init__(self, backbone:Backbone, scales, num_classes, size, loss, **selection):
         super().__init__()
         self.backbone, self.num_classes, self.size, self.loss, self.selection = backbone, num_classes, size, loss, selection
         shapes = backbone.shapes(*size)
@@ -196,8 +275,13 @@ class SSD(nn.Module):
         if targets is None: raise UserError('a detector in training mode needs targets; call .eval() to detect')
         return self.losses(logits, offsets, *self.boxes_and_labels(targets, before))
 
-    def raw(self, x): # float [B,3,H,W] -> logits [B,N,C], offsets [B,N,4]
-        "What the heads say about every anchor."
+    def raw(self, x):
+        """What the heads say about every anchor.
+
+        Parameters
+        ----------
+        x : float [B,3,H,W] -> logits [B,N,C], offsets [B,N,4]
+        """
         parts = [head(m) for head, m in zip(self.heads, self.backbone(x))]
         return [torch.cat(p, 1).float() for p in zip(*parts)]
 
@@ -227,31 +311,37 @@ class SSD(nn.Module):
         return [dict(o, boxes=resize_boxes(o['boxes'], self.size, hw)) for o, hw in zip(out, before)]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #dee57a5b
-def load_ssd(
-    model:SSD, # detector to fill
-    path,      # backbone weights (timm's names) or a whole detector (ours)
-) -> SSD:
-    "Fill a detector, or only its backbone, from a file. Raises `UserError` when the file does not fit."
+def load_ssd(model:SSD, path) -> SSD:
+    """Fill a detector, or only its backbone, from a file. Raises `UserError` when the file does not fit.
+
+    Parameters
+    ----------
+    model : detector to fill
+    path : backbone weights (timm's names) or a whole detector (ours)
+    """
     state = read_weights(path)
     if any(k.startswith('heads.') for k in state): return fit_weights(model, state, path)
     load_backbone(model.backbone, state, path)
     return model
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #2affccbb
-def ssd(
-    backbone='mobilenetv1_100', # one of `BACKBONES`
-    weights='none',             # 'none' (random), 'imagenet' (backbone), or the path of backbone or detector weights
-    num_classes=2,              # with the background
-    image_size=300,             # side or (height, width) the images are resized to, pixels
-    *,
-    loss='focal',               # or 'hard_negative'
-    score_thresh=.01,           # least score of a detection; the authors use 0.5
-    nms_thresh=.5,              # IoU from which on the weaker of two boxes of a class goes
-    candidates=400,             # boxes per class that enter the suppression; None for all, as the authors
-    detections_per_img=100,     # the best that are returned; None for all, as the authors
-    bn_momentum=None,           # share of the new batch in the running averages of batch norm; None for the backbone's own
-) -> SSD:
-    "The paper's detector. Raises `UserError` for unknown names, impossible sizes and weights that do not fit."
+def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=300, *, loss='focal', score_thresh=.01,
+        nms_thresh=.5, candidates=400, detections_per_img=100, bn_momentum=None) -> SSD:
+    """The paper's detector. Raises `UserError` for unknown names, impossible sizes and weights that do not fit.
+
+    Parameters
+    ----------
+    backbone : one of `BACKBONES`
+    weights : 'none' (random), 'imagenet' (backbone), or the path of backbone or detector weights
+    num_classes : with the background
+    image_size : side or (height, width) the images are resized to, pixels
+    loss : or 'hard_negative'
+    score_thresh : least score of a detection; the authors use 0.5
+    nms_thresh : IoU from which on the weaker of two boxes of a class goes
+    candidates : boxes per class that enter the suppression; None for all, as the authors
+    detections_per_img : the best that are returned; None for all, as the authors
+    bn_momentum : share of the new batch in the running averages of batch norm; None for the backbone's own
+    """
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(size) != 2 or any(not isinstance(s, int) or s < 32 for s in size): raise UserError(f'image_size={image_size!r} is not possible; give a side or (height, width) of at least 32 pixels')
     if num_classes < 2: raise UserError(f'num_classes={num_classes} leaves nothing to detect; count the background, so one class is num_classes=2')

@@ -14,11 +14,18 @@ from ..core import choose, device as default_device, digest, generator, interact
 from ..weights import fit_weights, read_weights, save_weights
 
 # %% ../../nbs/5_detection/06_train.ipynb #cbc64271
-def as_floats(
-    images, # uint8 [B,3,H,W], or a list of uint8 [3,H,W]
-    device, # where the model is
-) -> list:  # float32 [3,H,W] in 0..1, views of one batch where all have the same size
-    "Images as detectors take them; raises `UserError` when they are not uint8."
+def as_floats(images, device) -> list:
+    """Images as detectors take them; raises `UserError` when they are not uint8.
+
+    Parameters
+    ----------
+    images : uint8 [B,3,H,W], or a list of uint8 [3,H,W]
+    device : where the model is
+
+    Returns
+    -------
+    list : float32 [3,H,W] in 0..1, views of one batch where all have the same size
+    """
     wrong = next((i.dtype for i in images if i.dtype != torch.uint8), None)
     if wrong: raise UserError(f"images are {wrong}; expected uint8 in 0..255, which become floats here")
     if not isinstance(images, torch.Tensor):
@@ -164,27 +171,35 @@ def _fit(model, at, batches, out, *, validate, save_every, device):
             bar.update(len(rows)); bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
 
 # %% ../../nbs/5_detection/06_train.ipynb #c88c1e9f
-def train(
-    model,           # detector in torchvision's contract
-    batches,         # function of a step's index -> iterator of (images uint8 [B,3,H,W] or list of [3,H,W], targets) from there on
-    steps,           # optimiser steps
-    out,             # folder of this run: metrics.jsonl, state.pt, best.safetensors, last.safetensors
-    *,
-    validate=None,   # function of the model -> dict with `ap50` in 0..1; None: the last weights are the best
-    lr=1e-4,         # rate
-    optimizer='adam', # key of `OPTIMIZERS`
-    decay=(),        # steps after which the rate becomes a tenth; () for a constant rate
-    eval_every=50,   # steps between validations; the last step is validated too
-    save_every=None, # steps between saves of the state, besides every new best; None: as `eval_every`
-    amp='none',      # key of `AMP`
-    device=None,     # where to train; None: the GPU when there is one
-    seed=0,          # of the model's own randomness (dropout, sampled anchors)
-    key='',          # what else makes this run this run: data, arm; a state with another key is refused
-    keep_state=True, # keep the optimiser's state of a finished run, so that `steps` can be raised later?
-) -> dict:           # history (rows of metrics.jsonl), best_step, best_ap50 (None without `validate`), seconds, steps
-    """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights (section IV, and the released code's Adam).
+def train(model, batches, steps, out, *, validate=None, lr=1e-4, optimizer='adam', decay=(), eval_every=50,
+          save_every=None, amp='none', device=None, seed=0, key='', keep_state=True) -> dict:
+    """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights
+    (section IV, and the released code's Adam). Raises `UserError` for a state of another run, a loss that is not
+    finite, batches that end early and a disk that refuses.
 
-    Raises `UserError` for a state of another run, a loss that is not finite, batches that end early and a disk that refuses."""
+    Parameters
+    ----------
+    model : detector in torchvision's contract
+    batches : function of a step's index -> iterator of (images uint8 [B,3,H,W] or list of [3,H,W], targets) from
+        there on
+    steps : optimiser steps
+    out : folder of this run: metrics.jsonl, state.pt, best.safetensors, last.safetensors
+    validate : function of the model -> dict with `ap50` in 0..1; None: the last weights are the best
+    lr : rate
+    optimizer : key of `OPTIMIZERS`
+    decay : steps after which the rate becomes a tenth; () for a constant rate
+    eval_every : steps between validations; the last step is validated too
+    save_every : steps between saves of the state, besides every new best; None: as `eval_every`
+    amp : key of `AMP`
+    device : where to train; None: the GPU when there is one
+    seed : of the model's own randomness (dropout, sampled anchors)
+    key : what else makes this run this run: data, arm; a state with another key is refused
+    keep_state : keep the optimiser's state of a finished run, so that `steps` can be raised later?
+
+    Returns
+    -------
+    dict : history (rows of metrics.jsonl), best_step, best_ap50 (None without `validate`), seconds, steps
+    """
     out, device, save_every = Path(out), torch.device(device or default_device()), eval_every if save_every is None else save_every
     choose('amp', amp, AMP); choose('optimizer', optimizer, OPTIMIZERS)
     for name, value in dict(steps=steps, eval_every=eval_every, save_every=save_every, lr=lr).items():

@@ -21,11 +21,19 @@ SETTINGS = 'easy', 'medium', 'hard'
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #4d3e3fe9
 class GroundTruth(NamedTuple):
-    "The faces of all images, one image after the other."
-    images: tuple      # 'event/name' of each image, without .jpg
-    boxes: np.ndarray  # float64 [M,4]: x, y, width, height in pixels
-    first: np.ndarray  # int64 [images + 1]: where each image's faces start
-    counts: dict       # setting -> bool [M]: does this face count?
+    """The faces of all images, one image after the other.
+
+    Attributes
+    ----------
+    images : 'event/name' of each image, without .jpg
+    boxes : float64 [M,4]: x, y, width, height in pixels
+    first : int64 [images + 1]: where each image's faces start
+    counts : setting -> bool [M]: does this face count?
+    """
+    images: tuple
+    boxes: np.ndarray
+    first: np.ndarray
+    counts: dict
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #234d52f8
 def _mat(path, names):
@@ -40,10 +48,14 @@ def _mat(path, names):
     except (IndexError, TypeError): raise UserError(f"{path}: {', '.join(names)} should be lists of lists, one per event; expected the file of WIDER FACE's eval_tools, version of 31 March 2017") from None
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #038846ab
-def read_ground_truth(
-    folder, # holds wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat, wider_hard_val.mat
-) -> GroundTruth:
-    "The official ground truth of the validation set; raises `UserError` for files that are missing, of another version, or that do not belong together."
+def read_ground_truth(folder) -> GroundTruth:
+    """The official ground truth of the validation set; raises `UserError` for files that are missing, of another
+    version, or that do not belong together.
+
+    Parameters
+    ----------
+    folder : holds wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat, wider_hard_val.mat
+    """
     folder = Path(folder)
     events, files, faces = _mat(folder/'wider_face_val.mat', ('event_list', 'file_list', 'face_bbx_list'))
     images = tuple(f'{e.item()}/{f.item()}' for e, fs in zip(events, files) for f in fs)
@@ -65,18 +77,25 @@ def _rows(detection):
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2], detection['scores'].detach().cpu().double().numpy()[:, None]], 1)
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #11a6ed96
-def wider_name(
-    file, # path of an image of WIDER FACE: .../<event>/<name>.jpg
-) -> str:
-    "What an image is called here: event/name."
+def wider_name(file) -> str:
+    """What an image is called here: event/name.
+
+    Parameters
+    ----------
+    file : path of an image of WIDER FACE: .../<event>/<name>.jpg
+    """
     return f'{Path(file).parent.name}/{Path(file).stem}'
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #4a169820
-def write_wider(
-    predictions, # dict 'event/name' -> {boxes float [N,4] xyxy pixels, scores float [N]}
-    folder,      # new files are added, old ones of the same name replaced
-) -> Path:
-    "Write detections in the official layout, by descending score; raises `UserError` for boxes and scores that are not numbers."
+def write_wider(predictions, folder) -> Path:
+    """Write detections in the official layout, by descending score; raises `UserError` for boxes and scores that are
+    not numbers.
+
+    Parameters
+    ----------
+    predictions : dict 'event/name' -> {boxes float [N,4] xyxy pixels, scores float [N]}
+    folder : new files are added, old ones of the same name replaced
+    """
     folder = Path(folder)
     for name, detection in predictions.items():
         rows = _checked(_rows(detection), name)[0]
@@ -117,11 +136,19 @@ def _texts(path):
     except (OSError, EOFError, tarfile.TarError) as e: raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of prediction files, so check the path") from None
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #317cba7d
-def read_predictions(
-    source, # folder or tar archive of prediction files, or a dict 'event/name' -> {boxes, scores}
-    images, # names of all images, as in `GroundTruth`
-) -> list:  # float64 [N,5] for each image: x, y, width, height, score, by descending score
-    "The detections of every image; unsorted ones are sorted, with a warning. Raises `UserError` for images that are unknown or missing and for bad files."
+def read_predictions(source, images) -> list:
+    """The detections of every image; unsorted ones are sorted, with a warning. Raises `UserError` for images that are
+    unknown or missing and for bad files.
+
+    Parameters
+    ----------
+    source : folder or tar archive of prediction files, or a dict 'event/name' -> {boxes, scores}
+    images : names of all images, as in `GroundTruth`
+
+    Returns
+    -------
+    list : float64 [N,5] for each image: x, y, width, height, score, by descending score
+    """
     known, found, unsorted = set(images), {}, 0
     if isinstance(source, dict): items = ((name, name, _rows(d)) for name, d in source.items())
     else: items = ((f'{event}/{name}', where, rows) for event, where, text in _texts(Path(source)) for name, rows in [_parse(text, where)])
@@ -155,12 +182,21 @@ def _stretched(rows):
     return [(r[:, 4] - low) / (high - low) if high > low else np.ones(len(r)) for r in rows]
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #e7783c43
-def wider_curves(
-    predictions,  # folder or tar archive of prediction files, or a dict 'event/name' -> {boxes float [N,4] xyxy pixels, scores float [N]}
-    ground_truth, # folder of the four .mat files, or a `GroundTruth`
-    iou=.5,       # overlap that counts as found, inclusive
-) -> dict:        # setting -> `Curve` over a thousand thresholds
-    "Precision and recall by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are not whole."
+def wider_curves(predictions, ground_truth, iou=.5) -> dict:
+    """Precision and recall by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are
+    not whole.
+
+    Parameters
+    ----------
+    predictions : folder or tar archive of prediction files, or a dict 'event/name' -> {boxes float [N,4] xyxy pixels,
+        scores float [N]}
+    ground_truth : folder of the four .mat files, or a `GroundTruth`
+    iou : overlap that counts as found, inclusive
+
+    Returns
+    -------
+    dict : setting -> `Curve` over a thousand thresholds
+    """
     t = ground_truth if isinstance(ground_truth, GroundTruth) else read_ground_truth(ground_truth)
     rows = read_predictions(predictions, t.images)
     scores, face, hit = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
@@ -183,9 +219,18 @@ def _curve(scores, face, hit, counts):
     return Curve(found / max(counts.sum(), 1), np.divide(found, proposals, out=np.zeros(1000), where=proposals > 0), thresholds)
 
 # %% ../../nbs/5_detection/08_widerface.ipynb #cd3f77fa
-def wider_ap(
-    predictions,  # folder or tar archive of prediction files, or a dict 'event/name' -> {boxes float [N,4] xyxy pixels, scores float [N]}
-    ground_truth, # folder of the four .mat files, or a `GroundTruth`
-) -> dict:        # easy, medium, hard -> 0..1
-    "Average precision by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are not whole."
+def wider_ap(predictions, ground_truth) -> dict:
+    """Average precision by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are
+    not whole.
+
+    Parameters
+    ----------
+    predictions : folder or tar archive of prediction files, or a dict 'event/name' -> {boxes float [N,4] xyxy pixels,
+        scores float [N]}
+    ground_truth : folder of the four .mat files, or a `GroundTruth`
+
+    Returns
+    -------
+    dict : easy, medium, hard -> 0..1
+    """
     return {s: RULES['voc'](c) for s, c in wider_curves(predictions, ground_truth).items()}

@@ -9,7 +9,8 @@ __all__ = ['ARMS', 'PROTOCOLS', 'SCENES', 'Arm', 'domain_name', 'mask_file', 'ma
 import json, math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from ..core import check_types, choose, UserError
+from ..settings import check_types
+from ..core import choose, UserError
 from ..data.catalogue import FACTS
 from ..data.domains import DOMAINS
 from ..detection.backbones import BACKBONES
@@ -42,39 +43,76 @@ SCENES = dict(quick='', paper='inria', released='released') # backgrounds of the
 # %% ../../nbs/6_evidence/01_arm.ipynb #c83e714f
 @dataclass(frozen=True)
 class Arm:
-    "One run: which data, how many labels, which model, which schedule. Raises `UserError` for what cannot be."
-    arm:str = 'pretrain'         # one of ARMS
-    domain:str = 'butterflies'   # one of DOMAINS
-    root:str = ''                # folder of the domain's data, where it needs one
-    class_images:str = ''        # another folder of class images than the domain's own, or one of its sources by name
-    options:str = ''             # JSON of more options of the domain, such as {"split": "official"}
-    objects:str = 'real'         # where objects come from: one of OBJECTS
-    object_weights:str = ''      # weights of their generator (a file or a folder), or the folder of 'images'; '' = what comes with package or data
-    n_objects:int = 0            # how many of them, 0 = all, without an end from a generator
-    psi:float = 1.               # truncation of StyleGAN and StyleGAN2
-    segmenter:str = 'grabcut'    # how they are cut out: one of SEGMENTERS
-    mask_weights:str = ''        # weights of segmenter redo: a domain whose weights are shipped or a file; '' = this domain's
-    gate:Gate = None             # which masks are believed; None = the segmenter's own limits
-    recipe:Recipe = Recipe()     # how scenes are composed
-    n_real:int = 25              # labelled images, 0 = all
-    n_fake:int = 0               # synthesised images, 0 = a new one every time
-    fold:int = 0                 # which label subset
-    val_labels:str = 'full'      # 'full': all validation images; 'budget': a fifth of n_real are kept for validation
-    seed:int = 0                 # initial weights and stream
-    detector:str = 'ssd'         # one of DETECTORS
-    backbone:str = 'mobilenetv1_100' # any the detector knows
-    weights:str = 'none'         # 'none', 'imagenet' or a file
-    image_size:int = 300         # side the detector sees, px
-    batch_size:int = 16          # images per step
-    steps:int = 500              # steps on real images
-    pretrain_steps:int = 1000    # steps on synthesised images
-    lr:float = 1e-4              # learning rate
-    optimizer:str = 'adam'       # one of OPTIMIZERS
-    decay:tuple = ()             # shares of a phase's steps after which the rate becomes a tenth
-    augment:str = 'none'         # what is done to the real training images: one of AUGMENTS
-    test_size:str = ''           # for retinaface: one of SIZES; '' = squashed to image_size, as the others see them
-    eval_every:int = 50          # steps between validations
-    protocol:str = 'quick'       # where the schedule comes from: one of PROTOCOLS
+    """One run: which data, how many labels, which model, which schedule. Raises `UserError` for what cannot be.
+
+    Attributes
+    ----------
+    arm : one of ARMS
+    domain : one of DOMAINS
+    root : folder of the domain's data, where it needs one
+    class_images : another folder of class images than the domain's own, or one of its sources by name
+    options : JSON of more options of the domain, such as {"split": "official"}
+    objects : where objects come from: one of OBJECTS
+    object_weights : weights of their generator (a file or a folder), or the folder of 'images'; '' = what comes with
+        package or data
+    n_objects : how many of them, 0 = all, without an end from a generator
+    psi : truncation of StyleGAN and StyleGAN2
+    segmenter : how they are cut out: one of SEGMENTERS
+    mask_weights : weights of segmenter redo: a domain whose weights are shipped or a file; '' = this domain's
+    gate : which masks are believed; None = the segmenter's own limits
+    recipe : how scenes are composed
+    n_real : labelled images, 0 = all
+    n_fake : synthesised images, 0 = a new one every time
+    fold : which label subset
+    val_labels : 'full': all validation images; 'budget': a fifth of n_real are kept for validation
+    seed : initial weights and stream
+    detector : one of DETECTORS
+    backbone : any the detector knows
+    weights : 'none', 'imagenet' or a file
+    image_size : side the detector sees, px
+    batch_size : images per step
+    steps : steps on real images
+    pretrain_steps : steps on synthesised images
+    lr : learning rate
+    optimizer : one of OPTIMIZERS
+    decay : shares of a phase's steps after which the rate becomes a tenth
+    augment : what is done to the real training images: one of AUGMENTS
+    test_size : for retinaface: one of SIZES; '' = squashed to image_size, as the others see them
+    eval_every : steps between validations
+    protocol : where the schedule comes from: one of PROTOCOLS
+    """
+    arm:str = 'pretrain'
+    domain:str = 'butterflies'
+    root:str = ''
+    class_images:str = ''
+    options:str = ''
+    objects:str = 'real'
+    object_weights:str = ''
+    n_objects:int = 0
+    psi:float = 1.
+    segmenter:str = 'grabcut'
+    mask_weights:str = ''
+    gate:Gate = None
+    recipe:Recipe = Recipe()
+    n_real:int = 25
+    n_fake:int = 0
+    fold:int = 0
+    val_labels:str = 'full'
+    seed:int = 0
+    detector:str = 'ssd'
+    backbone:str = 'mobilenetv1_100'
+    weights:str = 'none'
+    image_size:int = 300
+    batch_size:int = 16
+    steps:int = 500
+    pretrain_steps:int = 1000
+    lr:float = 1e-4
+    optimizer:str = 'adam'
+    decay:tuple = ()
+    augment:str = 'none'
+    test_size:str = ''
+    eval_every:int = 50
+    protocol:str = 'quick'
 
     def __post_init__(self):
         check_types(self)
@@ -94,24 +132,35 @@ class Arm:
         mask_file(self)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #95d857ba
-def domain_name(
-    domain, # one of DOMAINS
-    root,   # folder of the domain's data, or ''
-) -> str:
-    "What a domain is called: a folder by its own name."
+def domain_name(domain, root) -> str:
+    """What a domain is called: a folder by its own name.
+
+    Parameters
+    ----------
+    domain : one of DOMAINS
+    root : folder of the domain's data, or ''
+    """
     return Path(root).resolve().name if domain == 'folder' else domain
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #4d3c68a7
-def mask_file(
-    arm, # Arm
-):       # Path, or None
-    "The file an arm's segmenter reads its weights from; raises `UserError` when it is not there."
+def mask_file(arm):
+    """The file an arm's segmenter reads its weights from; raises `UserError` when it is not there.
+
+    Parameters
+    ----------
+    arm : Arm
+
+    Returns
+    -------
+    Path, or None
+    """
     if arm.segmenter == 'redo' and not arm.mask_weights: return domain_weights(domain_name(arm.domain, arm.root), embedded=arm.domain != 'folder')
     return weights_file(arm.segmenter, arm.mask_weights)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #9b3f9f62
 def _recipe(protocol, names, size, changes):
-    "The protocol's recipe for the first of `names` that has a preset, with some fields changed; `preset` in the changes names one outright."
+    """The protocol's recipe for the first of `names` that has a preset, with some fields changed; `preset` in the
+    changes names one outright."""
     changes, names = dict(changes), [changes['preset']] if 'preset' in changes else names
     preset = next((n for n in names if n in PAPER), None)
     if protocol != 'quick' and preset is None: raise UserError(f"protocol {protocol!r} has recipes for {', '.join(PAPER)}, and this is {names[0]!r}; choose one in recipe='{{\"preset\": \"birds\"}}', or protocol quick")
@@ -136,15 +185,24 @@ def _gate(segmenter, changes):
     return replace(own_gate(segmenter), **changes) if changes else None
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f1e37b8a
-def make_arms(
-    arms,             # names from ARMS, separated by commas
-    protocol='quick', # one of PROTOCOLS
-    recipe='',        # JSON object of Recipe fields that differ from the protocol's; `preset` names the paper's recipe to start from
-    blend='',         # one of BLENDS or 'mixed'; '' means the recipe's
-    gate='',          # JSON object of Gate fields that differ from the segmenter's own limits
-    **values,         # fields of Arm; 0, 0. or '' means what the protocol or the default says
-) -> list:            # of Arm
-    "The arms of one experiment, the protocol filling in what was left open; raises `UserError` for unknown names and values."
+def make_arms(arms, protocol='quick', recipe='', blend='', gate='', **values) -> list:
+    """The arms of one experiment, the protocol filling in what was left open; raises `UserError` for unknown names
+    and values.
+
+    Parameters
+    ----------
+    arms : names from ARMS, separated by commas
+    protocol : one of PROTOCOLS
+    recipe : JSON object of Recipe fields that differ from the protocol's; `preset` names the paper's recipe to start
+        from
+    blend : one of BLENDS or 'mixed'; '' means the recipe's
+    gate : JSON object of Gate fields that differ from the segmenter's own limits
+    **values : fields of Arm; 0, 0. or '' means what the protocol or the default says
+
+    Returns
+    -------
+    list : of Arm
+    """
     schedule = dict(choose('protocol', protocol, PROTOCOLS))
     default = {f.name: f.default for f in fields(Arm)}
     for k in values: choose('parameter', k, default)

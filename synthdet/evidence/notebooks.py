@@ -22,22 +22,36 @@ def _value(name, text, default):
     except (ValueError, KeyError): raise UserError(f"{name}={text!r} should be {kind.__name__} like the default {default!r}") from None
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #04a1ae29
-def parameters(
-    notebook, # path of a notebook with a cell tagged `parameters`
-) -> dict:    # name -> (default, help)
-    "The parameters of an experiment notebook; raises `UserError` when it has none."
+def parameters(notebook) -> dict:
+    """The parameters of an experiment notebook; raises `UserError` when it has none.
+
+    Parameters
+    ----------
+    notebook : path of a notebook with a cell tagged `parameters`
+
+    Returns
+    -------
+    dict : name -> (default, help)
+    """
     if not Path(notebook).is_file(): raise UserError(f"{notebook}: no such notebook; run from a checkout of synthdet or name the notebook")
     known = papermill.inspect_notebook(str(notebook))
     if not known: raise UserError(f"{notebook} has no cell tagged `parameters`; choose an experiment notebook")
     return {k: (ast.literal_eval(p['default']), p['help']) for k, p in known.items()}
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #2d63679d
-def run_notebook(
-    notebook, # path of an experiment notebook
-    output,   # where the executed copy goes
-    values,   # dict name -> str or value of the parameters that differ
-) -> str:     # what its last cell printed
-    "Run an experiment notebook, refusing unknown names and wrong types; an error in it is raised as `UserError`."
+def run_notebook(notebook, output, values) -> str:
+    """Run an experiment notebook, refusing unknown names and wrong types; an error in it is raised as `UserError`.
+
+    Parameters
+    ----------
+    notebook : path of an experiment notebook
+    output : where the executed copy goes
+    values : dict name -> str or value of the parameters that differ
+
+    Returns
+    -------
+    str : what its last cell printed
+    """
     known = parameters(notebook)
     for k in values.keys() - known.keys(): choose('parameter', k, sorted(known))
     values = {k: _value(k, v, known[k][0]) if isinstance(v, str) else v for k, v in values.items()}
@@ -54,8 +68,11 @@ def run_notebook(
     return ''.join(o.get('text', '') for o in nb.cells[-1].get('outputs', []) if o.get('name') == 'stdout')
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #1dcf9866
-def experiment_notebook(
-    name='run_experiment', # file name without its ending
-) -> Path:
-    "The path of one of the checkout's experiment notebooks."
+def experiment_notebook(name='run_experiment') -> Path:
+    """The path of one of the checkout's experiment notebooks.
+
+    Parameters
+    ----------
+    name : file name without its ending
+    """
     return (project() or Path.cwd())/'nbs'/'experiments'/f'{name}.ipynb'

@@ -30,10 +30,13 @@ from ..objects.objects import content, make_objects
 from ..synthesis.stream import make_samples
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #e2aa5c20
-def fingerprint(
-    domain, # Domain
-) -> str:
-    "A digest of a domain's images (names and sizes) and boxes."
+def fingerprint(domain) -> str:
+    """A digest of a domain's images (names and sizes) and boxes.
+
+    Parameters
+    ----------
+    domain : Domain
+    """
     def of(seq):
         if isinstance(seq, Missing): return None                   # not every arm needs every part
         files = getattr(seq, 'files', None)
@@ -48,10 +51,13 @@ def code():
     return digest(*[p.read_bytes() for p in sorted(home.glob('*.py')) if p.stem not in ('_modidx', 'experiment', 'results', 'plots', 'cli')])
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #0213ab60
-def label_order(
-    arm, # Arm
-) -> str:
-    "The order its labels are taken from: one of ORDERS."
+def label_order(arm) -> str:
+    """The order its labels are taken from: one of ORDERS.
+
+    Parameters
+    ----------
+    arm : Arm
+    """
     return 'shuffled' if arm.protocol != 'released' else 'first' if arm.n_fake else 'released'
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #bed643d3
@@ -61,16 +67,24 @@ REAL, FAKE = ('n_real', 'fold', 'val_labels', 'order', 'augment'), ('objects', '
 # %% ../../nbs/6_evidence/02_phases.ipynb #6586d2ec
 @lru_cache(maxsize=4)
 def _objects(arm):
-    "A digest of what makes an arm's objects; None for the domain's own, which its fingerprint covers. Raises `UserError` when they cannot be made."
+    """A digest of what makes an arm's objects; None for the domain's own, which its fingerprint covers. Raises
+    `UserError` when they cannot be made."""
     if arm.objects == 'real' and not arm.n_objects: return None
     return digest(content(make_objects(arm.objects, arm_data(arm)[0], weights=arm.object_weights or None, seed=arm.seed, n=arm.n_objects, **({} if arm.psi == 1 else dict(psi=arm.psi)))))
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #07f4c0f6
-def phase_names(
-    arm,  # Arm
-    data, # fingerprint of its domain
-) -> list: # of (what it sees, steps, name)
-    "The phases of an arm, each named by everything it depends on."
+def phase_names(arm, data) -> list:
+    """The phases of an arm, each named by everything it depends on.
+
+    Parameters
+    ----------
+    arm : Arm
+    data : fingerprint of its domain
+
+    Returns
+    -------
+    list : of (what it sees, steps, name)
+    """
     sha = lambda file: hashlib.sha256(Path(file).read_bytes()).hexdigest()
     weights, mask_weights = arm.weights if arm.weights in ('none', 'imagenet') else sha(arm.weights), mask_file(arm)
     values = {**vars(arm), 'gate': arm.gate or own_gate(arm.segmenter), 'mask_weights': mask_weights and sha(mask_weights)}
@@ -86,31 +100,41 @@ def phase_names(
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #d048a24e
 @lru_cache(maxsize=2)
-def load_data(
-    domain,          # one of DOMAINS
-    root,            # its folder, or ''
-    class_images,    # another folder of class images, or ''
-    image_size,      # side in px; 0: images stay as they are, on disk
-    more='',         # JSON of more options of the domain
-):
-    "A domain with its validation and test images at `image_size`, in memory."
+def load_data(domain, root, class_images, image_size, more=''):
+    """A domain with its validation and test images at `image_size`, in memory.
+
+    Parameters
+    ----------
+    domain : one of DOMAINS
+    root : its folder, or ''
+    class_images : another folder of class images, or ''
+    image_size : side in px; 0: images stay as they are, on disk
+    more : JSON of more options of the domain
+    """
     options = {**_changes('options', more, '{"split": "official"}'), **({'class_images': class_images} if class_images else {})}
     d = load_domain(domain, root or None, **options)
     held = [s if isinstance(s, Missing) or not image_size else Resized(s, image_size) for s in (d.val, d.test)] # a stream needs neither
     return d, *held
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #ccaf71d4
-def arm_data(
-    arm, # Arm
-):
-    "(domain, validation, test) of an arm."
+def arm_data(arm):
+    """(domain, validation, test) of an arm.
+
+    Parameters
+    ----------
+    arm : Arm
+    """
     return load_data(arm.domain, arm.root, arm.class_images, 0 if arm.test_size else arm.image_size, arm.options)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #0bb5e9bf
-def labels(
-    arm, # Arm
-):
-    "(training part, validation part) of an arm's labelled images; the second is None when the domain's validation images are used. Raises `UserError` for too few."
+def labels(arm):
+    """(training part, validation part) of an arm's labelled images; the second is None when the domain's validation
+    images are used. Raises `UserError` for too few.
+
+    Parameters
+    ----------
+    arm : Arm
+    """
     part = subset(arm_data(arm)[0].train, arm.n_real, arm.fold, label_order(arm))
     if arm.val_labels == 'full': return part, None
     cut = max(1, round(len(part)/5))
@@ -118,10 +142,13 @@ def labels(
     return Subset(part.dataset, part.indices[:-cut]), Subset(part.dataset, part.indices[-cut:])
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #e793b215
-def arm_samples(
-    arm, # Arm
-):
-    "The stream of synthesised images of an arm."
+def arm_samples(arm):
+    """The stream of synthesised images of an arm.
+
+    Parameters
+    ----------
+    arm : Arm
+    """
     return make_samples(arm_data(arm)[0], objects=arm.objects, segmenter=arm.segmenter, weights=mask_file(arm), limits=arm.gate, recipe=arm.recipe, seed=arm.seed, n_fake=arm.n_fake,
                         object_weights=arm.object_weights or None, n_objects=arm.n_objects, psi=arm.psi)
 
@@ -134,12 +161,15 @@ def _stream(arm, sees):
     return real if sees == 'real' else Mixed(real, arm_samples(arm), real_share=.5, seed=arm.seed)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #5b634f77
-def fit(
-    arm,     # Arm
-    out,     # folder of artefacts
-    workers=0, # processes that compose images
-):
-    "Train an arm phase by phase; the model with its best weights, and what each phase's `train` returned."
+def fit(arm, out, workers=0):
+    """Train an arm phase by phase; the model with its best weights, and what each phase's `train` returned.
+
+    Parameters
+    ----------
+    arm : Arm
+    out : folder of artefacts
+    workers : processes that compose images
+    """
     domain, val, _ = arm_data(arm)
     kept = labels(arm)[1]                                  # a bad n_real is said before anything is trained
     if kept: val = kept if arm.test_size else Resized(kept, arm.image_size)
@@ -159,13 +189,20 @@ def _curve(arm, domain, out):
     return [(s - n, v) for _, n, name in before for s, v in read(name)] + read(last[-1])
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #886b99d5
-def run(
-    arm,          # Arm
-    out='runs',   # folder of artefacts
-    results=None, # results file; out/results.jsonl when None
-    workers=0,    # processes that compose images
-) -> dict:        # the row
-    "Run one arm, or find its row when it was run before; raises `UserError` for what cannot be run."
+def run(arm, out='runs', results=None, workers=0) -> dict:
+    """Run one arm, or find its row when it was run before; raises `UserError` for what cannot be run.
+
+    Parameters
+    ----------
+    arm : Arm
+    out : folder of artefacts
+    results : results file; out/results.jsonl when None
+    workers : processes that compose images
+
+    Returns
+    -------
+    dict : the row
+    """
     domain, _, test = arm_data(arm)
     name = phase_names(arm, fingerprint(domain))[-1][-1]
     results = Path(results or Path(out)/'results.jsonl')

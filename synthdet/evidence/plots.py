@@ -13,12 +13,15 @@ import numpy as np
 ARM_COLOURS = dict(scratch='#888888', scratch_long='#333333', pretrain='#d95f02', pretrain_only='#e6ab02', mixed='#7570b3')
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #b00fd526
-def learning_curves(
-    curves,        # dict arm -> list of (step, ap50); negative steps are pretraining
-    title='',      # a line above
-    ax=None,       # axes to draw on; new ones when None
-):
-    "Validation AP50 against steps, one line per arm (paper, Fig. 3)."
+def learning_curves(curves, title='', ax=None):
+    """Validation AP50 against steps, one line per arm (paper, Fig. 3).
+
+    Parameters
+    ----------
+    curves : dict arm -> list of (step, ap50); negative steps are pretraining
+    title : a line above
+    ax : axes to draw on; new ones when None
+    """
     ax = ax or plt.subplots(figsize=(6, 3), dpi=80)[1]
     for arm, curve in curves.items():
         x, y = [s for s, _ in curve], [100*v for _, v in curve]
@@ -31,13 +34,16 @@ def learning_curves(
     return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #f69640e7
-def score_bars(
-    rows,          # data frame of `load_rows`
-    by='domain',   # the groups of bars
-    score='ap50',  # the score shown
-    ax=None,       # axes to draw on; new ones when None
-):
-    "Mean score of each arm in each group, with the runs as dots."
+def score_bars(rows, by='domain', score='ap50', ax=None):
+    """Mean score of each arm in each group, with the runs as dots.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`
+    by : the groups of bars
+    score : the score shown
+    ax : axes to draw on; new ones when None
+    """
     ax = ax or plt.subplots(figsize=(6, 3), dpi=80)[1]
     arms, groups = list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows[by]))
     for k, arm in enumerate(arms):
@@ -50,11 +56,14 @@ def score_bars(
     return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #2ed7b598
-def objects_compared(
-    rows,    # data frame of `object_rows`
-    ax=None, # axes to draw on; new ones when None
-):
-    "Test AP50 with real and with drawn objects; lines join runs with the same labels."
+def objects_compared(rows, ax=None):
+    """Test AP50 with real and with drawn objects; lines join runs with the same labels.
+
+    Parameters
+    ----------
+    rows : data frame of `object_rows`
+    ax : axes to draw on; new ones when None
+    """
     ax = ax or plt.subplots(figsize=(6, 2.5), dpi=80)[1]
     groups = [(arm, s) for arm in ('pretrain_only', 'pretrain') for s in sorted(set(rows.segmenter)) if len(rows[(rows.arm == arm) & (rows.segmenter == s)])]
     for x, (arm, s) in enumerate(groups):
@@ -67,12 +76,15 @@ def objects_compared(
     return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #1c689661
-def masks_against_detection(
-    measured, # dict segmenter -> mean IoU of its masks with the truth, 0..1
-    rows,     # data frame of `segmenter_rows`
-    ax=None,  # axes to draw on; new ones when None
-):
-    "Test AP50 against mask IoU, one point per segmenter and arm."
+def masks_against_detection(measured, rows, ax=None):
+    """Test AP50 against mask IoU, one point per segmenter and arm.
+
+    Parameters
+    ----------
+    measured : dict segmenter -> mean IoU of its masks with the truth, 0..1
+    rows : data frame of `segmenter_rows`
+    ax : axes to draw on; new ones when None
+    """
     ax = ax or plt.subplots(figsize=(6, 3), dpi=80)[1]
     for arm, label in (('pretrain_only', 'pretraining only'), ('pretrain', 'and fine-tuned')):
         scores = {s: 100*rows[(rows.arm == arm) & (rows.segmenter == s)].ap50 for s in measured}

@@ -18,11 +18,14 @@ from ..synthesis.settings import Recipe
 from ..masks.quality import own_gate
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #36a90deb
-def load_rows(
-    path,    # results.jsonl
-    **where, # keep the rows whose columns have these values: domain='butterflies', seed=0
-) -> pd.DataFrame:
-    "The rows of a results file as a data frame, one per run; raises `UserError` when there are none."
+def load_rows(path, **where) -> pd.DataFrame:
+    """The rows of a results file as a data frame, one per run; raises `UserError` when there are none.
+
+    Parameters
+    ----------
+    path : results.jsonl
+    **where : keep the rows whose columns have these values: domain='butterflies', seed=0
+    """
     rows = pd.DataFrame(read_jsonl(path))
     if len(rows) == 0: raise UserError(f"{path} holds no rows; run an experiment first")
     rows = rows.drop_duplicates('id', keep='last')
@@ -31,32 +34,53 @@ def load_rows(
     return rows.reset_index(drop=True)
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #accf88e6
-def cell(
-    scores, # one score per run, 0..1
-) -> str:   # '61.2 ± 0.8 (n=3)', in points
-    "Mean ± sample standard deviation (ddof 1) of some runs, in points."
+def cell(scores) -> str:
+    """Mean ± sample standard deviation (ddof 1) of some runs, in points.
+
+    Parameters
+    ----------
+    scores : one score per run, 0..1
+
+    Returns
+    -------
+    str : '61.2 ± 0.8 (n=3)', in points
+    """
     s = 100*np.asarray(scores, float)
     return f'{s.mean():.1f} (n=1)' if len(s) == 1 else f'{s.mean():.1f} ± {s.std(ddof=1):.1f} (n={len(s)})'
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #c702a478
-def table(
-    rows,            # data frame of `load_rows`
-    index='n_real',  # column or columns that name the lines of the table
-    columns='arm',   # column that names its columns
-    score='ap50',    # the score shown
-) -> pd.DataFrame:   # of strings
-    "A table of `cell`s, columns in the order of the rows."
+def table(rows, index='n_real', columns='arm', score='ap50') -> pd.DataFrame:
+    """A table of `cell`s, columns in the order of the rows.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`
+    index : column or columns that name the lines of the table
+    columns : column that names its columns
+    score : the score shown
+
+    Returns
+    -------
+    pd.DataFrame : of strings
+    """
     order = list(dict.fromkeys(rows[columns]))
     return rows.groupby([*np.atleast_1d(index), columns])[score].apply(cell).unstack(columns)[order].fillna('')
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #76c54b4c
-def paired(
-    rows,         # data frame of `load_rows`
-    a, b,         # two arms
-    score='ap50', # the score compared
-    on=('domain', 'n_real', 'fold', 'seed'), # columns that make two runs a pair
-) -> dict:        # mean, sd, n, low, high in points: b - a, with the 95% t-interval of its mean
-    "By how much arm `b` is better than arm `a` on the same folds; raises `UserError` when no pair exists."
+def paired(rows, a, b, score='ap50', on=('domain', 'n_real', 'fold', 'seed')) -> dict:
+    """By how much arm `b` is better than arm `a` on the same folds; raises `UserError` when no pair exists.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`
+    a, b : two arms
+    score : the score compared
+    on : columns that make two runs a pair
+
+    Returns
+    -------
+    dict : mean, sd, n, low, high in points: b - a, with the 95% t-interval of its mean
+    """
     on = [c for c in on if c in rows]
     pick = lambda arm: rows[rows.arm == arm].set_index(on)[score]
     d = 100*(pick(b) - pick(a)).dropna()
@@ -68,12 +92,15 @@ def paired(
 SETTINGS = ('domain', 'data', 'class_images', 'objects', 'recipe', 'n_fake', 'detector', 'backbone', 'weights', 'image_size', 'batch_size', 'steps', 'pretrain_steps', 'lr', 'eval_every', 'protocol')
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #925fafec
-def newest(
-    rows,              # data frame of `load_rows`, in the order of the file
-    per,               # columns that name a kind of run: the last row of each kind is kept
-    same=SETTINGS,     # columns that all kept rows must agree in
-) -> pd.DataFrame:
-    "The last row of each kind; raises `UserError` when the kept rows were run with different settings."
+def newest(rows, per, same=SETTINGS) -> pd.DataFrame:
+    """The last row of each kind; raises `UserError` when the kept rows were run with different settings.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`, in the order of the file
+    per : columns that name a kind of run: the last row of each kind is kept
+    same : columns that all kept rows must agree in
+    """
     kept = rows.drop_duplicates(list(per), keep='last').reset_index(drop=True)
     for c in same:
         values = kept[c].map(lambda v: json.dumps(v, sort_keys=True)) if c in kept else kept.index[:1]
@@ -81,15 +108,24 @@ def newest(
     return kept
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #86a6b8e8
-def segmenter_rows(
-    rows,                       # data frame of `load_rows`
-    segmenters=('grabcut', 'frame', 'redo', 'alpha'), # those that are compared
-    domain='butterflies',       # on what
-    protocol='quick',           # with which schedule
-    n_real=25,                  # labelled images of the fine-tuned arm
-    folds=(0, 1, 2),            # its label subsets
-) -> pd.DataFrame:              # arms `pretrain_only` and `pretrain`
-    "The rows that compare segmenters, each with the limits and weights it has by default; raises `UserError` with the command to run when one is missing."
+def segmenter_rows(rows, segmenters=('grabcut', 'frame', 'redo', 'alpha'), domain='butterflies', protocol='quick',
+                   n_real=25, folds=(0, 1, 2)) -> pd.DataFrame:
+    """The rows that compare segmenters, each with the limits and weights it has by default; raises `UserError` with
+    the command to run when one is missing.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`
+    segmenters : those that are compared
+    domain : on what
+    protocol : with which schedule
+    n_real : labelled images of the fine-tuned arm
+    folds : its label subsets
+
+    Returns
+    -------
+    pd.DataFrame : arms `pretrain_only` and `pretrain`
+    """
     rows = rows[(rows.domain == domain) & (rows.protocol == protocol) & rows.segmenter.isin(segmenters) & (rows.n_fake == 0)]
     if 'objects' in rows: rows = rows[rows.objects == 'real']
     if 'mask_weights' in rows: rows = rows[rows.mask_weights.fillna('').isin(['', f'redo_{domain}.safetensors'])]
@@ -103,11 +139,18 @@ def segmenter_rows(
     return newest(pd.concat([only, newest(tuned, ['segmenter', 'fold'])]), ['arm', 'segmenter', 'fold', 'seed'])
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #64df7415
-def segmenter_table(
-    measured, # dict segmenter -> dict(iou=0..1, per_second={batch size: images/s})
-    rows,     # data frame of `segmenter_rows`
-) -> pd.DataFrame: # one line per segmenter, from the worst masks to the best
-    "Masks and detection side by side, AP50 in points."
+def segmenter_table(measured, rows) -> pd.DataFrame:
+    """Masks and detection side by side, AP50 in points.
+
+    Parameters
+    ----------
+    measured : dict segmenter -> dict(iou=0..1, per_second={batch size: images/s})
+    rows : data frame of `segmenter_rows`
+
+    Returns
+    -------
+    pd.DataFrame : one line per segmenter, from the worst masks to the best
+    """
     order = sorted(measured, key=lambda s: measured[s]['iou'])
     pick = lambda s, arm: cell(rows[(rows.segmenter == s) & (rows.arm == arm)].ap50)
     lines = [{'mask IoU': f"{measured[s]['iou']:.3f}", **{f'images/s, batch {b}': f'{v:,.0f}' for b, v in measured[s]['per_second'].items()},
@@ -115,13 +158,20 @@ def segmenter_table(
     return pd.DataFrame(lines, index=pd.Index(order, name='segmenter'))
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #8d62b538
-def object_rows(
-    rows,                 # data frame of `load_rows`
-    domain='butterflies', # on what
-    n_real=25,            # labelled images of the fine-tuned arm
-    protocol='quick',     # with which schedule
-) -> pd.DataFrame:        # arms `pretrain_only` and `pretrain`, objects 'real' and 'gan'
-    "The rows that compare objects, for the segmenters that have both kinds; raises `UserError` when there are none."
+def object_rows(rows, domain='butterflies', n_real=25, protocol='quick') -> pd.DataFrame:
+    """The rows that compare objects, for the segmenters that have both kinds; raises `UserError` when there are none.
+
+    Parameters
+    ----------
+    rows : data frame of `load_rows`
+    domain : on what
+    n_real : labelled images of the fine-tuned arm
+    protocol : with which schedule
+
+    Returns
+    -------
+    pd.DataFrame : arms `pretrain_only` and `pretrain`, objects 'real' and 'gan'
+    """
     of = rows[(rows.domain == domain) & (rows.protocol == protocol) & rows.objects.isin(['real', 'gan']) & rows.segmenter.isin(['redo', 'grabcut']) & (rows.n_fake == 0) & (rows.seed == 0)]
     for k, usual in (('object_weights', ['']), ('n_objects', [0]), ('mask_weights', ['', f'redo_{domain}.safetensors'])):
         if k in of: of = of[of[k].fillna(usual[0]).isin(usual)]
@@ -131,10 +181,18 @@ def object_rows(
     return newest(of[of.segmenter.isin(both)], ['arm', 'objects', 'segmenter', 'fold'], same=[c for c in SETTINGS if c not in ('objects', 'class_images')])
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #b2f48130
-def paired_objects(
-    rows, # data frame of `object_rows`
-) -> pd.DataFrame: # one line per arm and segmenter: AP50 of both in points, the difference gan - real with its 95% interval
-    "Real objects and drawn ones side by side."
+def paired_objects(rows) -> pd.DataFrame:
+    """Real objects and drawn ones side by side.
+
+    Parameters
+    ----------
+    rows : data frame of `object_rows`
+
+    Returns
+    -------
+    pd.DataFrame : one line per arm and segmenter: AP50 of both in points, the difference gan - real with its 95%
+        interval
+    """
     def line(of):
         real, gan = (of[of.objects == o].set_index('fold').ap50 for o in ('real', 'gan'))
         d = paired(of.assign(arm=of.objects), 'real', 'gan')

@@ -19,11 +19,18 @@ PRIORS = {'loose': dict(p=16, outer=.97, ellipse=.9, inner=0.), 'tight': dict(p=
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #bfddcc9f
 @lru_cache
-def prior(
-    name, # a key of `PRIORS`
-    size, # side in pixels
-):        # uint8 [size,size] of cv2.GC_BGD, GC_FGD, GC_PR_BGD, GC_PR_FGD; read only
-    "The first guess for a picture of `size` x `size` pixels."
+def prior(name, size):
+    """The first guess for a picture of `size` x `size` pixels.
+
+    Parameters
+    ----------
+    name : a key of `PRIORS`
+    size : side in pixels
+
+    Returns
+    -------
+    uint8 [size,size] of cv2.GC_BGD, GC_FGD, GC_PR_BGD, GC_PR_FGD; read only
+    """
     k = PRIORS[name]
     axis = abs((2*np.arange(size) + 1)/size - 1)
     u, v = np.meshgrid(axis, axis)
@@ -41,23 +48,37 @@ def _largest(mask):
     return (labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8) if n > 1 else mask
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #57551cbd
-def grab(
-    image,      # uint8 array [S,S,3], any colour space; Lab separates colours best
-    guess,      # a key of `PRIORS`
-    iterations=1, # of re-estimating colours and cutting
-):              # uint8 array [S,S] of 0 and 1, one connected piece or empty
-    "Cut the centred object out of `image` with OpenCV's GrabCut (Rother, Kolmogorov and Blake 2004)."
+def grab(image, guess, iterations=1):
+    """Cut the centred object out of `image` with OpenCV's GrabCut (Rother, Kolmogorov and Blake 2004).
+
+    Parameters
+    ----------
+    image : uint8 array [S,S,3], any colour space; Lab separates colours best
+    guess : a key of `PRIORS`
+    iterations : of re-estimating colours and cutting
+
+    Returns
+    -------
+    uint8 array [S,S] of 0 and 1, one connected piece or empty
+    """
     mask, models = prior(guess, len(image)).copy(), np.zeros((2, 1, 65))
     cv2.setRNGSeed(0)
     cv2.grabCut(image, mask, None, models[0], models[1], iterations, cv2.GC_INIT_WITH_MASK)
     return _largest(mask & 1) # both kinds of foreground are odd
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #ccf6c632
-def outline_contrast(
-    gradient, # float array [S,S], colour gradient of the picture
-    mask,     # uint8 array [S,S] of 0 and 1
-):            # 0 for an empty or full mask; about 1 for an outline laid at random
-    "How much steeper the picture is under the outline of `mask` than elsewhere."
+def outline_contrast(gradient, mask):
+    """How much steeper the picture is under the outline of `mask` than elsewhere.
+
+    Parameters
+    ----------
+    gradient : float array [S,S], colour gradient of the picture
+    mask : uint8 array [S,S] of 0 and 1
+
+    Returns
+    -------
+    0 for an empty or full mask; about 1 for an outline laid at random
+    """
     k = np.ones((3, 3), np.uint8)
     outline = cv2.dilate(mask, k) != cv2.erode(mask, k) # the frame's rim counts as more of the same on either side
     return float(gradient[outline].mean() / (gradient.mean() + 1)) if outline.any() else 0.
@@ -69,19 +90,34 @@ def _gradient(image):
     return np.sqrt((cv2.Sobel(image, -1, 1, 0)**2 + cv2.Sobel(image, -1, 0, 1)**2).sum(-1))
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #0aec75ca
-def plausibility(
-    gradient, # float array [S,S], colour gradient of the picture
-    mask,     # uint8 array [S,S] of 0 and 1
-):            # higher is better; 0 for an empty mask
-    "How much `mask` looks like a whole object."
+def plausibility(gradient, mask):
+    """How much `mask` looks like a whole object.
+
+    Parameters
+    ----------
+    gradient : float array [S,S], colour gradient of the picture
+    mask : uint8 array [S,S] of 0 and 1
+
+    Returns
+    -------
+    higher is better; 0 for an empty mask
+    """
     return float(outline_contrast(gradient, mask) * mask.mean()**.7 * (1 - _rim(mask).mean()))
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #f5156aae
-def grabcut_mask(
-    image,   # uint8 array [H,W,3], RGB
-    work=80, # side in pixels at which the cut is made
-):           # float32 array [H,W] in 0..1
-    "A soft mask of the centred object: the more plausible of two cuts, the careful one in doubt; zeros when nothing is found."
+def grabcut_mask(image, work=80):
+    """A soft mask of the centred object: the more plausible of two cuts, the careful one in doubt; zeros when nothing
+    is found.
+
+    Parameters
+    ----------
+    image : uint8 array [H,W,3], RGB
+    work : side in pixels at which the cut is made
+
+    Returns
+    -------
+    float32 array [H,W] in 0..1
+    """
     h, w = image.shape[:2]
     l, t, r, b = content_box(image)
     small = cv2.resize(image[t:b, l:r], (work, work), interpolation=cv2.INTER_AREA if max(h, w) > work else cv2.INTER_LINEAR)
@@ -94,10 +130,17 @@ def grabcut_mask(
     return mask
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #460a6847
-def grabcut(
-    weights=None, # takes none
-):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
-    "GrabCut with a centred-frame prior; a fourth channel is ignored."
+def grabcut(weights=None):
+    """GrabCut with a centred-frame prior; a fourth channel is ignored.
+
+    Parameters
+    ----------
+    weights : takes none
+
+    Returns
+    -------
+    callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    """
     def segment(images):
         pictures = (images[:, :3]*255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy() # [B,S,S,3]
         with ThreadPoolExecutor(os.cpu_count()) as pool: masks = list(pool.map(grabcut_mask, pictures))

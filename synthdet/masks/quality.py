@@ -24,17 +24,25 @@ def _margin(lines, tolerance=10):
     return n + 1 if n and after < .3 else 0 # one line more: the edge itself is blurred
 
 # %% ../../nbs/3_masks/03_quality.ipynb #4a3ad4ea
-def content_box(
-    image, # uint8 array [H,W,3]
-):         # (left, top, right, bottom), right and bottom exclusive
-    "The part of `image` inside flat margins, each at most a quarter of the side."
+def content_box(image):
+    """The part of `image` inside flat margins, each at most a quarter of the side.
+
+    Parameters
+    ----------
+    image : uint8 array [H,W,3]
+
+    Returns
+    -------
+    (left, top, right, bottom), right and bottom exclusive
+    """
     h, w = image.shape[:2]
     columns = image.transpose(1, 0, 2)
     return _margin(columns), _margin(image), w - _margin(columns[::-1]), h - _margin(image[::-1])
 
 # %% ../../nbs/3_masks/03_quality.ipynb #7dff541b
 def _rim(mask, image=None):
-    "The values of a [H,W] array along its border; where the uint8 `image` [3 or 4,H,W] is given, along the border of what lies inside its flat margins."
+    """The values of a [H,W] array along its border; where the uint8 `image` [3 or 4,H,W] is given, along the border
+    of what lies inside its flat margins."""
     if image is not None:
         l, t, r, b = content_box(hwc(image)[..., :3])
         mask = mask[t:b, l:r]
@@ -42,28 +50,52 @@ def _rim(mask, image=None):
 
 # %% ../../nbs/3_masks/03_quality.ipynb #22fbdc16
 class Score(NamedTuple):
-    "What speaks for a mask, each 0..1 with 1 the best; nan for what was not looked at."
-    area:float       # 1 where the mask covers a tenth to four fifths of the picture; falls to 0 at nothing and everything
-    border:float     # 1 - mean of the mask along the picture's border, inside flat margins
-    sharpness:float  # overlap of the soft mask with itself cut at one half
-    agreement:float  # overlap with what is found in the mirrored picture
-    separation:float # Hellinger distance of the colours inside from those outside
-    total:float      # geometric mean of those that were looked at
+    """What speaks for a mask, each 0..1 with 1 the best; nan for what was not looked at.
+
+    Attributes
+    ----------
+    area : 1 where the mask covers a tenth to four fifths of the picture; falls to 0 at nothing and everything
+    border : 1 - mean of the mask along the picture's border, inside flat margins
+    sharpness : overlap of the soft mask with itself cut at one half
+    agreement : overlap with what is found in the mirrored picture
+    separation : Hellinger distance of the colours inside from those outside
+    total : geometric mean of those that were looked at
+    """
+    area:float
+    border:float
+    sharpness:float
+    agreement:float
+    separation:float
+    total:float
 
 # %% ../../nbs/3_masks/03_quality.ipynb #33ba8ac4
-def overlap(
-    a, b, # float or bool, of one shape, 0..1
-):        # 0..1; 0 when both are empty
-    "Intersection over union of two masks; of soft ones, the sum of the smaller over the sum of the larger values."
+def overlap(a, b):
+    """Intersection over union of two masks; of soft ones, the sum of the smaller over the sum of the larger values.
+
+    Parameters
+    ----------
+    a, b : float or bool, of one shape, 0..1
+
+    Returns
+    -------
+    0..1; 0 when both are empty
+    """
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return float(np.minimum(a, b).sum() / max(np.maximum(a, b).sum(), 1e-6))
 
 # %% ../../nbs/3_masks/03_quality.ipynb #5fa4509c
-def separation(
-    image, # uint8 [3 or 4,H,W]; a fourth channel is ignored
-    solid, # bool array [H,W]
-):         # 0 for the same colours, 1 for no colour in common; 0 when there is no inside or no outside
-    "The Hellinger distance of the colours inside a mask from those outside, in Lab and 8 steps per channel."
+def separation(image, solid):
+    """The Hellinger distance of the colours inside a mask from those outside, in Lab and 8 steps per channel.
+
+    Parameters
+    ----------
+    image : uint8 [3 or 4,H,W]; a fourth channel is ignored
+    solid : bool array [H,W]
+
+    Returns
+    -------
+    0 for the same colours, 1 for no colour in common; 0 when there is no inside or no outside
+    """
     if solid.all() or not solid.any(): return 0.
     lab, inside = cv2.cvtColor(np.ascontiguousarray(hwc(image)[..., :3]), cv2.COLOR_RGB2LAB), solid.astype(np.uint8)
     a, b = (cv2.calcHist([lab], [0, 1, 2], m, [8]*3, [0, 256]*3) / m.sum() for m in (inside, 1 - inside))
@@ -85,12 +117,16 @@ def _check_picture(image, shape):
         raise UserError(f"the image is {f'{image.dtype} {list(image.shape)}' if isinstance(image, torch.Tensor) else type(image).__name__} and the mask {list(shape)}; expected uint8 [3 or 4,H,W] of the mask's height and width")
 
 # %% ../../nbs/3_masks/03_quality.ipynb #135ff8d9
-def mask_score(
-    mask,         # float or bool [H,W] in 0..1
-    flipped=None, # the mask of the mirrored picture, as the segmenter gave it; None leaves the agreement out
-    image=None,   # the picture, uint8 [3 or 4,H,W]; None leaves the separation out and knows of no margins
-) -> Score:
-    "How good a mask looks, without knowing the truth; an empty mask scores 0. Raises `UserError` for values outside 0..1 and shapes that do not fit."
+def mask_score(mask, flipped=None, image=None) -> Score:
+    """How good a mask looks, without knowing the truth; an empty mask scores 0. Raises `UserError` for values outside
+    0..1 and shapes that do not fit.
+
+    Parameters
+    ----------
+    mask : float or bool [H,W] in 0..1
+    flipped : the mask of the mirrored picture, as the segmenter gave it; None leaves the agreement out
+    image : the picture, uint8 [3 or 4,H,W]; None leaves the separation out and knows of no margins
+    """
     m, mirrored = _mask_values(mask), None if flipped is None else _mask_values(flipped, 'mirrored mask')
     if mirrored is not None and mirrored.shape != m.shape: raise UserError(f"the mirrored mask is {list(mirrored.shape)} and the mask {list(m.shape)}; expected the same size")
     if image is not None: _check_picture(image, m.shape)
@@ -103,13 +139,23 @@ def mask_score(
 # %% ../../nbs/3_masks/03_quality.ipynb #8e37f61d
 @dataclass(frozen=True)
 class Gate:
-    "The limits of a credible mask; shares of the picture's area, of its border pixels, of the mask's area."
-    min_area:float = .03    # the mask covers at least this share of the picture
-    max_area:float = .90    # and at most this
-    max_border:float = .65  # share of the picture's border pixels (inside flat margins) that lie in the mask, at most
-    min_largest:float = .6  # share of the mask that its largest piece holds, at least
-    keep:float = .2         # pieces smaller than this share of the largest are removed
-    min_score:float = 0.    # `mask_score` in total, at least
+    """The limits of a credible mask; shares of the picture's area, of its border pixels, of the mask's area.
+
+    Attributes
+    ----------
+    min_area : the mask covers at least this share of the picture
+    max_area : and at most this
+    max_border : share of the picture's border pixels (inside flat margins) that lie in the mask, at most
+    min_largest : share of the mask that its largest piece holds, at least
+    keep : pieces smaller than this share of the largest are removed
+    min_score : `mask_score` in total, at least
+    """
+    min_area:float = .03
+    max_area:float = .90
+    max_border:float = .65
+    min_largest:float = .6
+    keep:float = .2
+    min_score:float = 0.
 
     def __post_init__(self):
         for k, v in list(vars(self).items()):
@@ -122,10 +168,14 @@ class Gate:
         return cls(min_area=0., max_area=1., max_border=1., min_largest=0., keep=0.)
 
 # %% ../../nbs/3_masks/03_quality.ipynb #210e0070
-def own_gate(
-    name, # a key of `SEGMENTERS`
-) -> Gate:
-    "The limits that suit a segmenter: none where the mask is right by definition, the usual ones elsewhere, a least score for a network's guess."
+def own_gate(name) -> Gate:
+    """The limits that suit a segmenter: none where the mask is right by definition, the usual ones elsewhere, a least
+    score for a network's guess.
+
+    Parameters
+    ----------
+    name : a key of `SEGMENTERS`
+    """
     return Gate.none() if name in ('frame', 'alpha') else Gate(min_score=.65 if name == 'redo' else 0.)
 
 # %% ../../nbs/3_masks/03_quality.ipynb #b732f585
@@ -137,13 +187,22 @@ def _pieces(solid, keep):
     return np.isin(labels, kept).astype(np.uint8), areas.max()/areas.sum()
 
 # %% ../../nbs/3_masks/03_quality.ipynb #10b998d6
-def gate(
-    mask,          # float or bool [H,W] in 0..1
-    limits=Gate(), # Gate
-    score=None,    # the mask's score, 0..1; None: what `mask_score` says without the mirrored picture; nan reaches no least score
-    image=None,    # the picture, uint8 [3 or 4,H,W]; None: nothing is known of its colours and margins
-):                 # (float32 [H,W] without scraps, reason for turning it down or None)
-    "Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor score'. Raises `UserError` for what is no mask, or not of this picture."
+def gate(mask, limits=Gate(), score=None, image=None):
+    """Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor
+    score'. Raises `UserError` for what is no mask, or not of this picture.
+
+    Parameters
+    ----------
+    mask : float or bool [H,W] in 0..1
+    limits : Gate
+    score : the mask's score, 0..1; None: what `mask_score` says without the mirrored picture; nan reaches no least
+        score
+    image : the picture, uint8 [3 or 4,H,W]; None: nothing is known of its colours and margins
+
+    Returns
+    -------
+    (float32 [H,W] without scraps, reason for turning it down or None)
+    """
     soft = _mask_values(mask)
     if image is not None: _check_picture(image, soft.shape)
     solid = (soft > .5).astype(np.uint8)

@@ -15,19 +15,27 @@ import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
+from ..settings import check_types
 from ..core import (
-    check_types, choose, device as default_device, digest, generator, interactive, UserError, write_atomic)
+    choose, device as default_device, digest, generator, interactive, UserError, write_atomic)
 from .redonet import build_redo, check_pictures, load_redo, NETS
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..weights import save_weights
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8e093364
-def redraw(
-    images,  # float [B,3,S,S] in -1..1
-    masks,   # float [B,K,S,S] in 0..1
-    regions, # float [B,K,3,S,S]: what the generators drew, zero outside the masks
-):           # float [B*K,3,S,S]
-    "Each picture with one region at a time redrawn (section 3.1, eq. 2)."
+def redraw(images, masks, regions):
+    """Each picture with one region at a time redrawn (section 3.1, eq. 2).
+
+    Parameters
+    ----------
+    images : float [B,3,S,S] in -1..1
+    masks : float [B,K,S,S] in 0..1
+    regions : float [B,K,3,S,S]: what the generators drew, zero outside the masks
+
+    Returns
+    -------
+    float [B*K,3,S,S]
+    """
     return (regions + (1 - masks)[:, :, None]*images[:, None]).flatten(0, 1)
 
 # %% ../../nbs/3_masks/02_redo.ipynb #a8fac5b4
@@ -48,14 +56,22 @@ def _discriminator_loss(nets, images, z, real):
     return F.relu(1 - nets.discriminator(real).float()).mean() + F.relu(1 + nets.discriminator(fakes).float()).mean()
 
 # %% ../../nbs/3_masks/02_redo.ipynb #30b1974f
-def redo_losses(
-    nets,       # the four networks, as of `build_redo` or `load_redo`
-    images,     # float [B,3,S,S] in -1..1, to be redrawn
-    z,          # float [B,masks,nz,1,1], standard normal
-    real,       # float [B',3,S,S] in -1..1, shown to the discriminator as real
-    z_weight=5, # of the noise's reconstruction in the total
-) -> dict:      # generator_adversarial, z_reconstruction, generator_total, discriminator: scalar tensors
-    "The losses of one step, all at the same weights (section 3, eqs. 4 to 6; hinge form as released). Raises `UserError` for images or networks that do not fit."
+def redo_losses(nets, images, z, real, z_weight=5) -> dict:
+    """The losses of one step, all at the same weights (section 3, eqs. 4 to 6; hinge form as released). Raises
+    `UserError` for images or networks that do not fit.
+
+    Parameters
+    ----------
+    nets : the four networks, as of `build_redo` or `load_redo`
+    images : float [B,3,S,S] in -1..1, to be redrawn
+    z : float [B,masks,nz,1,1], standard normal
+    real : float [B',3,S,S] in -1..1, shown to the discriminator as real
+    z_weight : of the noise's reconstruction in the total
+
+    Returns
+    -------
+    dict : generator_adversarial, z_reconstruction, generator_total, discriminator: scalar tensors
+    """
     size = nets.options['sizex']
     if missing := [k for k in NETS if getattr(nets, k) is None]: raise UserError(f"ReDO's losses need all four networks and {', '.join(missing)} is missing; read a file that holds all")
     for x in (images, real): check_pictures(x, size)
@@ -69,27 +85,51 @@ def _check_noise(z, shape):
 # %% ../../nbs/3_masks/02_redo.ipynb #2beaa528
 @dataclass(frozen=True)
 class RedoConfig:
-    "Everything that decides what a run becomes. Raises `UserError` for values that cannot be."
-    size:int = 128              # side of the pictures, px: 32, 64 or 128
-    masks:int = 2               # regions
-    nf:int = 64                 # channels of mask encoder, discriminator and z-encoder
-    nf_generator:int = 0        # of the generators; 0: as nf
-    nz:int = 32                 # length of the noise
-    attention:bool = False      # self-attention in generators and discriminator
-    steps:int = 30_000          # at most; the authors stop between 20,000 and 40,000
-    batch:int = 20              # pictures per step
-    lr:float = 1e-4             # generators, discriminator, z-encoder
-    lr_mask:float = 1e-5        # mask encoder
-    weight_decay:float = 1e-4   # mask encoder
-    z_weight:float = 5.         # of the noise's reconstruction
-    average:float = 0.          # decay of the mask encoder's running average; 0: the encoder itself
-    check_every:int = 500       # steps between looks at the masks, sheets and saves
-    collapse:float = .1         # begin again when the smaller mask covers less than this share; 0: never
-    collapse_until:int = 7000   # ... up to this step; later ones end the run at the last good state
-    steady:float = 0.           # stop when masks of successive looks agree this much (IoU); 0: never
-    patience:int = 4            # ... this many times in a row
-    amp:str = 'none'            # 'bf16': forward passes in bfloat16
-    seed:int = 0                # of weights, noise and order
+    """Everything that decides what a run becomes. Raises `UserError` for values that cannot be.
+
+    Attributes
+    ----------
+    size : side of the pictures, px: 32, 64 or 128
+    masks : regions
+    nf : channels of mask encoder, discriminator and z-encoder
+    nf_generator : of the generators; 0: as nf
+    nz : length of the noise
+    attention : self-attention in generators and discriminator
+    steps : at most; the authors stop between 20,000 and 40,000
+    batch : pictures per step
+    lr : generators, discriminator, z-encoder
+    lr_mask : mask encoder
+    weight_decay : mask encoder
+    z_weight : of the noise's reconstruction
+    average : decay of the mask encoder's running average; 0: the encoder itself
+    check_every : steps between looks at the masks, sheets and saves
+    collapse : begin again when the smaller mask covers less than this share; 0: never
+    collapse_until : ... up to this step; later ones end the run at the last good state
+    steady : stop when masks of successive looks agree this much (IoU); 0: never
+    patience : ... this many times in a row
+    amp : 'bf16': forward passes in bfloat16
+    seed : of weights, noise and order
+    """
+    size:int = 128
+    masks:int = 2
+    nf:int = 64
+    nf_generator:int = 0
+    nz:int = 32
+    attention:bool = False
+    steps:int = 30_000
+    batch:int = 20
+    lr:float = 1e-4
+    lr_mask:float = 1e-5
+    weight_decay:float = 1e-4
+    z_weight:float = 5.
+    average:float = 0.
+    check_every:int = 500
+    collapse:float = .1
+    collapse_until:int = 7000
+    steady:float = 0.
+    patience:int = 4
+    amp:str = 'none'
+    seed:int = 0
 
     def __post_init__(self):
         check_types(self)
@@ -102,11 +142,14 @@ class RedoConfig:
             if not 0 <= getattr(self, k) < top: raise UserError(f"{k}={getattr(self, k)} should lie in 0..{top:.3g}, {top:.3g} excluded")
 
     @classmethod
-    def small(cls,
-        size=32,  # side of the pictures, px
-        **changes # other fields
-    ):
-        "A schedule for one CPU core."
+    def small(cls, size=32, **changes):
+        """A schedule for one CPU core.
+
+        Parameters
+        ----------
+        size : side of the pictures, px
+        **changes : other fields
+        """
         return cls(**{**dict(size=size, nf=32, batch=16, lr=3e-4, lr_mask=1e-4, average=.999, steps=15_000, amp='bf16'), **changes})
 
     def options(self):
@@ -115,12 +158,18 @@ class RedoConfig:
 
 # %% ../../nbs/3_masks/02_redo.ipynb #9447e5e2
 @torch.no_grad()
-def masks_for(
-    encoder, # mask encoder
-    images,  # uint8 [N,3,S,S]
-    batch=64,
-):           # float [N,masks,S,S] in 0..1
-    "The masks of many pictures."
+def masks_for(encoder, images, batch=64):
+    """The masks of many pictures.
+
+    Parameters
+    ----------
+    encoder : mask encoder
+    images : uint8 [N,3,S,S]
+
+    Returns
+    -------
+    float [N,masks,S,S] in 0..1
+    """
     mode = encoder.training
     where = next(encoder.parameters()).device
     masks = torch.cat([encoder.eval()(x.to(where).float()/127.5 - 1).cpu() for x in images.split(batch)])
@@ -128,19 +177,30 @@ def masks_for(
     return masks
 
 # %% ../../nbs/3_masks/02_redo.ipynb #e8e3dfe2
-def object_channel(
-    masks, # float [N,K,H,W] in 0..1, of many pictures
-) -> int:
-    "The mask that is the object: of those that cover a hundredth or more, the one with the lowest mean on the pictures' border."
+def object_channel(masks) -> int:
+    """The mask that is the object: of those that cover a hundredth or more, the one with the lowest mean on the
+    pictures' border.
+
+    Parameters
+    ----------
+    masks : float [N,K,H,W] in 0..1, of many pictures
+    """
     rim = torch.cat([masks[:, :, 0], masks[:, :, -1], masks[:, :, 1:-1, 0], masks[:, :, 1:-1, -1]], 2).mean((0, 2))
     return int((rim + (masks.mean((0, 2, 3)) < .01)).argmin())
 
 # %% ../../nbs/3_masks/02_redo.ipynb #3002e7f1
-def mask_iou(
-    masks, # float or bool [N,H,W]; more than one half counts
-    truth, # bool [N,h,w]; masks of another size are resized to it
-):         # float [N]
-    "IoU of each mask with its truth; 0 for an empty one."
+def mask_iou(masks, truth):
+    """IoU of each mask with its truth; 0 for an empty one.
+
+    Parameters
+    ----------
+    masks : float or bool [N,H,W]; more than one half counts
+    truth : bool [N,h,w]; masks of another size are resized to it
+
+    Returns
+    -------
+    float [N]
+    """
     if masks.shape[1:] != truth.shape[1:]: masks = F.interpolate(masks[:, None].float(), size=truth.shape[1:], mode='bilinear')[:, 0]
     found = masks > .5
     return (found & truth).sum((1, 2))/(found | truth).sum((1, 2)).clamp(min=1)
@@ -158,12 +218,19 @@ def _look(encoder, images, before, val):
 
 # %% ../../nbs/3_masks/02_redo.ipynb #a15d3a34
 @torch.no_grad()
-def redo_sheet(
-    nets,   # networks; the generators may be None: then masks only
-    images, # uint8 [N,3,S,S], a dozen
-    seed=0, # of the noise
-):          # uint8 [3,H,W]: rows of pictures, masks, redrawn regions, everything redrawn
-    "A contact sheet of what ReDO does to some pictures."
+def redo_sheet(nets, images, seed=0):
+    """A contact sheet of what ReDO does to some pictures.
+
+    Parameters
+    ----------
+    nets : networks; the generators may be None: then masks only
+    images : uint8 [N,3,S,S], a dozen
+    seed : of the noise
+
+    Returns
+    -------
+    uint8 [3,H,W]: rows of pictures, masks, redrawn regions, everything redrawn
+    """
     masks = masks_for(nets.mask_encoder, images)
     x = images.float()/127.5 - 1
     rows = [x] + [m[:, None].expand(-1, 3, -1, -1)*2 - 1 for m in masks.unbind(1)[:1 if masks.shape[1] == 2 else None]]
@@ -182,15 +249,22 @@ def _optimizers(nets, c):
     return [adam(c.lr_mask, nets.mask_encoder, weight_decay=c.weight_decay), adam(c.lr, nets.region_generators, nets.z_encoder), adam(c.lr, nets.discriminator)]
 
 # %% ../../nbs/3_masks/02_redo.ipynb #d6c4a693
-def redo_step(
-    nets,       # the four networks in training mode
-    optimizers, # of `_optimizers`: mask encoder; generators and z-encoder; discriminator
-    images,     # float [B,3,S,S] in -1..1
-    z,          # float [B,masks,nz,1,1]
-    real,       # float [B,3,S,S] in -1..1
-    z_weight=5, # of the noise's reconstruction
-) -> dict:      # the losses
-    "One step of training as released: generator side, then discriminator."
+def redo_step(nets, optimizers, images, z, real, z_weight=5) -> dict:
+    """One step of training as released: generator side, then discriminator.
+
+    Parameters
+    ----------
+    nets : the four networks in training mode
+    optimizers : of `_optimizers`: mask encoder; generators and z-encoder; discriminator
+    images : float [B,3,S,S] in -1..1
+    z : float [B,masks,nz,1,1]
+    real : float [B,3,S,S] in -1..1
+    z_weight : of the noise's reconstruction
+
+    Returns
+    -------
+    dict : the losses
+    """
     *generating, judging = optimizers
     nets.discriminator.requires_grad_(False)
     losses = _generator_losses(nets, images, z, z_weight)
@@ -295,15 +369,23 @@ def _known(val, size):
     return as_batch(images, size), masks.bool()
 
 # %% ../../nbs/3_masks/02_redo.ipynb #a299ff4b
-def train_redo(
-    images,        # class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
-    config=RedoConfig(),
-    out='redo',    # folder: state.pt, metrics.jsonl, mask_encoder.safetensors, sheets/
-    *,
-    val=None,      # (images, bool masks [M,H,W]): note the IoU at every look; changes nothing else
-    device=None,   # None: the GPU when there is one
-) -> dict:         # path of the mask encoder, object_channel, step, restarts, seconds, ended ('steps', 'steady' or 'collapsed'), history
-    "Train ReDO, resuming or recognising the run in `out` (Chen, Artières and Denoyer 2019, section 4; schedule as released). Raises `UserError` for too few or unusable images, six collapses, a foreign state, a loss that is not finite."
+def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None) -> dict:
+    """Train ReDO, resuming or recognising the run in `out` (Chen, Artières and Denoyer 2019, section 4; schedule as
+    released). Raises `UserError` for too few or unusable images, six collapses, a foreign state, a loss that is not
+    finite.
+
+    Parameters
+    ----------
+    images : class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
+    out : folder: state.pt, metrics.jsonl, mask_encoder.safetensors, sheets/
+    val : (images, bool masks [M,H,W]): note the IoU at every look; changes nothing else
+    device : None: the GPU when there is one
+
+    Returns
+    -------
+    dict : path of the mask encoder, object_channel, step, restarts, seconds, ended ('steps', 'steady' or
+        'collapsed'), history
+    """
     out, c = Path(out), config
     if not hasattr(images, '__len__'): raise UserError(f"ReDO got images as {type(images).__name__}; expected a list or a tensor [N,3,h,w], since every picture is seen many times")
     if len(images) < c.batch: raise UserError(f"ReDO needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")

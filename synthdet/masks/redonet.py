@@ -18,13 +18,16 @@ from ..weights import fit_weights, read_checkpoint, read_note, read_weights, sav
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #6f614f0e
 class SNConv2d(nn.Module):
-    "A convolution with spectral norm: its weight over u^T W v; u and v move only in training mode."
-    def __init__(self,
-        c_in,      # channels in
-        c_out,     # channels out
-        kernel,    # side of the kernel, odd; the output keeps its size
-        bias=True, # add one number per channel?
-    ):
+    """A convolution with spectral norm: its weight over u^T W v; u and v move only in training mode.
+
+    Parameters
+    ----------
+    c_in : channels in
+    c_out : channels out
+    kernel : side of the kernel, odd; the output keeps its size
+    bias : add one number per channel?
+    """
+    def __init__(self, c_in, c_out, kernel, bias=True):
         super().__init__()
         self.padding, fan = kernel//2, c_in*kernel**2
         self.bias = nn.Parameter(torch.empty(c_out).uniform_(-1, 1)/math.sqrt(fan)) if bias else None
@@ -32,7 +35,13 @@ class SNConv2d(nn.Module):
         self.register_buffer('weight_u', F.normalize(torch.randn(c_out), dim=0, eps=1e-12))
         self.register_buffer('weight_v', F.normalize(torch.randn(fan), dim=0, eps=1e-12))
 
-    def forward(self, x): # [B,c_in,H,W] -> [B,c_out,H,W]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,c_in,H,W] -> [B,c_out,H,W]
+        """
         with torch.autocast(x.device.type, enabled=False): # a singular value in bfloat16 would be off by half a percent
             w = self.weight_orig.flatten(1)
             if self.training: self._iterate(w.detach())
@@ -70,25 +79,31 @@ class Residual(nn.Module):
     def forward(self, x): return self.activationF(x + self.blocs(x))
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #d0c7ee50
-def check_pictures(
-    x,    # what should be a batch
-    size, # side, px
-):
-    "Raise `UserError` unless `x` is a finite float [B,3,size,size]."
+def check_pictures(x, size):
+    """Raise `UserError` unless `x` is a finite float [B,3,size,size].
+
+    Parameters
+    ----------
+    x : what should be a batch
+    size : side, px
+    """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise UserError(f"ReDO got images of {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor in -1..1")
     if x.dim() != 4 or not len(x) or tuple(x.shape[1:]) != (3, size, size): raise UserError(f"ReDO got images {list(x.shape)}; expected [B,3,{size},{size}], so resize them")
     if not torch.isfinite(x).all(): raise UserError("ReDO got images with values that are not finite; expected -1..1")
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #a03be663
 class MaskEncoder(nn.Module):
-    "A picture to its region masks, which sum to one everywhere (Chen, Artières and Denoyer 2019, section 3.2)."
-    def __init__(self,
-        size=128,       # side of the pictures, px: a multiple of 4, at least 24
-        masks=2,        # number of regions
-        nf=64,          # channels at the quarter scale
-        blocks=3,       # residual blocks
-        temperature=1., # divides the logits
-    ):
+    """A picture to its region masks, which sum to one everywhere (Chen, Artières and Denoyer 2019, section 3.2).
+
+    Parameters
+    ----------
+    size : side of the pictures, px: a multiple of 4, at least 24
+    masks : number of regions
+    nf : channels at the quarter scale
+    blocks : residual blocks
+    temperature : divides the logits
+    """
+    def __init__(self, size=128, masks=2, nf=64, blocks=3, temperature=1.):
         super().__init__()
         self.size, self.temperature, s, c = size, temperature, size//4, nf + 4
         self.cnn = nn.Sequential(Mods(nn.ReflectionPad2d(3), nn.Conv2d(3, nf//4, 7, bias=False), _norm(nf//4), nn.ReLU(), *_conv(nf//4, nf//2, 2), *_conv(nf//2, nf, 2)),
@@ -98,7 +113,13 @@ class MaskEncoder(nn.Module):
                         nn.ReflectionPad2d(3), nn.Conv2d(c//4, 1 if masks == 2 else masks, 7))
         _orthogonal(self)
 
-    def forward(self, x): # float [B,3,S,S] in -1..1 -> float [B,masks,S,S] in 0..1
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : float [B,3,S,S] in -1..1 -> float [B,masks,S,S] in 0..1
+        """
         if not self.training: check_pictures(x, self.size) # training looks at its pictures once
         x = self.cnn(x)
         logits = self.out(torch.cat([x, *(p(x) for p in self.psp)], 1)).float()/self.temperature
@@ -114,7 +135,13 @@ class SelfAttention(nn.Module):
         self.f, self.g = (SNConv2d(c, max(c//8, 1), 1, bias=False) for _ in range(2))
         self.h, self.o = SNConv2d(c, c//2, 1, bias=False), SNConv2d(c//2, c, 1, bias=False)
 
-    def forward(self, x): # [B,C,H,W] -> the same
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,C,H,W] -> the same
+        """
         query = self.f(x).flatten(2)                                                    # [B,C/8,HW]
         key, value = (F.max_pool2d(k(x), 2).flatten(2) for k in (self.g, self.h))       # [B,C/8,HW/4], [B,C/2,HW/4]
         weights = (key.transpose(1, 2) @ query).softmax(1)                              # [B,HW/4,HW]
@@ -144,7 +171,13 @@ class RegionGenerator(nn.Module):
         self.convOut = SNConv2d(nf + 1, 3, 3)
         _orthogonal(self)
 
-    def forward(self, mask, z): # [B,1,S,S] in 0..1, [B,nz,1,1] -> [B,3,S,S] in -1..1
+    def forward(self, mask, z):
+        """The forward pass.
+
+        Parameters
+        ----------
+        mask, z : [B,1,S,S] in 0..1, [B,nz,1,1] -> [B,3,S,S] in -1..1
+        """
         norm = lambda x, gamma, beta: F.relu(F.instance_norm(x)*gamma(z) + beta(z))
         x, n = self.dense(z.flatten(1)).unflatten(1, (-1, 4, 4)), len(self.convA)
         for j in range(n):
@@ -156,18 +189,27 @@ class RegionGenerator(nn.Module):
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #2f58a6d8
 class RegionGenerators(nn.Module):
-    "One `RegionGenerator` per mask (section 3.3)."
-    def __init__(self,
-        size=128,        # side of the pictures, px: 32, 64 or 128
-        masks=2,         # number of regions
-        nf=64,           # channels of the last stage
-        nz=32,           # length of the noise
-        attention=False, # self-attention at half the side?
-    ):
+    """One `RegionGenerator` per mask (section 3.3).
+
+    Parameters
+    ----------
+    size : side of the pictures, px: 32, 64 or 128
+    masks : number of regions
+    nf : channels of the last stage
+    nz : length of the noise
+    attention : self-attention at half the side?
+    """
+    def __init__(self, size=128, masks=2, nf=64, nz=32, attention=False):
         super().__init__()
         self.net = nn.ModuleList(RegionGenerator(size, nf, nz, attention) for _ in range(masks))
 
-    def forward(self, masks, z): # [B,masks,S,S] in 0..1, [B,masks,nz,1,1] -> [B,masks,3,S,S] in -1..1
+    def forward(self, masks, z):
+        """The forward pass.
+
+        Parameters
+        ----------
+        masks, z : [B,masks,S,S] in 0..1, [B,masks,nz,1,1] -> [B,masks,3,S,S] in -1..1
+        """
         return torch.stack([g(masks[:, k:k+1], z[:, k]) for k, g in enumerate(self.net)], 1)
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #fbe67bf3
@@ -188,12 +230,15 @@ def _shortcut(i, o): return nn.Sequential(nn.AvgPool2d(2), SNConv2d(i, o, 1))
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #b2ffcb89
 class Discriminator(nn.Module):
-    "Pictures to numbers: above 1 is real, below -1 is drawn (hinge loss)."
-    def __init__(self,
-        size=128,        # side of the pictures, px: 32, 64 or 128
-        nf=64,           # channels after the first block
-        attention=False, # self-attention at half the side?
-    ):
+    """Pictures to numbers: above 1 is real, below -1 is drawn (hinge loss).
+
+    Parameters
+    ----------
+    size : side of the pictures, px: 32, 64 or 128
+    nf : channels after the first block
+    attention : self-attention at half the side?
+    """
+    def __init__(self, size=128, nf=64, attention=False):
         super().__init__()
         self.bloc0, self.sc0 = _bloc(3, nf, first=True), _shortcut(3, nf)
         self.selfAtt = SelfAttention(nf) if attention else nn.Sequential()
@@ -201,20 +246,29 @@ class Discriminator(nn.Module):
         self.blocs, self.sc, self.dense = nn.ModuleList(blocs), nn.ModuleList(sc), nn.Linear(width, 1)
         _orthogonal(self)
 
-    def forward(self, x): # float [B,3,S,S] in -1..1 -> [B,1]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : float [B,3,S,S] in -1..1 -> [B,1]
+        """
         x = self.selfAtt(self.bloc0(x) + self.sc0(x))
         for bloc, sc in zip(self.blocs, self.sc): x = bloc(x) + sc(x)
         return self.dense(x.sum((2, 3)))
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #c50e45be
 class ZEncoder(nn.Module):
-    "A redrawn picture to the noise it was drawn from (section 3.4)."
-    def __init__(self,
-        size=128, # side of the pictures, px: 32, 64 or 128
-        masks=2,  # number of regions
-        nf=64,    # channels after the first block
-        nz=32,    # length of the noise
-    ):
+    """A redrawn picture to the noise it was drawn from (section 3.4).
+
+    Parameters
+    ----------
+    size : side of the pictures, px: 32, 64 or 128
+    masks : number of regions
+    nf : channels after the first block
+    nz : length of the noise
+    """
+    def __init__(self, size=128, masks=2, nf=64, nz=32):
         super().__init__()
         blocs, sc, width = _tower(size, nf)
         self.masks, self.net = masks, nn.Module()
@@ -223,7 +277,13 @@ class ZEncoder(nn.Module):
         self.net.dense = nn.Linear(width, nz*masks)
         _orthogonal(self)
 
-    def forward(self, x): # float [B,3,S,S] in -1..1 -> [B,masks,nz,1,1]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : float [B,3,S,S] in -1..1 -> [B,masks,nz,1,1]
+        """
         for bloc, sc in zip(self.net.blocs, self.net.sc): x = bloc(x) + sc(x)
         return self.net.dense(x.sum((2, 3))).unflatten(1, (self.masks, -1, 1, 1))
 
@@ -232,11 +292,18 @@ NETS = dict(mask_encoder='netEncM', region_generators='netGenX', discriminator='
 OPTIONS = dict(sizex=128, nMasks=2, nResM=3, nf=64, nfM=None, nfX=None, nfD=None, nfZ=None, temperature=1., nz=32, useSelfAttG=False, useSelfAttD=False, object_channel=0)
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #634ae119
-def build_redo(
-    options={},  # fields of `OPTIONS` that differ; nfM, nfX, nfD, nfZ left out are nf
-    only=NETS,   # which networks
-):               # namespace of the four networks, None for those not asked for, and options
-    "The networks of ReDO with fresh weights; raises `UserError` for sizes that do not exist."
+def build_redo(options={}, only=NETS):
+    """The networks of ReDO with fresh weights; raises `UserError` for sizes that do not exist.
+
+    Parameters
+    ----------
+    options : fields of `OPTIONS` that differ; nfM, nfX, nfD, nfZ left out are nf
+    only : which networks
+
+    Returns
+    -------
+    namespace of the four networks, None for those not asked for, and options
+    """
     o = {**OPTIONS, **{k: v for k, v in options.items() if v is not None}}
     for k in ('nfM', 'nfX', 'nfD', 'nfZ'): o[k] = o[k] or o['nf']
     alone = list(only) == ['mask_encoder'] and o['sizex'] % 4 == 0 and o['sizex'] >= 24 # it has no fixed number of stages
@@ -320,10 +387,19 @@ def _read(path):
     return {k: _state(path, NETS[k], v) for k, v in states.items()}, dict(said)
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #ca448896
-def load_redo(
-    path, # released .pth or .tar.gz with any of the four networks, or a mask encoder .safetensors of `train_redo`
-):        # namespace: mask_encoder, region_generators, discriminator, z_encoder (None where absent; eval mode), options (dict)
-    "Read ReDO's networks without executing anything; raises `UserError` for a damaged, forbidden or foreign file, naming the first key that differs."
+def load_redo(path):
+    """Read ReDO's networks without executing anything; raises `UserError` for a damaged, forbidden or foreign file,
+    naming the first key that differs.
+
+    Parameters
+    ----------
+    path : released .pth or .tar.gz with any of the four networks, or a mask encoder .safetensors of `train_redo`
+
+    Returns
+    -------
+    namespace: mask_encoder, region_generators, discriminator, z_encoder (None where absent; eval mode), options
+        (dict)
+    """
     states, said = _read(path)
     options = {**_checked(path, said), **_checked(path, _sizes(states))}
     with torch.device('meta'): nets = build_redo(options, only=list(states)) # no memory before everything fits

@@ -15,17 +15,31 @@ from .grabcut import grabcut
 from .redonet import load_redo
 
 # %% ../../nbs/3_masks/05_segment.ipynb #b5875000
-def frame(
-    weights=None, # takes none
-):                # callable float [B,3 or 4,S,S] -> ones [B,1,S,S]
-    "The whole frame: naive pasting (Blanger, Hirata and Jiang 2020, section 4)."
+def frame(weights=None):
+    """The whole frame: naive pasting (Blanger, Hirata and Jiang 2020, section 4).
+
+    Parameters
+    ----------
+    weights : takes none
+
+    Returns
+    -------
+    callable float [B,3 or 4,S,S] -> ones [B,1,S,S]
+    """
     return lambda images: torch.ones_like(images[:, :1])
 
 # %% ../../nbs/3_masks/05_segment.ipynb #642df8f7
-def alpha(
-    weights=None, # takes none
-):                # callable float [B,4,S,S] -> its channel 3 as [B,1,S,S]
-    "The masks that came with the images; the callable raises `UserError` for images without one."
+def alpha(weights=None):
+    """The masks that came with the images; the callable raises `UserError` for images without one.
+
+    Parameters
+    ----------
+    weights : takes none
+
+    Returns
+    -------
+    callable float [B,4,S,S] -> its channel 3 as [B,1,S,S]
+    """
     def segment(images):
         if images.shape[1] != 4: raise UserError("segmenter 'alpha' needs images with an alpha channel and these have none; choose 'grabcut', or give RGBA pictures")
         return images[:, 3:]
@@ -37,11 +51,20 @@ def shipped_weights() -> dict: # name of a domain -> path
     return {p.stem[5:]: p for p in sorted((Path(synthdet.__file__).parent/'assets').glob('redo_*.safetensors'))}
 
 # %% ../../nbs/3_masks/05_segment.ipynb #acd509e4
-def weights_file(
-    name,         # a key of `SEGMENTERS`
-    weights=None, # path; for 'redo' also the name of a domain with shipped weights, and None is the butterflies', the only shipped ones
-):                # Path, or None for a segmenter that reads none
-    "The file a segmenter reads its weights from; raises `UserError` when there is none, or the segmenter has no use for it."
+def weights_file(name, weights=None):
+    """The file a segmenter reads its weights from; raises `UserError` when there is none, or the segmenter has no use
+    for it.
+
+    Parameters
+    ----------
+    name : a key of `SEGMENTERS`
+    weights : path; for 'redo' also the name of a domain with shipped weights, and None is the butterflies', the only
+        shipped ones
+
+    Returns
+    -------
+    Path, or None for a segmenter that reads none
+    """
     if name in ('grabcut', 'frame', 'alpha') and weights: raise UserError(f"segmenter {name!r} takes no weights; leave weights={str(weights)!r} out")
     if name != 'redo': return Path(weights) if weights else None
     known, given, weights = shipped_weights(), bool(weights), str(weights or 'butterflies')
@@ -50,21 +73,33 @@ def weights_file(
     return known.get(weights) or Path(weights)
 
 # %% ../../nbs/3_masks/05_segment.ipynb #83ef871d
-def domain_weights(
-    name,                   # of the domain
-    embedded,               # True: a domain drawn by the package; False: pictures from elsewhere, whatever they are called
-    option='mask_weights',  # what the user can give instead, for the message
-) -> Path:
-    "The ReDO weights shipped for an embedded domain; raises `UserError` for every other one: a name says nothing about pictures."
+def domain_weights(name, embedded, option='mask_weights') -> Path:
+    """The ReDO weights shipped for an embedded domain; raises `UserError` for every other one: a name says nothing
+    about pictures.
+
+    Parameters
+    ----------
+    name : of the domain
+    embedded : True: a domain drawn by the package; False: pictures from elsewhere, whatever they are called
+    option : what the user can give instead, for the message
+    """
     known = shipped_weights() if embedded else {}
     if name not in known: raise UserError(f"no ReDO weights are shipped for domain {name!r}; train them with nbs/experiments/train_redo.ipynb and give {option}")
     return known[name]
 
 # %% ../../nbs/3_masks/05_segment.ipynb #86d7256c
-def redo(
-    weights=None, # path, or the name of a domain with shipped weights; None: the butterflies', the only shipped ones
-):                # callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
-    "ReDO's mask encoder (Chen, Artières and Denoyer 2019); raises `UserError` for weights that are not there or not a mask encoder's."
+def redo(weights=None):
+    """ReDO's mask encoder (Chen, Artières and Denoyer 2019); raises `UserError` for weights that are not there or not
+    a mask encoder's.
+
+    Parameters
+    ----------
+    weights : path, or the name of a domain with shipped weights; None: the butterflies', the only shipped ones
+
+    Returns
+    -------
+    callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    """
     path = weights_file('redo', weights)
     nets = load_redo(path)
     if nets.mask_encoder is None: raise UserError(f"{path} holds no mask encoder; give the file that has it")
@@ -87,11 +122,20 @@ def _check_batch(images):
     if not 0 <= low <= high <= 1: raise UserError(f"the images hold values from {low:g} to {high:g}; a segmenter takes finite ones in 0..1 (uint8 images divided by 255)")
 
 # %% ../../nbs/3_masks/05_segment.ipynb #8c91cd6e
-def segmenter(
-    name,         # a key of `SEGMENTERS`
-    weights=None, # for 'redo': path, or the name of a domain with shipped weights; None: the butterflies', the only shipped ones
-):                # callable float of any precision [B,3 or 4,S,S] in 0..1 -> float32 [B,1,S,S] in 0..1
-    "The segmenter called `name`; raises `UserError` for an unknown name, for weights it has no use for and, when called, for what is not a batch of pictures."
+def segmenter(name, weights=None):
+    """The segmenter called `name`; raises `UserError` for an unknown name, for weights it has no use for and, when
+    called, for what is not a batch of pictures.
+
+    Parameters
+    ----------
+    name : a key of `SEGMENTERS`
+    weights : for 'redo': path, or the name of a domain with shipped weights; None: the butterflies', the only shipped
+        ones
+
+    Returns
+    -------
+    callable float of any precision [B,3 or 4,S,S] in 0..1 -> float32 [B,1,S,S] in 0..1
+    """
     build = choose('segmenter', name, SEGMENTERS)
     weights_file(name, weights)
     segment = build(weights)

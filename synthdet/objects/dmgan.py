@@ -21,17 +21,27 @@ from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e851df2e
 class TextEncoder(nn.Module):
-    "Word numbers to a vector per word and one per caption (Xu et al. 2018, section 3.2)."
-    def __init__(self,
-        words,         # size of the vocabulary; word 0 is padding
-        embedding=300, # numbers per word going in
-        hidden=128,    # numbers per word and direction coming out
-    ):
+    """Word numbers to a vector per word and one per caption (Xu et al. 2018, section 3.2).
+
+    Parameters
+    ----------
+    words : size of the vocabulary; word 0 is padding
+    embedding : numbers per word going in
+    hidden : numbers per word and direction coming out
+    """
+    def __init__(self, words, embedding=300, hidden=128):
         super().__init__()
         self.encoder = nn.Embedding(words, embedding)
         self.rnn = nn.LSTM(embedding, hidden, batch_first=True, bidirectional=True)
 
-    def forward(self, captions, lengths): # int64 [N,W], int64 [N] in 1..W, any order -> [N,2*hidden,T], [N,2*hidden]; T the longest length
+    def forward(self, captions, lengths):
+        """The forward pass.
+
+        Parameters
+        ----------
+        captions, lengths : int64 [N,W], int64 [N] in 1..W, any order -> [N,2*hidden,T], [N,2*hidden]; T the longest
+            length
+        """
         packed = pack_padded_sequence(self.encoder(captions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         out, (last, _) = self.rnn(packed)
         out, _ = pad_packed_sequence(out, batch_first=True) # zeros after a caption's end
@@ -40,7 +50,13 @@ class TextEncoder(nn.Module):
 # %% ../../nbs/2_objects/05_dmgan.ipynb #879fa2bf
 class GLU(nn.Module):
     "The first half of the channels times the sigmoid of the second half."
-    def forward(self, x): # [N,2C,...] -> [N,C,...]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [N,2C,...] -> [N,C,...]
+        """
         a, b = x.chunk(2, 1)
         return a*b.sigmoid()
 
@@ -62,7 +78,13 @@ class Augmentation(nn.Module):
     def __init__(self, text, condition):
         super().__init__()
         self.fc, self.glu = nn.Linear(text, 4*condition), GLU()
-    def forward(self, sentence, eps): # [N,text], [N,condition] -> [N,condition]
+    def forward(self, sentence, eps):
+        """The forward pass.
+
+        Parameters
+        ----------
+        sentence, eps : [N,text], [N,condition] -> [N,condition]
+        """
         mu, logvar = self.glu(self.fc(sentence)).chunk(2, 1)
         return mu + (.5*logvar).exp()*eps
 
@@ -74,18 +96,31 @@ class FirstStage(nn.Module):
         top = 16*gf
         self.fc = nn.Sequential(nn.Linear(inputs, top*4*4*2, bias=False), nn.BatchNorm1d(top*4*4*2), GLU())
         for k in range(4): setattr(self, f'upsample{k + 1}', _double(top >> k, top >> k + 1))
-    def forward(self, c, z): # [N,condition], [N,noise] -> [N,gf,64,64]
+    def forward(self, c, z):
+        """The forward pass.
+
+        Parameters
+        ----------
+        c, z : [N,condition], [N,noise] -> [N,gf,64,64]
+        """
         x = self.fc(torch.cat([c, z], 1)).unflatten(1, (-1, 4, 4))
         for k in range(4): x = getattr(self, f'upsample{k + 1}')(x)
         return x
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8473b7b7
-def mask_rows(
-    padding,     # bool [N,T], True where a caption has no word
-    places,      # number of places of the picture, HW
-    quirk=False, # the original's order of rows?
-):               # bool [N,HW,T], or [N,1,T] where all places of a picture share a row
-    "The words that each place must not read."
+def mask_rows(padding, places, quirk=False):
+    """The words that each place must not read.
+
+    Parameters
+    ----------
+    padding : bool [N,T], True where a caption has no word
+    places : number of places of the picture, HW
+    quirk : the original's order of rows?
+
+    Returns
+    -------
+    bool [N,HW,T], or [N,1,T] where all places of a picture share a row
+    """
     return padding.repeat(places, 1).unflatten(0, (len(padding), places)) if quirk else padding[:, None]
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #56d0f822
@@ -101,17 +136,36 @@ class MemoryStage(nn.Module):
         self.residual = nn.Sequential(*(Residual(2*gf) for _ in range(blocks)))
         self.upsample = _double(2*gf, gf)
 
-    def write(self, h, words): # [N,gf,H,W], [N,text,T] -> memory [N,2*gf,T]
+    def write(self, h, words):
+        """The state.
+
+        Parameters
+        ----------
+        h, words : [N,gf,H,W], [N,text,T] -> memory [N,2*gf,T]
+        """
         avg = h.mean((2, 3))                                                            # [N,gf]
         gate = (self.A(words.transpose(1, 2)) + self.B(avg)[:, None]).sigmoid().mT      # [N,1,T]
         return self.M_w(words)*gate + self.M_r(avg[..., None])*(1 - gate)
 
-    def read(self, h, memory, masked): # [N,gf,H,W], [N,2*gf,T], bool [N,HW or 1,T] -> what each place reads [N,gf,H,W], from which words [N,HW,T]
+    def read(self, h, memory, masked):
+        """The state.
+
+        Parameters
+        ----------
+        h, memory, masked : [N,gf,H,W], [N,2*gf,T], bool [N,HW or 1,T] -> what each place reads [N,gf,H,W], from which
+            words [N,HW,T]
+        """
         scores = h.flatten(2).mT @ self.key(memory)                                     # [N,HW,T]
         weights = scores.masked_fill(masked, -torch.inf).softmax(2)
         return (self.value(memory) @ weights.mT).unflatten(2, h.shape[2:]), weights
 
-    def forward(self, h, words, masked): # [N,gf,H,W], [N,text,T], bool [N,HW or 1,T] -> [N,gf,2H,2W]
+    def forward(self, h, words, masked):
+        """The forward pass.
+
+        Parameters
+        ----------
+        h, words, masked : [N,gf,H,W], [N,text,T], bool [N,HW or 1,T] -> [N,gf,2H,2W]
+        """
         answer, _ = self.read(h, self.write(h, words), masked)
         gate = self.response_gate(torch.cat([h, answer], 1))                            # [N,1,H,W]
         new = h*(1 - gate) + gate*answer
@@ -127,14 +181,17 @@ class ImageHead(nn.Module):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #597f9295
 class Generator(nn.Module):
-    "Words, sentence and noise to pictures of 64, 128 and 256 px (Zhu et al. 2019, section 3)."
-    def __init__(self,
-        gf=64,         # channels of the features
-        condition=100, # numbers of the condition
-        noise=100,     # numbers of the noise z
-        text=256,      # numbers per word
-        blocks=2,      # residual blocks per stage
-    ):
+    """Words, sentence and noise to pictures of 64, 128 and 256 px (Zhu et al. 2019, section 3).
+
+    Parameters
+    ----------
+    gf : channels of the features
+    condition : numbers of the condition
+    noise : numbers of the noise z
+    text : numbers per word
+    blocks : residual blocks per stage
+    """
+    def __init__(self, gf=64, condition=100, noise=100, text=256, blocks=2):
         super().__init__()
         self.gf, self.condition, self.noise, self.text = gf, condition, noise, text
         self.ca_net = Augmentation(text, condition)
@@ -142,7 +199,14 @@ class Generator(nn.Module):
         self.h_net2, self.img_net2 = MemoryStage(gf, text, blocks), ImageHead(gf)
         self.h_net3, self.img_net3 = MemoryStage(gf, text, blocks), ImageHead(gf)
 
-    def forward(self, words, sentence, padding, z, eps, quirk=False): # [N,text,T], [N,text], bool [N,T], [N,noise], [N,condition] -> 3 x [N,3,S,S]
+    def forward(self, words, sentence, padding, z, eps, quirk=False):
+        """The forward pass.
+
+        Parameters
+        ----------
+        words, sentence, padding, z, eps, quirk : [N,text,T], [N,text], bool [N,T], [N,noise], [N,condition] -> 3 x
+            [N,3,S,S]
+        """
         h1 = self.h_net1(self.ca_net(sentence, eps), z)
         h2 = self.h_net2(h1, words, mask_rows(padding, h1[0, 0].numel(), quirk=quirk))
         h3 = self.h_net3(h2, words, mask_rows(padding, h2[0, 0].numel(), quirk=quirk))
@@ -157,12 +221,20 @@ def _integers(name, x, expected):
     return x.long()
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #a2eb27c9
-def check_captions(
-    captions, # integers [N,W], zeros after each caption's end
-    lengths,  # integers [N] in 1..W: words per caption
-    words,    # size of the vocabulary
-):            # both as int64 tensors
-    "Captions and lengths as the text encoder needs them; raises `UserError` naming the first caption that does not fit."
+def check_captions(captions, lengths, words):
+    """Captions and lengths as the text encoder needs them; raises `UserError` naming the first caption that does not
+    fit.
+
+    Parameters
+    ----------
+    captions : integers [N,W], zeros after each caption's end
+    lengths : integers [N] in 1..W: words per caption
+    words : size of the vocabulary
+
+    Returns
+    -------
+    both as int64 tensors
+    """
     captions, lengths = _integers('captions', captions, f'word numbers 0..{words - 1} of shape [N,W]'), _integers('lengths', lengths, 'the number of words of each caption')
     if captions.ndim != 2 or not captions.numel(): raise UserError(f'captions have shape {list(captions.shape)}; expected [N,W]: N captions, each padded with 0 to W words')
     (n, w), lengths = captions.shape, lengths.to(captions.device)
@@ -194,25 +266,36 @@ def _own_eps(captions, lengths, z, size):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #6b505c64
 class DMGAN(nn.Module):
-    "Captions and noise to pictures (Zhu et al. 2019); made by `load_dmgan`."
-    def __init__(self,
-        generator,       # `Generator`
-        text_encoder,    # `TextEncoder` of as many numbers per word
-        vocabulary=None, # `Vocabulary` of the text encoder, for `say` and `draw`
-    ):
+    """Captions and noise to pictures (Zhu et al. 2019); made by `load_dmgan`.
+
+    Parameters
+    ----------
+    generator : `Generator`
+    text_encoder : `TextEncoder` of as many numbers per word
+    vocabulary : `Vocabulary` of the text encoder, for `say` and `draw`
+    """
+    def __init__(self, generator, text_encoder, vocabulary=None):
         super().__init__()
         self.generator, self.text_encoder, self.vocabulary = generator, text_encoder, vocabulary
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self,
-        captions,                # integers [N,W]: word numbers, 0 after each caption's end
-        lengths,                 # integers [N]: words per caption, in any order
-        z,                       # float [N,100]: standard normal noise
-        eps=None,                # float [N,100]: noise of the condition; left out, it is drawn as a function of words and z
-        batch_mask_quirk=False,  # mask padding as the original does, by the other captions of the batch?
-    ):                           # float [N,3,64,64], [N,3,128,128] and [N,3,256,256] in -1..1, RGB
-        "Draw one bird per caption. Raises `UserError` for captions or noise that do not fit and for pictures that are NaN or constant."
+    def forward(self, captions, lengths, z, eps=None, batch_mask_quirk=False):
+        """Draw one bird per caption. Raises `UserError` for captions or noise that do not fit and for pictures that
+        are NaN or constant.
+
+        Parameters
+        ----------
+        captions : integers [N,W]: word numbers, 0 after each caption's end
+        lengths : integers [N]: words per caption, in any order
+        z : float [N,100]: standard normal noise
+        eps : float [N,100]: noise of the condition; left out, it is drawn as a function of words and z
+        batch_mask_quirk : mask padding as the original does, by the other captions of the batch?
+
+        Returns
+        -------
+        float [N,3,64,64], [N,3,128,128] and [N,3,256,256] in -1..1, RGB
+        """
         net, weight = self.generator, self.text_encoder.encoder.weight
         captions, lengths = (x.to(weight.device) for x in check_captions(captions, lengths, len(weight)))
         z = _noise('z', z, len(captions), net.noise, weight)
@@ -240,7 +323,8 @@ def _reader_sizes(state):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8858d93e
 def _loaded(make, path, released, guess):
-    "make(**released(state)) or, when that fits better, make(**guess(state)), with the weights of `path`. Raises `UserError`."
+    """make(**released(state)) or, when that fits better, make(**guess(state)), with the weights of `path`. Raises
+    `UserError`."""
     state = read_weights(path)
     shapes = lambda entries: {(k, v.shape) for k, v in entries.items() if not k.endswith('num_batches_tracked')}
     with torch.device('meta'): nets = [make(**sizes(state)) for sizes in (released, guess)] # takes neither memory nor randomness
@@ -253,17 +337,29 @@ def _loaded(make, path, released, guess):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #2de3b2c1
 class Vocabulary(NamedTuple):
-    "Captions as word numbers, and what the numbers mean."
-    train:list # a list of word numbers per caption, ten captions per photograph
-    test:list  # the same
-    words:dict # number -> word; 0 is the padding
-    ids:dict   # word -> number
+    """Captions as word numbers, and what the numbers mean.
+
+    Attributes
+    ----------
+    train : a list of word numbers per caption, ten captions per photograph
+    test : the same
+    words : number -> word; 0 is the padding
+    ids : word -> number
+    """
+    train:list
+    test:list
+    words:dict
+    ids:dict
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #311d83f0
-def read_vocabulary(
-    path, # captions.pickle of the bird metadata
-) -> Vocabulary:
-    "Read captions and vocabulary, no global allowed; raises `UserError` for a damaged, forbidden or foreign file, naming the first caption that does not fit."
+def read_vocabulary(path) -> Vocabulary:
+    """Read captions and vocabulary, no global allowed; raises `UserError` for a damaged, forbidden or foreign file,
+    naming the first caption that does not fit.
+
+    Parameters
+    ----------
+    path : captions.pickle of the bird metadata
+    """
     content = read_pickle(path)
     if not (isinstance(content, (list, tuple)) and [type(x) for x in content] == [list, list, dict, dict]):
         raise UserError(f'{path} is not a vocabulary; expected a pickled list of train captions, test captions, number -> word and word -> number')
@@ -278,12 +374,20 @@ def read_vocabulary(
     return v
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f7a60dd3
-def load_dmgan(
-    generator,    # file of the generator's state dict, such as bird_DMGAN.pth
-    text_encoder, # file of the text encoder's state dict, such as text_encoder200.pth
-    captions=None,# captions.pickle of the same data, for `say` and `draw`
-) -> DMGAN:       # on the CPU, eval mode, no gradients
-    "Read a released DM-GAN without executing anything; raises `UserError` for damaged, forbidden or foreign files, naming the first key that differs."
+def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
+    """Read a released DM-GAN without executing anything; raises `UserError` for damaged, forbidden or foreign files,
+    naming the first key that differs.
+
+    Parameters
+    ----------
+    generator : file of the generator's state dict, such as bird_DMGAN.pth
+    text_encoder : file of the text encoder's state dict, such as text_encoder200.pth
+    captions : captions.pickle of the same data, for `say` and `draw`
+
+    Returns
+    -------
+    DMGAN : on the CPU, eval mode, no gradients
+    """
     net = _loaded(Generator, generator, lambda state: {}, _sizes)
     reader = _loaded(TextEncoder, text_encoder, lambda state: dict(words=_reader_sizes(state)['words']), _reader_sizes)
     words, numbers = len(reader.encoder.weight), 2*reader.rnn.hidden_size
@@ -295,11 +399,18 @@ def load_dmgan(
 # %% ../../nbs/2_objects/05_dmgan.ipynb #98011b19
 WORDS = 25 # words of a caption that are read at most
 
-def tokens(
-    text,                  # a sentence in English
-    vocabulary:Vocabulary, # the words that are known
-) -> list:                 # word numbers
-    "The words of a sentence; unknown ones are left out with a warning. Raises `UserError` when none is known."
+def tokens(text, vocabulary:Vocabulary) -> list:
+    """The words of a sentence; unknown ones are left out with a warning. Raises `UserError` when none is known.
+
+    Parameters
+    ----------
+    text : a sentence in English
+    vocabulary : the words that are known
+
+    Returns
+    -------
+    list : word numbers
+    """
     found = [w for w in (t.encode('ascii', 'ignore').decode() for t in re.findall(r'\w+', text.lower())) if w]
     ids, unknown = [vocabulary.ids[w] for w in found if w in vocabulary.ids], [w for w in found if w not in vocabulary.ids]
     if not ids: raise UserError(f'{text[:60]!r} has no word that the vocabulary knows; describe a bird in plain English, such as: a bird with red wings')
@@ -321,25 +432,40 @@ def _vocabulary(G):
     return G.vocabulary
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #c900af19
-def say(
-    G:DMGAN, # loaded with its captions
-    texts,   # sentences in English
-    seed=0,  # which noise; sentence k of two calls with one seed has the same
-) -> dict:   # arguments of `G`: captions, lengths, z, eps
-    "What `G` needs to draw sentences. Raises `UserError` for a sentence without a known word."
+def say(G:DMGAN, texts, seed=0) -> dict:
+    """What `G` needs to draw sentences. Raises `UserError` for a sentence without a known word.
+
+    Parameters
+    ----------
+    G : loaded with its captions
+    texts : sentences in English
+    seed : which noise; sentence k of two calls with one seed has the same
+
+    Returns
+    -------
+    dict : arguments of `G`: captions, lengths, z, eps
+    """
     if isinstance(texts, str) or not len(texts): raise UserError(f'sentences are {texts!r}; expected a list of at least one sentence')
     vocabulary = _vocabulary(G)
     return _inputs(G, [tokens(t, vocabulary) for t in texts], [generator(seed, 'dmgan say', k) for k in range(len(texts))])
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e231f677
-def draw(
-    G:DMGAN,       # loaded with its captions
-    ks,            # numbers of the objects, from 0
-    seed=0,        # which world
-    split='test',  # whose captions: the original draws those of 'test'
-    per_image=10,  # captions per photograph
-) -> dict:         # arguments of `G`: captions, lengths, z, eps
-    "What `G` needs to draw objects `ks`: item k is a function of (seed, k). Raises `UserError` for an unknown split or captions that are not `per_image` each."
+def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
+    """What `G` needs to draw objects `ks`: item k is a function of (seed, k). Raises `UserError` for an unknown split
+    or captions that are not `per_image` each.
+
+    Parameters
+    ----------
+    G : loaded with its captions
+    ks : numbers of the objects, from 0
+    seed : which world
+    split : whose captions: the original draws those of 'test'
+    per_image : captions per photograph
+
+    Returns
+    -------
+    dict : arguments of `G`: captions, lengths, z, eps
+    """
     v, ks = _vocabulary(G), [int(k) for k in ks]
     captions = choose('split', split, dict(test=v.test, train=v.train))
     n, rest = divmod(len(captions), per_image)
@@ -350,8 +476,15 @@ def draw(
     return _inputs(G, [captions[order[k//n][k % n]*per_image + g.integers(per_image)] for k, g in zip(ks, gs)], gs)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #1d6fb765
-def pictures(
-    images, # float [...] in -1..1
-):          # uint8, the same shape
-    "Numbers in -1..1 as bytes, cut off as the original's files are."
+def pictures(images):
+    """Numbers in -1..1 as bytes, cut off as the original's files are.
+
+    Parameters
+    ----------
+    images : float [...] in -1..1
+
+    Returns
+    -------
+    uint8, the same shape
+    """
     return ((images + 1)*127.5).clamp(0, 255).to(torch.uint8)

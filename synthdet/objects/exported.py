@@ -71,7 +71,8 @@ class _Program(_Reader):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #9b16370d
 def _sizes(parts, path):
-    "The sizes of all tensors in an archive. Raises `UserError` for one that would run code while it is loaded, asks for a foreign name or is damaged."
+    """The sizes of all tensors in an archive. Raises `UserError` for one that would run code while it is loaded, asks
+    for a foreign name or is damaged."""
     if any(b'__setstate__' in content for name, content in parts.items() if name.startswith('code/')):
         raise UserError(f'{path} is refused: it has a method __setstate__, which would run while the file is loaded; nothing was executed; export the generator with torch.jit.trace')
     found = []
@@ -105,7 +106,8 @@ def _nodes(block):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #e7a51399
 def _program(path):
-    "The compiled `forward` of a TorchScript file, not yet run, and the sizes of its tensors. Raises `UserError` for an unsafe, damaged or foreign file."
+    """The compiled `forward` of a TorchScript file, not yet run, and the sizes of its tensors. Raises `UserError` for
+    an unsafe, damaged or foreign file."""
     parts = _parts(path)
     sizes = _sizes(parts, path)
     try: forward = torch.jit.load(_packed(parts), map_location='cpu').eval().float()._c._get_method('forward')
@@ -147,7 +149,8 @@ def _elsewhere(b, kind='model'):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #2fb37123
 def _session(path):
-    "A session of onnxruntime. Raises `UserError` when that is not installed, for a damaged file and for tensors in other files."
+    """A session of onnxruntime. Raises `UserError` when that is not installed, for a damaged file and for tensors in
+    other files."""
     try: import onnxruntime
     except ImportError: raise UserError(f"{path}: reading ONNX needs onnxruntime, which is not installed; install it: pip install 'synthdet[onnx]'") from None
     content = path.read_bytes()
@@ -163,7 +166,8 @@ def _session(path):
 _FLOATS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
 
 def _graph(path):
-    "A function of a batch, its input's sizes (None where they are open). Raises `UserError` for other inputs and outputs than noise and a picture."
+    """A function of a batch, its input's sizes (None where they are open). Raises `UserError` for other inputs and
+    outputs than noise and a picture."""
     session = _session(path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = ', '.join(f'{i.name} {i.type} {i.shape}' for i in inputs) or 'none'
@@ -195,24 +199,34 @@ def _tail(e):
     return ''.join(c if c.isprintable() else '?' for c in ' '.join(str(e).split()))[-160:]
 
 class Exported(nn.Module):
-    "A generator from a file: noise to pictures, on the CPU; made by `load_exported`."
-    def __init__(self,
-        path,  # the file, for messages
-        run,   # function of noise, in the file's shape
-        nz,    # length of the noise; None: not known
-        flat,  # is noise [B,nz], or [B,nz,1,1]?
-        batch, # the only batch size it takes; None: any
-    ):
+    """A generator from a file: noise to pictures, on the CPU; made by `load_exported`.
+
+    Parameters
+    ----------
+    path : the file, for messages
+    run : function of noise, in the file's shape
+    nz : length of the noise; None: not known
+    flat : is noise [B,nz], or [B,nz,1,1]?
+    batch : the only batch size it takes; None: any
+    """
+    def __init__(self, path, run, nz, flat, batch):
         super().__init__()
         self.path, self.run, self.nz, self.flat, self.batch = path, run, nz, flat, batch
 
     def __reduce__(self): return load_exported, (self.path, self.nz)
 
     @torch.no_grad()
-    def forward(self,
-        z, # float [B,nz] or [B,nz,1,1]
-    ):     # float32 [B,3,H,W], about -1..1, not clamped
-        "Pictures of noise. Raises `UserError` for noise of another size and for anything but pictures."
+    def forward(self, z):
+        """Pictures of noise. Raises `UserError` for noise of another size and for anything but pictures.
+
+        Parameters
+        ----------
+        z : float [B,nz] or [B,nz,1,1]
+
+        Returns
+        -------
+        float32 [B,3,H,W], about -1..1, not clamped
+        """
         ok = isinstance(z, torch.Tensor) and z.is_floating_point() and (z.dim() == 2 or (z.dim() == 4 and z.shape[2:] == (1, 1))) and len(z) and self.nz in (None, z.shape[1])
         if not ok: raise UserError(f"noise is {f'{z.dtype} {list(z.shape)}' if isinstance(z, torch.Tensor) else type(z).__name__}, expected floats [B,{self.nz or 'nz'}] for {self.path}")
         if not z.isfinite().all(): raise UserError(f'noise holds NaN or infinity; expected normal noise for {self.path}')
@@ -225,7 +239,8 @@ class Exported(nn.Module):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #9026e7f5
 def _try(G, n):
-    "Does `G` make pictures of noise of length `n`, good or bad? Raises `UserError` when not, and when the same noise gives others."
+    """Does `G` make pictures of noise of length `n`, good or bad? Raises `UserError` when not, and when the same
+    noise gives others."""
     z = torch.linspace(-1, 1, 2*n).view(2, n)
     try: same = torch.equal(G(z), G(z))
     except _Bad: return # told when it is used
@@ -242,11 +257,16 @@ def _fitting(path, run, sizes):
     return next(iter(works.values())) if len(works) == 1 else Exported(path, run, None, not works or any(G.flat for G in works.values()), None)
 
 # %% ../../nbs/2_objects/07_exported.ipynb #1a2d9b13
-def load_exported(
-    path,    # TorchScript (torch.jit.save) or ONNX file of a generator: noise [B,nz] or [B,nz,1,1] -> pictures [B,3,H,W], float in -1..1 or uint8
-    nz=None, # length of the noise, where the file does not tell
-) -> Exported:
-    "Read an exported generator; nothing runs that could do more than compute. Raises `UserError` for a missing, damaged, unsafe or foreign file, for other inputs or sizes, and for one that draws noise of its own."
+def load_exported(path, nz=None) -> Exported:
+    """Read an exported generator; nothing runs that could do more than compute. Raises `UserError` for a missing,
+    damaged, unsafe or foreign file, for other inputs or sizes, and for one that draws noise of its own.
+
+    Parameters
+    ----------
+    path : TorchScript (torch.jit.save) or ONNX file of a generator: noise [B,nz] or [B,nz,1,1] -> pictures [B,3,H,W],
+        float in -1..1 or uint8
+    nz : length of the noise, where the file does not tell
+    """
     path = _existing(path)
     if nz is not None and (type(nz) is not int or nz < 1): raise UserError(f'nz is {nz!r}, expected the length of the noise, such as 128')
     with open(path, 'rb') as f: zipped = f.read(4) == b'PK\x03\x04'

@@ -19,8 +19,9 @@ from torch import nn
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
+from ..settings import check_types
 from ..core import (
-    check_types, choose, device as default_device, digest, generator, interactive, UserError, write_atomic)
+    choose, device as default_device, digest, generator, interactive, UserError, write_atomic)
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..weights import fit_weights, read_note, read_weights, save_weights
 
@@ -28,12 +29,19 @@ from ..weights import fit_weights, read_note, read_weights, save_weights
 def _lrelu(x): return F.leaky_relu(x, .2)*math.sqrt(2) # keeps the variance
 
 class Scaled(nn.Module):
-    "A linear layer (`kernel=0`) or convolution whose weights start at unit variance and are scaled where they are used (Karras et al. 2018, section 4.1)."
+    """A linear layer (`kernel=0`) or convolution whose weights start at unit variance and are scaled where they are
+    used (Karras et al. 2018, section 4.1)."""
     def __init__(self, c_in, c_out, kernel=0, bias=0., speed=1.):
         super().__init__()
         self.weight, self.bias, self.speed = nn.Parameter(torch.randn(c_out, c_in, *(kernel,)*2*(kernel > 0))/speed), nn.Parameter(torch.full((c_out,), bias/speed)), speed
 
-    def forward(self, x): # [B,c_in] or [B,c_in,H,W] -> [B,c_out] or [B,c_out,H,W]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,c_in] or [B,c_in,H,W] -> [B,c_out] or [B,c_out,H,W]
+        """
         weight, bias = self.weight*(self.speed/math.sqrt(self.weight[0].numel())), self.bias*self.speed
         return F.conv2d(x, weight, bias, padding=self.weight.shape[-1]//2) if weight.ndim == 4 else F.linear(x, weight, bias)
 
@@ -45,7 +53,13 @@ class Styled(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
         self.style, self.bias = Scaled(nw, c_in, bias=1.), nn.Parameter(torch.zeros(c_out))
 
-    def forward(self, x, w): # [B,c_in,H,W], [B,nw] -> [B,c_out,H,W]
+    def forward(self, x, w):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x, w : [B,c_in,H,W], [B,nw] -> [B,c_out,H,W]
+        """
         s = self.style(w).float()                                                       # [B,c_in]
         norm = (self.weight.square().sum((2, 3))[None]*s.square()[:, None]).sum(2).add(1e-8).rsqrt() # [B,c_out]
         wide = lambda v: v[..., None, None].to(x.dtype)
@@ -57,11 +71,14 @@ WIDTHS = (128, 128, 96, 48, 24) # channels at 4, 8, 16, 32 and 64 px
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #cce34a34
 class Generator64(nn.Module):
-    "Noise to pictures of 64 px."
-    def __init__(self,
-        nz=64,         # length of the noise and of the style
-        widths=WIDTHS, # channels at 4, 8, ... px
-    ):
+    """Noise to pictures of 64 px.
+
+    Parameters
+    ----------
+    nz : length of the noise and of the style
+    widths : channels at 4, 8, ... px
+    """
+    def __init__(self, nz=64, widths=WIDTHS):
         super().__init__()
         self.nz, self.widths = nz, tuple(widths)
         self.mapping = nn.ModuleList(Scaled(nz, nz, speed=.01) for _ in range(3))
@@ -70,7 +87,13 @@ class Generator64(nn.Module):
         self.first, self.second = (nn.ModuleList(Styled(i if f else o, o, nz) for i, o in pairs) for f in (True, False))
         self.colour = nn.ModuleList(Scaled(o, 3, 1) for o in widths)
 
-    def forward(self, z): # float [B,nz] -> float [B,3,64,64], about -1..1
+    def forward(self, z):
+        """The forward pass.
+
+        Parameters
+        ----------
+        z : float [B,nz] -> float [B,3,64,64], about -1..1
+        """
         z, up = F.normalize(z, dim=1)*math.sqrt(self.nz), lambda x: F.interpolate(x, scale_factor=2, mode='bilinear')
         x, w, picture = _lrelu(self.start(z)).unflatten(1, (-1, 4, 4)), z, 0 # [B,c,4,4]
         for layer in self.mapping: w = _lrelu(layer(w).float())
@@ -90,17 +113,26 @@ def _variety(x, group=4):
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #9dd443b1
 class Discriminator64(nn.Module):
-    "Pictures to logits: positive for real ones."
-    def __init__(self,
-        widths=WIDTHS, # channels at 4, 8, ... px
-    ):
+    """Pictures to logits: positive for real ones.
+
+    Parameters
+    ----------
+    widths : channels at 4, 8, ... px
+    """
+    def __init__(self, widths=WIDTHS):
         super().__init__()
         down = widths[::-1]
         self.colour = Scaled(3, down[0], 1)
         self.first, self.second, self.skip = (nn.ModuleList(Scaled(i, i if k == 0 else o, 1 if k == 2 else 3) for i, o in zip(down, down[1:])) for k in range(3))
         self.last, self.hidden, self.logit = Scaled(down[-1] + 1, down[-1], 3), Scaled(16*down[-1], down[-1]), Scaled(down[-1], 1)
 
-    def forward(self, x): # float [B,3,64,64] -> [B,1]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : float [B,3,64,64] -> [B,1]
+        """
         x = _lrelu(self.colour(x))
         for a, b, skip in zip(self.first, self.second, self.skip):
             half = lambda x: F.avg_pool2d(x, 2)
@@ -124,17 +156,31 @@ class Critic(nn.Module):
         self.down = nn.ModuleList(Scaled(width, width, 3) for _ in range(int(math.log2(side)) - 2))
         self.last, self.logit = Scaled(width + 1, width, 3), Scaled(16*width, 1)
 
-    def forward(self, x): # float [B,c_in,side,side] -> [B,1]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : float [B,c_in,side,side] -> [B,1]
+        """
         x = F.conv2d(x, self.mix)
         for layer in self.down: x = _lrelu(layer(F.avg_pool2d(x, 2)))
         return self.logit(_lrelu(self.last(_variety(x))).flatten(1))
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #5a0aac3c
-def imagenet_sight(
-    path,        # weights of timm's mobilenetv1_100
-    device=None, # None: the GPU when there is one
-):               # function float [B,3,64,64] in -1..1 -> itself and the maps of `SEEN`
-    "Pictures and what the blocks of a frozen ImageNet network see in them; raises `UserError` for weights that do not fit."
+def imagenet_sight(path, device=None):
+    """Pictures and what the blocks of a frozen ImageNet network see in them; raises `UserError` for weights that do
+    not fit.
+
+    Parameters
+    ----------
+    path : weights of timm's mobilenetv1_100
+    device : None: the GPU when there is one
+
+    Returns
+    -------
+    function float [B,3,64,64] in -1..1 -> itself and the maps of `SEEN`
+    """
     net = _mobilenet(path).requires_grad_(False).to(device or default_device(), memory_format=torch.channels_last)
     def sight(x):
         seen, x = [x], net.blocks[0](net.bn1(net.conv_stem(x)))
@@ -143,11 +189,19 @@ def imagenet_sight(
     return sight
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #749b8be9
-def differentiable_augment(
-    x, # float [B,3,H,W] in -1..1
-    g, # torch.Generator on the CPU
-):     # float [B,3,H,W]
-    "Brightness, saturation, contrast, a shift by up to an eighth and a square patch of grey, per picture (Zhao et al. 2020)."
+def differentiable_augment(x, g):
+    """Brightness, saturation, contrast, a shift by up to an eighth and a square patch of grey, per picture (Zhao et
+    al. 2020).
+
+    Parameters
+    ----------
+    x : float [B,3,H,W] in -1..1
+    g : torch.Generator on the CPU
+
+    Returns
+    -------
+    float [B,3,H,W]
+    """
     b, _, h, w = x.shape
     u = lambda low, high, *shape: (torch.rand(b, *shape, generator=g)*(high - low) + low).to(x.device)
     x = x + u(-.5, .5, 1, 1, 1)
@@ -161,11 +215,14 @@ def differentiable_augment(
     return x*(((rows - cy).abs() > h//5) | ((cols - cx).abs() > w//5))[:, None]
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #fcc25741
-def frechet(
-    a, # float [N,C] features of pictures
-    b, # float [M,C] features of others
-) -> float:
-    "Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6)."
+def frechet(a, b) -> float:
+    """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).
+
+    Parameters
+    ----------
+    a : float [N,C] features of pictures
+    b : float [M,C] features of others
+    """
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if min(len(a), len(b)) < 2 or a.shape[1:] != b.shape[1:]: raise UserError(f"features {a.shape} and {b.shape}: expected two or more rows each, of the same length")
     p, q = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -173,10 +230,17 @@ def frechet(
     return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(p) + np.trace(q) - 2*root)
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #93f29127
-def imagenet_features(
-    path, # weights of timm's mobilenetv1_100
-):        # function uint8 [N,3,h,w] -> float [N,1024]
-    "What an ImageNet network sees in pictures, for `frechet`; raises `UserError` for weights that do not fit."
+def imagenet_features(path):
+    """What an ImageNet network sees in pictures, for `frechet`; raises `UserError` for weights that do not fit.
+
+    Parameters
+    ----------
+    path : weights of timm's mobilenetv1_100
+
+    Returns
+    -------
+    function uint8 [N,3,h,w] -> float [N,1024]
+    """
     net = _mobilenet(path).to(default_device())
     @torch.inference_mode()
     def features(images):
@@ -187,21 +251,39 @@ def imagenet_features(
 # %% ../../nbs/2_objects/06_gan64.ipynb #2632c7c2
 @dataclass(frozen=True)
 class GanConfig:
-    "Everything that decides what a run becomes. Raises `UserError` for values that cannot be."
-    nz:int = 64                # length of the noise
-    width:float = 1.           # of all layers, times `WIDTHS`
-    steps:int = 10_000         # of generator and discriminator
-    batch:int = 16             # pictures per step
-    lr:float = 2e-3            # Adam, betas 0 and 0.99
-    r1:float = .5              # gradient penalty on real pictures
-    r1_seen:float = 8.         # the same on what an ImageNet network sees
-    r1_every:int = 8           # steps between penalties
-    average:float = .999       # decay of the generator's running average
-    augment:bool = True        # differentiable augmentation
-    mirror:bool = True         # pictures may be mirrored
-    check_every:int = 500      # steps between sheets, scores and saves
-    amp:str = 'bf16'           # 'bf16': forward passes in bfloat16; 'none'
-    seed:int = 0               # of weights, noise and order
+    """Everything that decides what a run becomes. Raises `UserError` for values that cannot be.
+
+    Attributes
+    ----------
+    nz : length of the noise
+    width : of all layers, times `WIDTHS`
+    steps : of generator and discriminator
+    batch : pictures per step
+    lr : Adam, betas 0 and 0.99
+    r1 : gradient penalty on real pictures
+    r1_seen : the same on what an ImageNet network sees
+    r1_every : steps between penalties
+    average : decay of the generator's running average
+    augment : differentiable augmentation
+    mirror : pictures may be mirrored
+    check_every : steps between sheets, scores and saves
+    amp : 'bf16': forward passes in bfloat16; 'none'
+    seed : of weights, noise and order
+    """
+    nz:int = 64
+    width:float = 1.
+    steps:int = 10_000
+    batch:int = 16
+    lr:float = 2e-3
+    r1:float = .5
+    r1_seen:float = 8.
+    r1_every:int = 8
+    average:float = .999
+    augment:bool = True
+    mirror:bool = True
+    check_every:int = 500
+    amp:str = 'bf16'
+    seed:int = 0
 
     def __post_init__(self):
         check_types(self)
@@ -213,16 +295,23 @@ class GanConfig:
     def widths(self): return tuple(max(4, round(w*self.width)) for w in WIDTHS)
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #873d25e5
-def gan_step(
-    G, D,       # networks in training mode; D has a discriminator for each thing that `sight` gives
-    optimizers, # of G and of D
-    real,       # float [B,3,64,64] in -1..1
-    g,          # torch.Generator of this step
-    c,          # GanConfig
-    step,       # from 0; every `r1_every`th has the gradient penalty
-    sight=None, # function of pictures -> what is judged of them; None: the pictures alone
-) -> dict:      # generator, discriminator: losses
-    "One step of the generator, then one of the discriminators."
+def gan_step(G, D, optimizers, real, g, c, step, sight=None) -> dict:
+    """One step of the generator, then one of the discriminators.
+
+    Parameters
+    ----------
+    G, D : networks in training mode; D has a discriminator for each thing that `sight` gives
+    optimizers : of G and of D
+    real : float [B,3,64,64] in -1..1
+    g : torch.Generator of this step
+    c : GanConfig
+    step : from 0; every `r1_every`th has the gradient penalty
+    sight : function of pictures -> what is judged of them; None: the pictures alone
+
+    Returns
+    -------
+    dict : generator, discriminator: losses
+    """
     b, where = len(real), real.device
     z = lambda: torch.randn(b, c.nz, generator=g).to(where)
     sight = sight or (lambda x: [x])
@@ -279,14 +368,21 @@ class _Run:
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #d18ee0f1
 @torch.no_grad()
-def draw(
-    G,        # Generator64 in evaluation mode
-    seed,     # which endless series
-    start,    # first picture
-    n,        # how many
-    batch=32, # pictures at once
-):            # uint8 [n,3,64,64]
-    "Pictures `start` to `start + n` of a series."
+def draw(G, seed, start, n, batch=32):
+    """Pictures `start` to `start + n` of a series.
+
+    Parameters
+    ----------
+    G : Generator64 in evaluation mode
+    seed : which endless series
+    start : first picture
+    n : how many
+    batch : pictures at once
+
+    Returns
+    -------
+    uint8 [n,3,64,64]
+    """
     where, parts = next(G.parameters()).device, []
     for at in range(start, start + n, batch):
         z = np.stack([generator(seed, 'gan64', k).standard_normal(G.nz, dtype=np.float32) for k in range(at, min(at + batch, start + n))])
@@ -294,10 +390,17 @@ def draw(
     return torch.cat(parts)
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #c3e5dffb
-def load_gan64(
-    path, # .safetensors of `train_gan`
-):        # Generator64 in evaluation mode, without gradients
-    "Read a generator; raises `UserError` for a file that is not one."
+def load_gan64(path):
+    """Read a generator; raises `UserError` for a file that is not one.
+
+    Parameters
+    ----------
+    path : .safetensors of `train_gan`
+
+    Returns
+    -------
+    Generator64 in evaluation mode, without gradients
+    """
     note = read_note(path)
     try: G = Generator64(int(note['nz']), [int(w) for w in note['widths'].split()])
     except (KeyError, ValueError): raise UserError(f"{path} does not say what generator it holds ({note or 'no notes'}); give a file that train_gan wrote") from None
@@ -320,16 +423,22 @@ def _look(run, real, features):
     run.save()
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #050a92a5
-def train_gan(
-    images,        # class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
-    config=GanConfig(),
-    out='gan64',   # folder: state.pt, metrics.jsonl, generator.safetensors, sheets/
-    *,
-    imagenet=None, # weights of timm's mobilenetv1_100: judge pictures by what it sees in them, too
-    features=None, # function uint8 [N,3,64,64] -> float [N,C]: note the Fréchet distance at every look
-    device=None,   # None: the GPU when there is one
-) -> dict:         # path of the generator, step, seconds, history
-    "Train a small GAN, resuming or recognising the run in `out`. Raises `UserError` for too few or unusable images, weights that do not fit, a foreign state, a loss that is not finite."
+def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, features=None, device=None) -> dict:
+    """Train a small GAN, resuming or recognising the run in `out`. Raises `UserError` for too few or unusable images,
+    weights that do not fit, a foreign state, a loss that is not finite.
+
+    Parameters
+    ----------
+    images : class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
+    out : folder: state.pt, metrics.jsonl, generator.safetensors, sheets/
+    imagenet : weights of timm's mobilenetv1_100: judge pictures by what it sees in them, too
+    features : function uint8 [N,3,64,64] -> float [N,C]: note the Fréchet distance at every look
+    device : None: the GPU when there is one
+
+    Returns
+    -------
+    dict : path of the generator, step, seconds, history
+    """
     c = config
     if len(images) < c.batch: raise UserError(f"a GAN needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")
     pictures = as_batch(images, 64)

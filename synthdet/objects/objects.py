@@ -26,21 +26,35 @@ from .stylegan import crop_cars, load_stylegan, to_uint8
 from .stylegan2 import load_stylegan2
 
 # %% ../../nbs/2_objects/08_objects.ipynb #a651435f
-def shrink(
-    image,    # uint8 [3 or 4,h,w]
-    size=128, # longest side of the result at most, in pixels
-):            # uint8 [3 or 4,h',w'], aspect kept; the image itself when it is small enough
-    "Shrink `image` until its longest side is at most `size`; never enlarge."
+def shrink(image, size=128):
+    """Shrink `image` until its longest side is at most `size`; never enlarge.
+
+    Parameters
+    ----------
+    image : uint8 [3 or 4,h,w]
+    size : longest side of the result at most, in pixels
+
+    Returns
+    -------
+    uint8 [3 or 4,h',w'], aspect kept; the image itself when it is small enough
+    """
     h, w = image.shape[-2:]
     if max(h, w) <= size: return image
     k = size / max(h, w)
     return chw(cv2.resize(hwc(image), (max(1, round(w*k)), max(1, round(h*k))), interpolation=cv2.INTER_AREA))
 
 # %% ../../nbs/2_objects/08_objects.ipynb #d53cbe48
-def content(
-    images, # sequence of ClassImage
-) -> list:  # to be hashed
-    "What names the pictures of `images`; cheap for those read from files and those drawn by code."
+def content(images) -> list:
+    """What names the pictures of `images`; cheap for those read from files and those drawn by code.
+
+    Parameters
+    ----------
+    images : sequence of ClassImage
+
+    Returns
+    -------
+    list : to be hashed
+    """
     whole = lambda i: [images[i].image, images[i].label, images[i].origin]
     n = len(images)
     if hasattr(images, 'content'): return images.content
@@ -63,11 +77,14 @@ class First:
         return self.images[i % self.n]
 
 class Shrunk:
-    "The class images of `images`, each with its longest side at most `size`."
-    def __init__(self,
-        images,   # sequence of ClassImage
-        size=128, # longest side in pixels
-    ):
+    """The class images of `images`, each with its longest side at most `size`.
+
+    Parameters
+    ----------
+    images : sequence of ClassImage
+    size : longest side in pixels
+    """
+    def __init__(self, images, size=128):
         _check_size(size)
         self.images, self.size = images, size
 
@@ -87,18 +104,20 @@ class Shrunk:
 ENDLESS = 2**31 # length of a sequence without an end
 
 class Generated:
-    "Objects drawn by a generator: object k is a function of its weights, `seed` and k."
-    def __init__(self,
-        draw,      # function of a range of numbers k and a seed -> uint8 [B,3,H,W]
-        name,      # of the generator, for the origin of the pictures
-        *,
-        key=(),    # what decides the pictures besides the seed, such as the digest of the weights: to be hashed
-        seed=0,    # which endless series
-        n=0,       # how many objects; 0: no end
-        size=128,  # longest side in pixels
-        block=16,  # objects drawn at once
-        hold=4,    # blocks that are kept
-    ):
+    """Objects drawn by a generator: object k is a function of its weights, `seed` and k.
+
+    Parameters
+    ----------
+    draw : function of a range of numbers k and a seed -> uint8 [B,3,H,W]
+    name : of the generator, for the origin of the pictures
+    key : what decides the pictures besides the seed, such as the digest of the weights: to be hashed
+    seed : which endless series
+    n : how many objects; 0: no end
+    size : longest side in pixels
+    block : objects drawn at once
+    hold : blocks that are kept
+    """
+    def __init__(self, draw, name, *, key=(), seed=0, n=0, size=128, block=16, hold=4):
         if any(type(x) is not int or x < 0 for x in (seed, n)): raise UserError(f"objects: seed {seed!r} and n {n!r} must be whole numbers, 0 or more; n=0 has no end")
         _check_size(size)
         self.draw, self.name, self.key, self.seed, self.n, self.size, self.block, self.hold = draw, name, key, seed, n, size, block, hold
@@ -130,15 +149,21 @@ def _root(domain):
     "The folder a domain was read from; None for those drawn by code."
     return Path(domain.source) if domain.source and Path(domain.source).is_dir() else None
 
-def images(
-    domain,       # Domain
-    size=128,     # longest side in pixels
-    *,
-    weights=None, # the folder; None: `generated` in the folder of the domain
-    seed=0,       # not used: the pictures are there already
-    n=0,          # the first so many in order of class and name; 0: all
-):                # sequence of ClassImage
-    "Generated pictures from a folder; raises `UserError` when there are none, or fewer than `n`."
+def images(domain, size=128, *, weights=None, seed=0, n=0):
+    """Generated pictures from a folder; raises `UserError` when there are none, or fewer than `n`.
+
+    Parameters
+    ----------
+    domain : Domain
+    size : longest side in pixels
+    weights : the folder; None: `generated` in the folder of the domain
+    seed : not used: the pictures are there already
+    n : the first so many in order of class and name; 0: all
+
+    Returns
+    -------
+    sequence of ClassImage
+    """
     place = weights or (_root(domain) and _root(domain)/'generated')
     if not place: raise UserError(f"objects 'images' of domain {domain.name!r} come from a folder of pictures; give its path as weights=")
     files = {c: image_files(Path(place)/c if len(domain.classes) > 1 else place) for c in domain.classes}
@@ -181,12 +206,20 @@ GENERATORS = dict( # name -> read the files, draw, objects at once, patterns of 
 DEFAULTS = dict(butterflies='gan64', faces='stylegan', wider='stylegan', cars='stylegan', birds='dmgan') # domain -> its generator; others have gan64
 
 # %% ../../nbs/2_objects/08_objects.ipynb #e6f19f68
-def weight_files(
-    name,         # a key of `GENERATORS`
-    domain,       # Domain
-    weights=None, # path; several, or their folder, for a generator of several files; None: those in the package or in <root>/weights
-) -> list:        # paths
-    "The files of a generator; raises `UserError` saying what to do when they are not there or not clear."
+def weight_files(name, domain, weights=None) -> list:
+    """The files of a generator; raises `UserError` saying what to do when they are not there or not clear.
+
+    Parameters
+    ----------
+    name : a key of `GENERATORS`
+    domain : Domain
+    weights : path; several, or their folder, for a generator of several files; None: those in the package or in
+        <root>/weights
+
+    Returns
+    -------
+    list : paths
+    """
     patterns = choose('generator', name, GENERATORS)[3]
     if isinstance(weights, (list, tuple)) and len(weights) != len(patterns): raise UserError(f"{name} is read from {len(patterns)} files ({', '.join(patterns)}), and {len(weights)} were given")
     if isinstance(weights, (list, tuple)): return [Path(w) for w in weights]
@@ -210,17 +243,20 @@ def _digest(path):
         while part := f.read(1 << 22): h.update(part)
     return h.hexdigest()
 
-def generated(
-    name,         # a key of `GENERATORS`
-    domain,       # Domain of one class
-    size=128,     # longest side in pixels
-    *,
-    weights=None, # as `weight_files` takes it
-    seed=0,       # which endless series
-    n=0,          # how many objects; 0: no end
-    psi=1.,       # truncation of StyleGAN and StyleGAN2: 1 as drawn, less is nearer the average
-) -> Generated:
-    "Objects drawn by a generator; raises `UserError` for missing, damaged or foreign weights and for a domain of several classes."
+def generated(name, domain, size=128, *, weights=None, seed=0, n=0, psi=1.) -> Generated:
+    """Objects drawn by a generator; raises `UserError` for missing, damaged or foreign weights and for a domain of
+    several classes.
+
+    Parameters
+    ----------
+    name : a key of `GENERATORS`
+    domain : Domain of one class
+    size : longest side in pixels
+    weights : as `weight_files` takes it
+    seed : which endless series
+    n : how many objects; 0: no end
+    psi : truncation of StyleGAN and StyleGAN2: 1 as drawn, less is nearer the average
+    """
     if len(domain.classes) > 1: raise UserError(f"{name} draws one class, domain {domain.name!r} has {len(domain.classes)} ({', '.join(domain.classes)}); use objects 'real' or 'images'")
     if psi != 1 and 'stylegan' not in name: raise UserError(f"psi={psi} is for stylegan and stylegan2; leave it out for {name}")
     files = weight_files(name, domain, weights)
@@ -231,24 +267,33 @@ def generated(
     return Generated(partial(draw, G.to(where), float(psi)), name, key=[digests, float(psi), G.bars, where.type], seed=seed, n=n, size=size, block=block)
 
 # %% ../../nbs/2_objects/08_objects.ipynb #04bc4bfb
-def gan(
-    domain,   # Domain
-    size=128, # longest side in pixels
-    **options,# of `generated`
-) -> Generated:
-    "Objects drawn by the generator of `DEFAULTS`; raises `UserError` as `generated` does."
+def gan(domain, size=128, **options) -> Generated:
+    """Objects drawn by the generator of `DEFAULTS`; raises `UserError` as `generated` does.
+
+    Parameters
+    ----------
+    domain : Domain
+    size : longest side in pixels
+    **options : of `generated`
+    """
     return generated(DEFAULTS.get(domain.name, 'gan64'), domain, size, **options)
 
 # %% ../../nbs/2_objects/08_objects.ipynb #2c49374e
-def real(
-    domain,       # Domain
-    size=128,     # longest side in pixels
-    *,
-    weights=None, # there are none
-    seed=0,       # not used: nothing is drawn
-    n=0,          # the first so many; 0: all
-):                # sequence of ClassImage
-    "The domain's own class images; raises `UserError` when it has none, or fewer than `n`."
+def real(domain, size=128, *, weights=None, seed=0, n=0):
+    """The domain's own class images; raises `UserError` when it has none, or fewer than `n`.
+
+    Parameters
+    ----------
+    domain : Domain
+    size : longest side in pixels
+    weights : there are none
+    seed : not used: nothing is drawn
+    n : the first so many; 0: all
+
+    Returns
+    -------
+    sequence of ClassImage
+    """
     own = domain.class_images
     if weights: raise UserError(f"objects 'real' are the domain's own, and weights={str(weights)!r} was given; leave it out, or choose a generator")
     if not len(own): raise UserError(f"domain {domain.name!r} has no class images; put at least one picture into its class_images folder")
@@ -259,17 +304,24 @@ def real(
 OBJECTS = {'real': real, 'images': images, 'gan': gan, **{k: partial(generated, k) for k in GENERATORS}} # name -> function of (domain, size, weights, seed, n)
 
 # %% ../../nbs/2_objects/08_objects.ipynb #13279d58
-def make_objects(
-    name,         # a key of `OBJECTS`
-    domain,       # Domain
-    size=128,     # longest side in pixels
-    *,
-    weights=None, # path(s) of a generator's weights, or of the folder of `images`; None: what comes with package or data
-    seed=0,       # which series of a generator
-    n=0,          # how many objects; 0: all of them, from a generator without an end
-    **options,    # psi= for stylegan and stylegan2
-):                # sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin)
-    "The object images called `name`; raises `UserError` for an unknown name, a bad size or number, missing or unusable weights, and a domain without class images."
+def make_objects(name, domain, size=128, *, weights=None, seed=0, n=0, **options):
+    """The object images called `name`; raises `UserError` for an unknown name, a bad size or number, missing or
+    unusable weights, and a domain without class images.
+
+    Parameters
+    ----------
+    name : a key of `OBJECTS`
+    domain : Domain
+    size : longest side in pixels
+    weights : path(s) of a generator's weights, or of the folder of `images`; None: what comes with package or data
+    seed : which series of a generator
+    n : how many objects; 0: all of them, from a generator without an end
+    **options : psi= for stylegan and stylegan2
+
+    Returns
+    -------
+    sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin)
+    """
     make = choose('objects', name, OBJECTS)
     if options.keys() - {'psi'} or (options and name in ('real', 'images')): raise UserError(f"objects {name!r}: unknown option {sorted(options)[0]!r}; choose from weights, seed, n" + (', psi' if name not in ('real', 'images') else ''))
     if type(n) is not int or n < 0: raise UserError(f"objects: n {n!r} must be a whole number, 0 for all")

@@ -29,7 +29,8 @@ def _block_names(b, fused):
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #e2a1fa41
 def _rosinality_names(dense, fused):
-    "Own name -> rosinality's, for all entries that such a file holds: `dense` mapping layers, one entry of `fused` per block."
+    """Own name -> rosinality's, for all entries that such a file holds: `dense` mapping layers, one entry of `fused`
+    per block."""
     names, kinds = {}, dict(weight='weight_orig', bias='bias')
     for own, theirs in kinds.items():
         names |= {f'mapping.dense{k}.{own}': f'style.{2*k + 1}.linear.{theirs}' for k in range(dense)}
@@ -94,7 +95,8 @@ def _dim(state, key, path, ndim=1, dim=0):
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #da10b782
 def _sizes(state, path, dense, widths, colours):
-    "The sizes of a network, read off the entries of these names: weights of the mapping, biases of the blocks, bias of the last output."
+    """The sizes of a network, read off the entries of these names: weights of the mapping, biases of the blocks, bias
+    of the last output."""
     dims = [_dim(state, dense[0], path, 2, 1), *(_dim(state, k, path, 2) for k in dense)]
     return dict(widths=[_dim(state, k, path) for k in widths], dims=dims, colours=_dim(state, colours, path))
 
@@ -104,7 +106,8 @@ def _count(state, pattern): return 1 + max((int(m[1]) for k in state if (m := re
 _NUMBERS = torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64
 
 def _check(state, expected, path):
-    "Raises `UserError` that names the first entry that is missing, unexpected, of another shape, or not made of finite numbers."
+    """Raises `UserError` that names the first entry that is missing, unexpected, of another shape, or not made of
+    finite numbers."""
     fit_weights(SimpleNamespace(state_dict=lambda: expected, load_state_dict=lambda *_, **__: None), state, path)
     for k in expected:
         v = state[k] # a file may claim shapes that it holds no numbers for
@@ -147,11 +150,21 @@ def _complete(G):
 # %% ../../nbs/2_objects/03_stylegan.ipynb #c44adabf
 LAYOUTS = {'synthesis.': _genforce, 'generator.progression.': _rosinality} # how names in a file start -> what reads it
 
-def load_stylegan(
-    path,      # genforce .pth, rosinality .model, or a bare dictionary of tensors in either layout (.pth, .pt, .safetensors)
-    size=None, # side of the pictures, px, when less than the file's: rosinality's files hold blocks up to 1024 px, trained or not
-) -> StyleGAN: # on the CPU, in eval mode, without gradients
-    "Read StyleGAN's generator without executing anything. Raises `UserError` for a missing, damaged, forbidden or foreign file, naming the first entry that does not fit."
+def load_stylegan(path, size=None) -> StyleGAN:
+    """Read StyleGAN's generator without executing anything. Raises `UserError` for a missing, damaged, forbidden or
+    foreign file, naming the first entry that does not fit.
+
+    Parameters
+    ----------
+    path : genforce .pth, rosinality .model, or a bare dictionary of tensors in either layout (.pth, .pt,
+        .safetensors)
+    size : side of the pictures, px, when less than the file's: rosinality's files hold blocks up to 1024 px, trained
+        or not
+
+    Returns
+    -------
+    StyleGAN : on the CPU, in eval mode, without gradients
+    """
     state = _state(path)
     read = next((f for start, f in LAYOUTS.items() if any(str(k).startswith(start) for k in state)), None)
     if read is None: raise UserError(f"{path} holds no StyleGAN generator, but entries such as {str(next(iter(state), 'none'))[:60]!r}; expected {_FILES}")
@@ -162,16 +175,30 @@ def load_stylegan(
     return G
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #e872b220
-def crop_cars(
-    images, # [...,512,512]
-):          # [...,384,512], the same memory
-    "The picture between the bars of the LSUN cars network. Raises `UserError` for pictures of another size."
+def crop_cars(images):
+    """The picture between the bars of the LSUN cars network. Raises `UserError` for pictures of another size.
+
+    Parameters
+    ----------
+    images : [...,512,512]
+
+    Returns
+    -------
+    [...,384,512], the same memory
+    """
     if tuple(images.shape[-2:]) != (512, 512): raise UserError(f'pictures are {list(images.shape)}, expected 512 x 512 from the LSUN cars network')
     return images[..., 64:448, :]
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #85a922a9
-def to_uint8(
-    images, # float, -1..1
-):          # uint8 of the same shape
-    "Bytes of a generator's pictures: x * 127.5 + 128, cut off at 0 and 255 and rounded down."
+def to_uint8(images):
+    """Bytes of a generator's pictures: x * 127.5 + 128, cut off at 0 and 255 and rounded down.
+
+    Parameters
+    ----------
+    images : float, -1..1
+
+    Returns
+    -------
+    uint8 of the same shape
+    """
     return (images*127.5 + 128).clamp(0, 255).to(torch.uint8)

@@ -30,21 +30,35 @@ def _whole(x, least=1): return type(x) is int and least <= x <= 2**16
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #a607eeaf
 @dataclass(frozen=True)
 class Layout:
-    "The sizes and options of a generator. Raises `UserError` for what cannot be built."
-    z_dim:int                       # length of the noise
-    w_dim:int                       # length of a style
-    widths:tuple                    # channels at 4, 8, 16, ... px
-    layer_features:tuple = ()       # widths of the mapping's layers before the last
-    c_dim:int = 0                   # length of the class vector; 0: unconditional
-    embed_features:int = 0          # length of the embedded class vector
+    """The sizes and options of a generator. Raises `UserError` for what cannot be built.
+
+    Attributes
+    ----------
+    z_dim : length of the noise
+    w_dim : length of a style
+    widths : channels at 4, 8, 16, ... px
+    layer_features : widths of the mapping's layers before the last
+    c_dim : length of the class vector; 0: unconditional
+    embed_features : length of the embedded class vector
+    architecture : where pictures are made: skip at every size, orig and resnet at the last
+    conv_clamp : bound of what layers return; None: unbounded
+    activation : of the synthesis
+    lr_multiplier : of the mapping: its weights are so much smaller than they are stored
+    """
+    z_dim:int
+    w_dim:int
+    widths:tuple
+    layer_features:tuple = ()
+    c_dim:int = 0
+    embed_features:int = 0
     img_channels:int = 3
-    architecture:str = 'skip'       # where pictures are made: skip at every size, orig and resnet at the last
+    architecture:str = 'skip'
     resample_filter:tuple = (1, 3, 3, 1)
-    conv_clamp:float|None = None    # bound of what layers return; None: unbounded
+    conv_clamp:float|None = None
     use_noise:bool = True
-    activation:str = 'lrelu'        # of the synthesis
+    activation:str = 'lrelu'
     mapping_activation:str = 'lrelu'
-    lr_multiplier:float = .01       # of the mapping: its weights are so much smaller than they are stored
+    lr_multiplier:float = .01
 
     def __post_init__(self):
         text = lambda x, options: isinstance(x, str) and x in options
@@ -73,7 +87,13 @@ class Dense(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(n_out, n_in)/lr), nn.Parameter(torch.full((n_out,), float(start)))
         self.lr, (self.act, self.gain) = lr, _ACTIVATIONS[activation]
 
-    def forward(self, x): # [B,n_in] -> [B,n_out]
+    def forward(self, x):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x : [B,n_in] -> [B,n_out]
+        """
         return self.act(F.linear(x, self.weight*(self.lr/math.sqrt(self.weight.shape[1])), self.bias*self.lr))*self.gain
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #3af64c63
@@ -81,7 +101,8 @@ def _normalised(x): return x*(x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #72346047
 def _checked(x, size, name, like):
-    "`x` as float32 [B, *size] on the device of `like`. Raises `UserError` for another shape or values that are not finite."
+    """`x` as float32 [B, *size] on the device of `like`. Raises `UserError` for another shape or values that are not
+    finite."""
     wanted = f'[{", ".join(map(str, ("B", *size)))}]'
     if not isinstance(x, torch.Tensor) or x.is_complex(): raise UserError(f'{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor of shape {wanted}')
     if list(x.shape[1:]) != list(size) or not x.ndim: raise UserError(f'{name} has the shape {list(x.shape)}; expected {wanted}')
@@ -102,13 +123,20 @@ class Mapping(nn.Module):
         self.dense = [f'fc{k}' for k in range(len(sizes) - 1)]
 
     @torch.no_grad()
-    def forward(self,
-        z,           # [B,z_dim], N(0,1)
-        c=None,      # [B,c_dim], usually one-hot; None for an unconditional generator
-        psi=1.,      # 1: as drawn, 0: the average style
-        cutoff=None, # truncate the first so many layers; None: all
-    ):               # [B,layers,w_dim]
-        "Styles. Raises `UserError` for wrong sizes and for values that are not finite."
+    def forward(self, z, c=None, psi=1., cutoff=None):
+        """Styles. Raises `UserError` for wrong sizes and for values that are not finite.
+
+        Parameters
+        ----------
+        z : [B,z_dim], N(0,1)
+        c : [B,c_dim], usually one-hot; None for an unconditional generator
+        psi : 1: as drawn, 0: the average style
+        cutoff : truncate the first so many layers; None: all
+
+        Returns
+        -------
+        [B,layers,w_dim]
+        """
         if not _finite(psi): raise UserError(f'psi is {psi}; expected a number, usually from 0 to 1')
         if not (cutoff is None or isinstance(cutoff, Integral) and cutoff >= 0): raise UserError(f'cutoff is {cutoff}; expected a number of layers from 0 to {self.layers}, or None for all')
         x = _normalised(_checked(z, [self.z_dim], 'z', self.w_avg))
@@ -140,7 +168,8 @@ def _double(x, f): return _resample(x, f, (len(f) + 1)//2, (len(f) - 2)//2, up=2
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #8114d86b
 def _modulated(x, weight, style, f=None, demodulate=True):
-    "`x` [B,I,H,W] convolved with `weight` [O,I,k,k] scaled by `style` [B,I]; doubles the size when a filter `f` is given."
+    """`x` [B,I,H,W] convolved with `weight` [O,I,k,k] scaled by `style` [B,I]; doubles the size when a filter `f` is
+    given."""
     k, x = weight.shape[-1], x*style[:, :, None, None]
     if f is None: x = F.conv2d(x, weight, padding=k//2)
     else: x = _resample(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), f, (len(f) + 1)//2 - k//2, len(f)//2 - k + 1 + k//2)
@@ -186,7 +215,13 @@ class Conv(nn.Module):
         if a.use_noise: self.register_buffer('noise_const', torch.randn(size, size))
         self.affine = Dense(a.w_dim, c_in, start=1)
 
-    def forward(self, x, w, noise, gain=1.): # noise: (layer, x) -> map or None
+    def forward(self, x, w, noise, gain=1.):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x, w, noise, gain : noise: (layer, x) -> map or None
+        """
         x = _modulated(x, self.weight, self.affine(w), self.resample_filter*4 if self.up else None)
         extra = noise(self, x) if hasattr(self, 'noise_strength') else None
         if extra is not None: x = x + extra*self.noise_strength
@@ -229,7 +264,13 @@ class Block(nn.Module):
         self.torgb = ToRGB(a, c) if a.architecture == 'skip' or k == len(a.widths) - 1 else None
         self.skip = Shortcut(a, a.widths[k - 1], c) if a.architecture == 'resnet' and not self.first else None
 
-    def forward(self, x, image, ws, noise): # ws [B,2 or 3,w_dim]: one per convolution, one for the picture
+    def forward(self, x, image, ws, noise):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x, image, ws, noise : ws [B,2 or 3,w_dim]: one per convolution, one for the picture
+        """
         *convs, last = ws.unbind(1)
         if self.first: x = self.conv1(self.const.expand(len(ws), -1, -1, -1), convs[0], noise)
         else:
@@ -247,13 +288,20 @@ class Synthesis(nn.Module):
         for k, r in enumerate(a.resolutions): setattr(self, f'b{r}', Block(a, k))
 
     @torch.no_grad()
-    def forward(self,
-        ws,              # [B,layers,w_dim], see `Mapping`
-        noise='const',   # 'const', 'random' or 'none'
-        resolution=None, # stop at this many pixels; None: the full size
-        seed=0,          # of random noise: an integer, or one for each picture
-    ):                   # float [B,channels,size,size], about -1..1, not clamped
-        "Pictures. Raises `UserError` for wrong sizes and for a resolution at which no picture is made."
+    def forward(self, ws, noise='const', resolution=None, seed=0):
+        """Pictures. Raises `UserError` for wrong sizes and for a resolution at which no picture is made.
+
+        Parameters
+        ----------
+        ws : [B,layers,w_dim], see `Mapping`
+        noise : 'const', 'random' or 'none'
+        resolution : stop at this many pixels; None: the full size
+        seed : of random noise: an integer, or one for each picture
+
+        Returns
+        -------
+        float [B,channels,size,size], about -1..1, not clamped
+        """
         ws = _checked(ws, [2*len(self.resolutions), self.w_dim], 'w', self.b4.const)
         full, seeds = self.resolutions[-1], _seeds(seed, len(ws))
         stop, draw, x, image = choose('resolution', resolution or full, {r: r for r in (self.resolutions if self.early else (full,))}), choose('noise', noise, NOISE), None, None
@@ -264,24 +312,34 @@ class Synthesis(nn.Module):
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #d681322e
 class StyleGAN2(nn.Module):
-    "The generator of StyleGAN2-ADA (Karras et al. 2020), in single precision."
-    def __init__(self,
-        layout:Layout, # its sizes and options
-    ):
+    """The generator of StyleGAN2-ADA (Karras et al. 2020), in single precision.
+
+    Parameters
+    ----------
+    layout : its sizes and options
+    """
+    def __init__(self, layout:Layout):
         super().__init__()
         self.layout, self.synthesis, self.mapping = layout, Synthesis(layout), Mapping(layout)
         self.eval().requires_grad_(False)
 
-    def forward(self,
-        z,               # [B,z_dim], N(0,1)
-        c=None,          # [B,c_dim], usually one-hot; None for an unconditional generator
-        psi=1.,          # truncation: 1 as drawn, 0 the average picture
-        cutoff=None,     # truncate the first so many layers; None: all
-        noise='const',   # 'const', 'random' or 'none'
-        resolution=None, # stop at this many pixels (skip architecture); None: the full size
-        seed=0,          # of random noise: an integer, or one for each picture
-    ):                   # float [B,channels,size,size], about -1..1, not clamped
-        "Pictures of noise. Raises `UserError` for wrong sizes, unknown options and values that are not finite."
+    def forward(self, z, c=None, psi=1., cutoff=None, noise='const', resolution=None, seed=0):
+        """Pictures of noise. Raises `UserError` for wrong sizes, unknown options and values that are not finite.
+
+        Parameters
+        ----------
+        z : [B,z_dim], N(0,1)
+        c : [B,c_dim], usually one-hot; None for an unconditional generator
+        psi : truncation: 1 as drawn, 0 the average picture
+        cutoff : truncate the first so many layers; None: all
+        noise : 'const', 'random' or 'none'
+        resolution : stop at this many pixels (skip architecture); None: the full size
+        seed : of random noise: an integer, or one for each picture
+
+        Returns
+        -------
+        float [B,channels,size,size], about -1..1, not clamped
+        """
         return self.synthesis(self.mapping(z, c, psi, cutoff), noise, resolution, seed)
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #f0c7e01e
@@ -317,14 +375,16 @@ def _layout_of_arguments(attributes):
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #08fd1fba
 def _size(state, *places):
-    "The size that most of the places (name, axis) agree on, so that a single odd entry is found out. Raises `UserError` when none is there."
+    """The size that most of the places (name, axis) agree on, so that a single odd entry is found out. Raises
+    `UserError` when none is there."""
     sizes = [state[k].shape[axis] for k, axis in places if k in state and state[k].ndim > axis]
     if not sizes: raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the names of the generator of StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
     return max(sizes, key=sizes.count)
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #ecd421f1
 def _layout_of_state(state):
-    "The `Layout` that names and shapes tell. Raises `UserError` naming the first entry without which nothing can be told."
+    """The `Layout` that names and shapes tell. Raises `UserError` naming the first entry without which nothing can be
+    told."""
     there = {'.'.join(k.split('.')[:n]) for k in state for n in range(1, 5)} # all names, and what they begin with
     blocks = [r for k in range(12) if f'synthesis.b{(r := 4*2**k)}' in there] or [4]
     widths = [_size(state, *((f'synthesis.b{r}.conv1.{k}', axis) for k, axis in (('weight', 0), ('weight', 1), ('bias', 0), ('affine.weight', 0), ('affine.bias', 0)))) for r in blocks]
@@ -340,7 +400,8 @@ def _layout_of_state(state):
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #236a7140
 def _filled(layout, state, path):
-    "A generator with these weights. Raises `UserError` naming the first entry that is missing, unexpected, mis-shaped or not finite."
+    """A generator with these weights. Raises `UserError` naming the first entry that is missing, unexpected,
+    mis-shaped or not finite."""
     with torch.device('meta'): G = StyleGAN2(layout) # sizes only: nothing that a file asks for is reserved before it is compared
     own = G.state_dict()
     for k in own: # always the block's; not every writer repeats it
@@ -360,11 +421,16 @@ def _is_plain(path):
     with open(path, 'rb') as f: return f.read(4) == b'PK\x03\x04'
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #4117ad1d
-def load_stylegan2(
-    path,      # NVIDIA's .pkl of StyleGAN2-ADA (PyTorch), or the state dictionary of its generator (.pt, .pth, .safetensors)
-    **options, # of `Layout`, where the caller knows better than the file: conv_clamp=256, ...
-) -> StyleGAN2:
-    "A released generator, in eval mode on the CPU; nothing in the file is executed. Raises `UserError` for a file that is damaged, unsafe, of another kind, or does not fit."
+def load_stylegan2(path, **options) -> StyleGAN2:
+    """A released generator, in eval mode on the CPU; nothing in the file is executed. Raises `UserError` for a file
+    that is damaged, unsafe, of another kind, or does not fit.
+
+    Parameters
+    ----------
+    path : NVIDIA's .pkl of StyleGAN2-ADA (PyTorch), or the state dictionary of its generator (.pt, .pth,
+        .safetensors)
+    **options : of `Layout`, where the caller knows better than the file: conv_clamp=256, ...
+    """
     try:
         state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
     except RefusedName as e:

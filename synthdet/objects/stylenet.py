@@ -16,13 +16,16 @@ from ..core import choose, generator, UserError
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #3d56aab5
 class Dense(nn.Module):
-    "A dense layer whose stored weight is equalised."
-    def __init__(self,
-        c_in,    # inputs
-        c_out,   # outputs
-        gain=1., # the weight's standard deviation is gain / sqrt(c_in)
-        lr=1.,   # multiplies weight and bias; what is stored is 1/lr as large
-    ):
+    """A dense layer whose stored weight is equalised.
+
+    Parameters
+    ----------
+    c_in : inputs
+    c_out : outputs
+    gain : the weight's standard deviation is gain / sqrt(c_in)
+    lr : multiplies weight and bias; what is stored is 1/lr as large
+    """
+    def __init__(self, c_in, c_out, gain=1., lr=1.):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(c_out, c_in)/lr), nn.Parameter(torch.zeros(c_out))
         self.scale, self.lr = gain/math.sqrt(c_in)*lr, lr
@@ -31,16 +34,26 @@ class Dense(nn.Module):
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #9d9e40af
 class Mapping(nn.Module):
-    "Noise to style (Karras, Laine and Aila 2019, section 2). Raises `UserError` for noise of the wrong size or with NaN."
-    def __init__(self,
-        dims=(512,)*9, # length of the noise, then of each layer's output; the last is the length of a style
-    ):
+    """Noise to style (Karras, Laine and Aila 2019, section 2). Raises `UserError` for noise of the wrong size or with
+    NaN.
+
+    Parameters
+    ----------
+    dims : length of the noise, then of each layer's output; the last is the length of a style
+    """
+    def __init__(self, dims=(512,)*9):
         super().__init__()
         self.dims = tuple(dims)
         for k, (i, o) in enumerate(zip(dims, dims[1:])): setattr(self, f'dense{k}', Dense(i, o, gain=math.sqrt(2), lr=.01))
 
     @torch.no_grad()
-    def forward(self, z): # float [B,dims[0]], N(0,1) -> w float [B,dims[-1]]
+    def forward(self, z):
+        """The forward pass.
+
+        Parameters
+        ----------
+        z : float [B,dims[0]], N(0,1) -> w float [B,dims[-1]]
+        """
         x = _rows(z, 'z', (self.dims[0],)).to(self.dense0.weight)
         x = x/(x.square().mean(1, keepdim=True) + 1e-8).sqrt()
         for k in range(len(self.dims) - 1): x = F.leaky_relu(getattr(self, f'dense{k}')(x), .2)
@@ -64,18 +77,31 @@ class Truncation(nn.Module):
         super().__init__()
         self.register_buffer('w_avg', torch.zeros(length))
 
-    def forward(self, w, psi=1., cutoff=None): # [B,layers,length] -> the same
+    def forward(self, w, psi=1., cutoff=None):
+        """The forward pass.
+
+        Parameters
+        ----------
+        w, psi, cutoff : [B,layers,length] -> the same
+        """
         if psi == 1: return w
         n = w.shape[1] if cutoff is None else max(cutoff, 0)
         return torch.cat([self.w_avg + psi*(w[:, :n] - self.w_avg), w[:, n:]], 1)
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #790426ff
-def upsample(
-    x,           # float [B,C,H,W]
-    weight,      # kernel [D,C,3,3], as it is used
-    fused=False, # the transposed convolution of the large blocks?
-):               # float [B,D,2H,2W]
-    "Twice the side, then a convolution."
+def upsample(x, weight, fused=False):
+    """Twice the side, then a convolution.
+
+    Parameters
+    ----------
+    x : float [B,C,H,W]
+    weight : kernel [D,C,3,3], as it is used
+    fused : the transposed convolution of the large blocks?
+
+    Returns
+    -------
+    float [B,D,2H,2W]
+    """
     if not fused: return F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1)
     k = F.pad(weight, (1, 1, 1, 1))
     k = k[..., 1:, 1:] + k[..., 1:, :-1] + k[..., :-1, 1:] + k[..., :-1, :-1]
@@ -103,16 +129,19 @@ class Noise(nn.Module):
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #db78d0a8
 class Layer(nn.Module):
-    "One styled layer (section 2, figure 1b)."
-    def __init__(self,
-        c_in,             # channels in; 0 = the constant
-        c_out,            # channels out
-        size,             # side of the output, px
-        length,           # length of a style
-        up=None,          # twice the side: None (no), 'plain' or 'fused'
-        eps=1e-8,         # of the normalisation
-        bias_first=False, # bias before the blur?
-    ):
+    """One styled layer (section 2, figure 1b).
+
+    Parameters
+    ----------
+    c_in : channels in; 0 = the constant
+    c_out : channels out
+    size : side of the output, px
+    length : length of a style
+    up : twice the side: None (no), 'plain' or 'fused'
+    eps : of the normalisation
+    bias_first : bias before the blur?
+    """
+    def __init__(self, c_in, c_out, size, length, up=None, eps=1e-8, bias_first=False):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(c_out))
         if c_in: self.weight, self.scale = nn.Parameter(torch.randn(c_out, c_in, 3, 3)), math.sqrt(2/(9*c_in))
@@ -121,7 +150,14 @@ class Layer(nn.Module):
         if up: self.blur = Blur(c_out)
         self.up, self.eps, self.bias_first = up, eps, bias_first
 
-    def forward(self, x, w, noise): # [B,c_in,h,h] (None for the constant), [B,length], [1 or B,1,size,size] or None -> [B,c_out,size,size]
+    def forward(self, x, w, noise):
+        """The forward pass.
+
+        Parameters
+        ----------
+        x, w, noise : [B,c_in,h,h] (None for the constant), [B,length], [1 or B,1,size,size] or None ->
+            [B,c_out,size,size]
+        """
         x = self._convolved(x, len(w))
         if noise is not None: x = self.apply_noise(x, noise)
         if not self.bias_first: x = x + self.bias[:, None, None]
@@ -178,11 +214,19 @@ class Synthesis(nn.Module):
             self.add_module(f'output{b}', Colours(c, colours))
 
     @torch.no_grad()
-    def forward(self,
-        w,             # styles, float [B,length], or [B,layers,length] with one for each layer
-        noise='const', # 'const', 'random' or 'none'
-        seed=0,        # of random noise: an integer, or one for each picture
-    ):                 # float [B,3,S,S], about -1..1, not clamped
+    def forward(self, w, noise='const', seed=0):
+        """The forward pass.
+
+        Parameters
+        ----------
+        w : styles, float [B,length], or [B,layers,length] with one for each layer
+        noise : 'const', 'random' or 'none'
+        seed : of random noise: an integer, or one for each picture
+
+        Returns
+        -------
+        float [B,3,S,S], about -1..1, not clamped
+        """
         maps, last = choose('noise', noise, NOISE), self.blocks - 1
         w = _rows(w, 'w', (self.length,), (2*self.blocks, self.length)).to(self.lod)
         seeds, w = _seeds(seed, len(w)), w if w.ndim == 3 else w[:, None].expand(-1, 2*self.blocks, -1)
@@ -203,15 +247,18 @@ class Synthesis(nn.Module):
 WIDTHS = (512, 512, 512, 512, 256, 128, 64, 32, 16) # channels at 4, 8, ..., 1024 px in the released networks
 
 class StyleGAN(nn.Module):
-    "StyleGAN's generator with fresh weights. In eval mode and without gradients throughout."
-    def __init__(self,
-        widths=WIDTHS,      # channels of the blocks; the side of the pictures is 4 * 2^(blocks - 1)
-        dims=(512,)*9,      # of `Mapping`
-        colours=3,          # channels of the pictures
-        fused=None,         # per block: is the upsampling fused? None = from 128 px on
-        shared_noise=False, # one map for both layers of a block?
-        **options,          # eps, bias_first of `Layer`
-    ):
+    """StyleGAN's generator with fresh weights. In eval mode and without gradients throughout.
+
+    Parameters
+    ----------
+    widths : channels of the blocks; the side of the pictures is 4 * 2^(blocks - 1)
+    dims : of `Mapping`
+    colours : channels of the pictures
+    fused : per block: is the upsampling fused? None = from 128 px on
+    shared_noise : one map for both layers of a block?
+    **options : eps, bias_first of `Layer`
+    """
+    def __init__(self, widths=WIDTHS, dims=(512,)*9, colours=3, fused=None, shared_noise=False, **options):
         super().__init__()
         fused = [4 << b >= 128 for b in range(len(widths))] if fused is None else fused
         self.mapping, self.truncation = Mapping(dims), Truncation(dims[-1])
@@ -225,14 +272,22 @@ class StyleGAN(nn.Module):
     @property
     def size(self): return 2 << self.synthesis.blocks
 
-    def forward(self,
-        z,             # float [B,z_dim], N(0,1)
-        psi=1.,        # 1 = styles as they are, 0 = the average style; NVIDIA's default for released networks is 0.7 ...
-        cutoff=None,   # ... in the first 8 layers; None = all
-        noise='const', # 'const' (the file's maps), 'random' (from `seed`) or 'none'
-        seed=0,        # of random noise: an integer, or one for each picture
-    ):                 # float [B,3,S,S], about -1..1, not clamped
-        "Pictures from noise. Raises `UserError` for noise of the wrong size or with NaN, and for an unknown kind of noise."
+    def forward(self, z, psi=1., cutoff=None, noise='const', seed=0):
+        """Pictures from noise. Raises `UserError` for noise of the wrong size or with NaN, and for an unknown kind of
+        noise.
+
+        Parameters
+        ----------
+        z : float [B,z_dim], N(0,1)
+        psi : 1 = styles as they are, 0 = the average style; NVIDIA's default for released networks is 0.7 ...
+        cutoff : ... in the first 8 layers; None = all
+        noise : 'const' (the file's maps), 'random' (from `seed`) or 'none'
+        seed : of random noise: an integer, or one for each picture
+
+        Returns
+        -------
+        float [B,3,S,S], about -1..1, not clamped
+        """
         if not math.isfinite(psi): raise UserError(f'psi is {psi}, expected a finite number, such as 0.7')
         w = self.mapping(z)[:, None].expand(-1, self.layers, -1)
         with torch.no_grad(): w = self.truncation(w, psi, cutoff)

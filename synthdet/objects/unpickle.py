@@ -17,17 +17,21 @@ from ..weights import _Dtype, _existing, _number, _unreadable
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #e2979e38
 class RefusedName(UserError):
-    "A pickle asks for something that is not plain data; `name` says for what."
-    def __init__(self,
-        path, # where the pickle came from, for the message
-        name, # module and name as the file has them
-    ):
+    """A pickle asks for something that is not plain data; `name` says for what.
+
+    Parameters
+    ----------
+    path : where the pickle came from, for the message
+    name : module and name as the file has them
+    """
+    def __init__(self, path, name):
         self.name = ''.join(c if c.isprintable() else '?' for c in name)[:100] # a file may put anything into it
         super().__init__(f'{path} cannot be read: it asks for {self.name}, which is not plain data; it was refused and nothing was executed; get the file from its authors, or one of plain data')
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #42f583bb
 class Inert:
-    "Something a pickle would have made, left unmade: what was asked for, with which arguments, and the state it was given."
+    """Something a pickle would have made, left unmade: what was asked for, with which arguments, and the state it was
+    given."""
     def __init__(self, *arguments): self.arguments, self.state = arguments, None
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #933173b5
@@ -43,17 +47,23 @@ def _key(k):
     raise ValueError(f'a {type(k).__name__} as a key')
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #800f8201
-def plain_dict(
-    pairs=(), # pairs of a plain key and anything, or a dictionary
-) -> dict:
-    "A dictionary with plain keys; stands in for other kinds of dictionaries. Raises ValueError for other keys."
+def plain_dict(pairs=()) -> dict:
+    """A dictionary with plain keys; stands in for other kinds of dictionaries. Raises ValueError for other keys.
+
+    Parameters
+    ----------
+    pairs : pairs of a plain key and anything, or a dictionary
+    """
     return {_key(k): v for k, v in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #c813cdba
-def plain_set(
-    members=(), # plain keys
-) -> set:
-    "A set of plain keys; stands in for `set`. Raises ValueError for other members."
+def plain_set(members=()) -> set:
+    """A set of plain keys; stands in for `set`. Raises ValueError for other members.
+
+    Parameters
+    ----------
+    members : plain keys
+    """
     return {_key(k) for k in members}
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #3a704cf6
@@ -141,12 +151,21 @@ class _Reader:
         elif type(made) is not dict: raise ValueError(f'a state for a {type(made).__name__}') # attributes of a dictionary are of no use here
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #bb66bfa5
-def read_pickle(
-    source,       # path of a file, or bytes
-    allowed=None, # name that the file may ask for -> function that stands in for it, called with the file's arguments; None: no names at all
-    path=None,    # what to call the source in messages; None: its own path
-):                # lists, tuples, dicts, sets, numbers, text, bytes, and what the stand-ins return
-    "What a pickle holds, nothing in it executed and nothing imported. Raises `UserError` for a missing or damaged file, and `RefusedName` for one that asks for anything else."
+def read_pickle(source, allowed=None, path=None):
+    """What a pickle holds, nothing in it executed and nothing imported. Raises `UserError` for a missing or damaged
+    file, and `RefusedName` for one that asks for anything else.
+
+    Parameters
+    ----------
+    source : path of a file, or bytes
+    allowed : name that the file may ask for -> function that stands in for it, called with the file's arguments;
+        None: no names at all
+    path : what to call the source in messages; None: its own path
+
+    Returns
+    -------
+    lists, tuples, dicts, sets, numbers, text, bytes, and what the stand-ins return
+    """
     content = source if isinstance(source, bytes) else _existing(source).read_bytes()
     path = path or ('the pickle' if isinstance(source, bytes) else source)
     try: return _Reader(path, allowed or {}).read(content)
@@ -186,9 +205,14 @@ TENSORS = {'collections.OrderedDict': plain_dict, 'builtins.set': plain_set, '_c
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #b085da0a
 class Network(NamedTuple):
-    "A module of NVIDIA's, unmade."
+    """A module of NVIDIA's, unmade.
+
+    Attributes
+    ----------
+    state : what the module would have as `__dict__`
+    """
     class_name:str
-    state:dict # what the module would have as `__dict__`
+    state:dict
 
 def _network(described):
     "The state in the description of a module."
@@ -211,11 +235,19 @@ def _entries(network, prefix, seen):
         if m is not None: yield from _entries(m, f'{prefix}{k}.', seen)
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #3a714c10
-def read_network(
-    path,          # file that NVIDIA's repositories have written (.pkl)
-    name='G_ema',  # which of the networks in it
-) -> tuple:        # state dictionary: dotted name -> tensor; attributes of the network itself, such as `_init_kwargs`
-    "The weights of a network that was pickled with its source code, which is not executed. Raises `UserError` for a file that is damaged, unsafe or of another kind."
+def read_network(path, name='G_ema') -> tuple:
+    """The weights of a network that was pickled with its source code, which is not executed. Raises `UserError` for a
+    file that is damaged, unsafe or of another kind.
+
+    Parameters
+    ----------
+    path : file that NVIDIA's repositories have written (.pkl)
+    name : which of the networks in it
+
+    Returns
+    -------
+    tuple : state dictionary: dotted name -> tensor; attributes of the network itself, such as `_init_kwargs`
+    """
     held = read_pickle(path, NETWORKS)
     if not isinstance(held, dict) or type(held.get(name)) is not Network:
         there = ', '.join(str(k)[:40] for k in list(held)[:6]) if isinstance(held, dict) else f'a {type(held).__name__}'

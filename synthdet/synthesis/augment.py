@@ -12,21 +12,31 @@ import numpy as np
 from .pixels import contrast, multiply, noise
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #48177929
-def draw(
-    limits, # (lowest, highest)
-    g,      # generator
-) -> float:
-    "A number drawn uniformly; nothing is drawn from a range without width."
+def draw(limits, g) -> float:
+    """A number drawn uniformly; nothing is drawn from a range without width.
+
+    Parameters
+    ----------
+    limits : (lowest, highest)
+    g : generator
+    """
     low, high = limits
     return low if low == high else low + (high-low)*g.random()
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #3147cddd
-def photometric(
-    image,  # uint8 [h,w,3]
-    recipe, # `Recipe`
-    g,      # generator
-) -> np.ndarray: # uint8 [h,w,3]
-    "Blur, contrast, noise and brightness of an object, in random order (released compositor)."
+def photometric(image, recipe, g) -> np.ndarray:
+    """Blur, contrast, noise and brightness of an object, in random order (released compositor).
+
+    Parameters
+    ----------
+    image : uint8 [h,w,3]
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    np.ndarray : uint8 [h,w,3]
+    """
     bias = -.499 if recipe.released else 0
     for op in g.permutation(4).tolist():
         if op == 0 and g.random() < recipe.blur_share:
@@ -39,21 +49,32 @@ def photometric(
     return image
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #2534f891
-def after(
-    a, # (xx, xy, yx, yy, tx, ty): x' = xx x + xy y + tx, y' = yx x + yy y + ty
-    b, # the map that comes first
-) -> tuple:
-    "Two affine maps as one; plain numbers, since NumPy would take longer to start than to multiply."
+def after(a, b) -> tuple:
+    """Two affine maps as one; plain numbers, since NumPy would take longer to start than to multiply.
+
+    Parameters
+    ----------
+    a : (xx, xy, yx, yy, tx, ty): x' = xx x + xy y + tx, y' = yx x + yy y + ty
+    b : the map that comes first
+    """
     return (a[0]*b[0] + a[1]*b[2], a[0]*b[1] + a[1]*b[3], a[2]*b[0] + a[3]*b[2], a[2]*b[1] + a[3]*b[3],
             a[0]*b[4] + a[1]*b[5] + a[4], a[2]*b[4] + a[3]*b[5] + a[5])
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #954d93d6
-def geometric(
-    h, w,   # size of the object's frame, pixels
-    recipe, # `Recipe`
-    g,      # generator
-): # affine map (see `after`), coordinates relative to the frame's centre; window (x1, y1, x2, y2) that remains of the source
-    "Flip, crop and affine map in random order, with values in the released distributions, as one map."
+def geometric(h, w, recipe, g):
+    """Flip, crop and affine map in random order, with values in the released distributions, as one map.
+
+    Parameters
+    ----------
+    h, w : size of the object's frame, pixels
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    affine map (see `after`), coordinates relative to the frame's centre; window (x1, y1, x2, y2) that remains of the
+        source
+    """
     total, window, affine = (1., 0., 0., 1., 0., 0.), (0, 0, w, h), False
     for op in g.permutation(3).tolist():
         if op == 0 and g.random() < recipe.flip: step = (-1., 0., 0., 1., 0., 0.)

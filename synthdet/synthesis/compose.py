@@ -18,12 +18,15 @@ from .paper import paper_boxes, paper_patch, truncated
 from .pixels import BLENDS, noise, warp
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #d0522d14
-def free_patch(
-    cutout, # `Cutout`
-    recipe, # `Recipe`
-    g,      # generator
-) -> Patch:
-    "A cut-out with its colours, size, aspect and orientation drawn."
+def free_patch(cutout, recipe, g) -> Patch:
+    """A cut-out with its colours, size, aspect and orientation drawn.
+
+    Parameters
+    ----------
+    cutout : `Cutout`
+    recipe : `Recipe`
+    g : generator
+    """
     rgba = hwc(cutout.rgba)
     (h, w), (H, W) = rgba.shape[:2], recipe.size
     size, ratio = draw(recipe.scale, g)*min(H, W), w/h*draw(recipe.aspect, g)
@@ -42,23 +45,38 @@ def free_patch(
     return _patch(warped, cutout, recipe, photometric(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), recipe, g), hard=recipe.hard_mask)
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #c24a042a
-def plan(
-    recipe, # `Recipe`
-    g,      # generator
-) -> list:  # in the paper protocol a box (x1, y1, x2, y2) for each object; else 1 for each object and 0 for each distractor, in the order of pasting
-    "What a sample will hold, drawn before any object is looked at."
+def plan(recipe, g) -> list:
+    """What a sample will hold, drawn before any object is looked at.
+
+    Parameters
+    ----------
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    list : in the paper protocol a box (x1, y1, x2, y2) for each object; else 1 for each object and 0 for each
+        distractor, in the order of pasting
+    """
     if recipe.protocol == 'paper': return paper_boxes(recipe, g).tolist()
     labels = [1]*int(g.integers(*recipe.objects, endpoint=True)) + [0]*int(g.integers(*recipe.distractors, endpoint=True))
     return [labels[k] for k in g.permutation(len(labels))] if 0 in labels else labels
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #0ec61582
-def arrange(
-    cutouts,  # the pool: sequence of `Cutout`; objects are dealt by its `deal()` where it has one
-    recipe,   # `Recipe`
-    g,        # generator
-    textures, # sequence of backgrounds uint8 [3,H,W] that fill the distractors
-) -> list: # of `Layer`
-    "Draw objects (with replacement, where they are not dealt) and distractors and lay them down."
+def arrange(cutouts, recipe, g, textures) -> list:
+    """Draw objects (with replacement, where they are not dealt) and distractors and lay them down.
+
+    Parameters
+    ----------
+    cutouts : the pool: sequence of `Cutout`; objects are dealt by its `deal()` where it has one
+    recipe : `Recipe`
+    g : generator
+    textures : sequence of backgrounds uint8 [3,H,W] that fill the distractors
+
+    Returns
+    -------
+    list : of `Layer`
+    """
     if not len(cutouts): raise UserError('no cut-out to paste: the pool is empty; give class images whose masks pass the gate')
     pick = lambda: cutouts[int(g.integers(len(cutouts)))]
     deal, planned = getattr(cutouts, 'deal', pick), plan(recipe, g)
@@ -70,35 +88,52 @@ def arrange(
     return place([p for p in patches if p.area], recipe, g)
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #d8d7c075
-def fill(
-    patch,   # `Patch`
-    texture, # background, uint8 [3,H,W]
-    g,       # generator
-) -> Patch:
-    "A distractor: the outline of an object around a random piece of background."
+def fill(patch, texture, g) -> Patch:
+    """A distractor: the outline of an object around a random piece of background.
+
+    Parameters
+    ----------
+    patch : `Patch`
+    texture : background, uint8 [3,H,W]
+    g : generator
+    """
     (h, w), texture, (u, v) = patch.mask.shape, hwc(texture), g.random(2)
     if texture.shape[0] < h or texture.shape[1] < w: texture = cv2.resize(texture, (max(w, texture.shape[1]), max(h, texture.shape[0])))
     y, x = int(u*(texture.shape[0]-h+1)), int(v*(texture.shape[1]-w+1))
     return patch._replace(colour=texture[y:y+h, x:x+w], label=0)
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #498e6c94
-def fit_background(
-    image,  # uint8 [3,H,W]
-    recipe, # `Recipe`
-) -> torch.Tensor: # uint8 [3,h,w] of the recipe's size
-    "Resize a background once; shrinking averages, except in the paper protocol (bilinear, as released)."
+def fit_background(image, recipe) -> torch.Tensor:
+    """Resize a background once; shrinking averages, except in the paper protocol (bilinear, as released).
+
+    Parameters
+    ----------
+    image : uint8 [3,H,W]
+    recipe : `Recipe`
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,h,w] of the recipe's size
+    """
     h, w = recipe.size
     if tuple(image.shape[1:]) == (h, w): return image
     mean = recipe.protocol == 'free' and image.shape[1] >= h and image.shape[2] >= w
     return chw(cv2.resize(hwc(image), (w, h), interpolation=cv2.INTER_AREA if mean else cv2.INTER_LINEAR))
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #c0a9de0b
-def backdrop(
-    background, # uint8 [3,H,W], any size
-    recipe,     # `Recipe`
-    g,          # generator
-) -> np.ndarray: # uint8 [h,w,3] of the recipe's size, free to be drawn on
-    "A fresh copy of the background, cropped and mirrored at random."
+def backdrop(background, recipe, g) -> np.ndarray:
+    """A fresh copy of the background, cropped and mirrored at random.
+
+    Parameters
+    ----------
+    background : uint8 [3,H,W], any size
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    np.ndarray : uint8 [h,w,3] of the recipe's size, free to be drawn on
+    """
     canvas, (h, w) = hwc(fit_background(background, recipe)), recipe.size
     keep = 1 - recipe.background_crop*g.random() if recipe.background_crop else 1
     if keep < 1:
@@ -109,12 +144,19 @@ def backdrop(
     return canvas if keep < 1 else canvas.copy()
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #59a94976
-def effects(
-    image,  # uint8 [H,W,3], may be changed in place
-    recipe, # `Recipe`
-    g,      # generator
-) -> np.ndarray: # uint8 [H,W,3]
-    "Light, blur, noise and JPEG over the whole image, each with probability `recipe.effects`."
+def effects(image, recipe, g) -> np.ndarray:
+    """Light, blur, noise and JPEG over the whole image, each with probability `recipe.effects`.
+
+    Parameters
+    ----------
+    image : uint8 [H,W,3], may be changed in place
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    np.ndarray : uint8 [H,W,3]
+    """
     light, soft, grain, jpeg = (g.random(4) < recipe.effects).tolist()
     if light and recipe.lighting:
         corners = .8*g.uniform(-1, 1, (2, 2, 1)) + .2*g.uniform(-1, 1, (2, 2, 3)) # mostly brightness, a little tint
@@ -128,26 +170,40 @@ def effects(
     return image
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #7ad0fc77
-def compose(
-    background,    # uint8 [3,H,W] without an object of the classes, any size
-    cutouts,       # the pool: sequence of `Cutout`
-    recipe,        # `Recipe`
-    g,             # generator
-    textures=None, # backgrounds that fill the distractors; by default the background itself
-    masks=False,   # also return the visible masks
-): # image uint8 [3,H,W] and target {boxes float32 [N,4], labels int64 [N], masks bool [N,H,W] on request}
-    "Draw one labelled image; boxes are those of the visible masks. Raises `UserError` for an empty pool."
+def compose(background, cutouts, recipe, g, textures=None, masks=False):
+    """Draw one labelled image; boxes are those of the visible masks. Raises `UserError` for an empty pool.
+
+    Parameters
+    ----------
+    background : uint8 [3,H,W] without an object of the classes, any size
+    cutouts : the pool: sequence of `Cutout`
+    recipe : `Recipe`
+    g : generator
+    textures : backgrounds that fill the distractors; by default the background itself
+    masks : also return the visible masks
+
+    Returns
+    -------
+    image uint8 [3,H,W] and target {boxes float32 [N,4], labels int64 [N], masks bool [N,H,W] on request}
+    """
     layers = arrange(cutouts, recipe, g, textures if textures is not None else [background])
     return render(background, layers, recipe, g), target(layers, recipe, masks=masks)
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #8d77e50c
-def render(
-    background, # uint8 [3,H,W], any size
-    layers,     # of `Layer`, the first lies lowest
-    recipe,     # `Recipe`
-    g,          # generator, as `arrange` left it
-) -> torch.Tensor: # uint8 [3,H,W] of the recipe's size
-    "Draw layers on a background, from back to front."
+def render(background, layers, recipe, g) -> torch.Tensor:
+    """Draw layers on a background, from back to front.
+
+    Parameters
+    ----------
+    background : uint8 [3,H,W], any size
+    layers : of `Layer`, the first lies lowest
+    recipe : `Recipe`
+    g : generator, as `arrange` left it
+
+    Returns
+    -------
+    torch.Tensor : uint8 [3,H,W] of the recipe's size
+    """
     canvas = backdrop(background, recipe, g)
     blend = recipe.blend if recipe.blend != 'mixed' else tuple(BLENDS)[int(g.integers(len(BLENDS)))]
     width, strength = draw(recipe.feather, g), draw(recipe.shadow, g) if recipe.shadow[1] and g.random() < recipe.effects else 0
@@ -161,12 +217,15 @@ def render(
     return chw(effects(canvas, recipe, g) if recipe.effects else canvas)
 
 # %% ../../nbs/4_synthesis/07_compose.ipynb #bcca9846
-def target(
-    layers,      # of `Layer`
-    recipe,      # `Recipe`
-    masks=False, # with masks
-) -> dict:
-    "Boxes, labels and masks of what can be seen; distractors are left out."
+def target(layers, recipe, masks=False) -> dict:
+    """Boxes, labels and masks of what can be seen; distractors are left out.
+
+    Parameters
+    ----------
+    layers : of `Layer`
+    recipe : `Recipe`
+    masks : with masks
+    """
     found = [l for l in layers if l.patch.label]
     boxes = [_box(l) for l in found]
     out = dict(boxes=torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4)), labels=torch.from_numpy(np.array([l.patch.label for l in found], np.int64)))

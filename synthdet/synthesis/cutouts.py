@@ -25,10 +25,17 @@ from ..masks.segment import segmenter as build_segmenter, SEGMENTERS, weights_fi
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #a72c8a7a
 class Cutout(NamedTuple):
-    "An object without its surroundings."
-    rgba: torch.Tensor # uint8 [4,h,w], channels-last memory; channel 3 is the soft mask
-    label: int         # class, 1..C
-    origin: str        # where the picture came from
+    """An object without its surroundings.
+
+    Attributes
+    ----------
+    rgba : uint8 [4,h,w], channels-last memory; channel 3 is the soft mask
+    label : class, 1..C
+    origin : where the picture came from
+    """
+    rgba: torch.Tensor
+    label: int
+    origin: str
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #0d4a1888
 def _cut(image, mask, label, origin, limits, tight=True, score=None):
@@ -41,15 +48,23 @@ def _cut(image, mask, label, origin, limits, tight=True, score=None):
     return Cutout(chw(np.ascontiguousarray(rgba)), int(label), str(origin)), None
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #6b21bb6f
-def cutout(
-    image,         # uint8 [3 or 4,h,w]; a fourth channel is ignored
-    mask,          # float or bool [h,w] in 0..1
-    label=1,       # class, 1..C
-    origin='',     # where the picture came from
-    limits=Gate(), # what a credible mask is
-    tight=True,    # crop to what the mask shows; False: keep the whole picture, as the paper does
-):                 # Cutout, or None when the gate turns the mask down
-    "Cut the object under `mask` out of `image`; raises `UserError` when their sizes differ. A score is looked at without the mirrored picture."
+def cutout(image, mask, label=1, origin='', limits=Gate(), tight=True):
+    """Cut the object under `mask` out of `image`; raises `UserError` when their sizes differ. A score is looked at
+    without the mirrored picture.
+
+    Parameters
+    ----------
+    image : uint8 [3 or 4,h,w]; a fourth channel is ignored
+    mask : float or bool [h,w] in 0..1
+    label : class, 1..C
+    origin : where the picture came from
+    limits : what a credible mask is
+    tight : crop to what the mask shows; False: keep the whole picture, as the paper does
+
+    Returns
+    -------
+    Cutout, or None when the gate turns the mask down
+    """
     if tuple(image.shape[-2:]) != tuple(mask.shape): raise UserError(f"mask {tuple(mask.shape)} does not fit the image {tuple(image.shape[-2:])}; give one mask value per pixel")
     return _cut(image, mask, label, origin, limits, tight)[0]
 
@@ -67,11 +82,18 @@ def _squared(image):
     return chw(square).float()/255
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #1ebd2ea5
-def masks_of(
-    images,  # list of uint8 [3 or 4,h,w]
-    segment, # callable float [B,C,S,S] in 0..1 -> float [B,1,S,S] in 0..1
-):           # list of float32 [h,w] in 0..1
-    "The mask of every image at its own size, whatever the sizes in the list."
+def masks_of(images, segment):
+    """The mask of every image at its own size, whatever the sizes in the list.
+
+    Parameters
+    ----------
+    images : list of uint8 [3 or 4,h,w]
+    segment : callable float [B,C,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+
+    Returns
+    -------
+    list of float32 [h,w] in 0..1
+    """
     groups, masks = {}, [None]*len(images)
     for i, x in enumerate(images): _check_image(x, f'image {i}'); groups.setdefault((len(x), max(x.shape[-2:])), []).append(i)
     for members in groups.values():
@@ -87,31 +109,48 @@ def _mirror(image):
     return chw(np.ascontiguousarray(hwc(image)[:, ::-1]))
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #8b07239f
-def scores_of(
-    images,  # list of uint8 [3 or 4,h,w]
-    masks,   # their masks: list of float [h,w] in 0..1
-    segment, # callable that found them
-):           # list of `Score`
-    "The score of every mask, by what the segmenter finds in the mirrored pictures."
+def scores_of(images, masks, segment):
+    """The score of every mask, by what the segmenter finds in the mirrored pictures.
+
+    Parameters
+    ----------
+    images : list of uint8 [3 or 4,h,w]
+    masks : their masks: list of float [h,w] in 0..1
+    segment : callable that found them
+
+    Returns
+    -------
+    list of `Score`
+    """
     return [mask_score(m, f, x) for x, m, f in zip(images, masks, masks_of([_mirror(x) for x in images], segment), strict=True)]
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #62eaad81
 class Reject(NamedTuple):
-    "A picture that was turned down."
-    index: int   # of the object it is
-    reason: str  # the gate's
-    score: float # of its mask in total, nan when it was not scored
+    """A picture that was turned down.
+
+    Attributes
+    ----------
+    index : of the object it is
+    reason : the gate's
+    score : of its mask in total, nan when it was not scored
+    """
+    index: int
+    reason: str
+    score: float
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #ca2afb0f
 class Cutouts(Sequence):
-    "Cut-outs in memory, with the count of what was turned down, and which."
-    def __init__(self,
-        cutouts,    # list of Cutout
-        rejected=(),# mapping or pairs reason -> count
-        name='',    # of the segmenter, for the report
-        scores=None,# the score of each mask, 0..1; None: not known
-        rejects=(), # list of Reject, in the order of the objects
-    ):
+    """Cut-outs in memory, with the count of what was turned down, and which.
+
+    Parameters
+    ----------
+    cutouts : list of Cutout
+    rejected : mapping or pairs reason -> count
+    name : of the segmenter, for the report
+    scores : the score of each mask, 0..1; None: not known
+    rejects : list of Reject, in the order of the objects
+    """
+    def __init__(self, cutouts, rejected=(), name='', scores=None, rejects=()):
         self.cutouts, self.rejected, self.name, self.rejects = list(cutouts), Counter(dict(rejected)), name, [Reject(*r) for r in rejects]
         self.scores = [math.nan]*len(self.cutouts) if scores is None else list(scores)
 
@@ -204,12 +243,20 @@ class Endless:
         self.objects, self.name, self.content, self.rejected, self.kept = objects, name, content, Counter(), 0
         self._cut = partial(_cut_batch, segment=segment, limits=limits, size=size, tight=tight, scored=scored)
 
-    def some(self,
-        start,  # number of the first object
-        n,      # cut-outs wanted
-        within, # objects that may be tried for them
-    ) -> list:  # of n Cutout
-        "The first `n` cut-outs of the objects from `start` on; raises `UserError` when fewer than that pass the gate."
+    def some(self, start, n, within) -> list:
+        """The first `n` cut-outs of the objects from `start` on; raises `UserError` when fewer than that pass the
+        gate.
+
+        Parameters
+        ----------
+        start : number of the first object
+        n : cut-outs wanted
+        within : objects that may be tried for them
+
+        Returns
+        -------
+        list : of n Cutout
+        """
         kept, lost, k = [], Counter(), start
         while len(kept) < n and k < start + within:
             tried = range(k, min(k + max(8, n - len(kept)), start + within))
@@ -227,19 +274,23 @@ class Endless:
         return f"{self.name}: endless objects; {self.kept} of {self.kept + lost} cut-outs kept so far" + (f"; {lost} rejected ({why})" if lost else '')
 
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #381cd32e
-def make_cutouts(
-    objects,             # sequence of ClassImage; one without an end is cut when it is needed
-    segmenter='grabcut', # a key of `SEGMENTERS`
-    limits=None,         # Gate; None = the segmenter's own
-    size=128,            # longest side of a picture in pixels; larger ones are shrunk first
-    *,
-    weights=None,        # for 'redo', which has no default here: path, or the name of a domain with shipped weights
-    scores=False,        # score every mask, in twice the time; done in any case when `limits.min_score` is above 0
-    cache=True,          # keep the result under `cache_dir()`, and look there first
-    budget_mb=1024,      # memory the decoded cut-outs may take, in MB
-    tight=True,          # crop to what the mask shows; False: keep whole pictures, as the paper does
-) -> Cutouts | Endless:
-    "Cut out every object once, endless ones on demand; raises `UserError` when there is none, when `redo` is given no weights, when every mask is rejected, or when the budget is exceeded."
+def make_cutouts(objects, segmenter='grabcut', limits=None, size=128, *, weights=None, scores=False, cache=True,
+                 budget_mb=1024, tight=True) -> Cutouts | Endless:
+    """Cut out every object once, endless ones on demand; raises `UserError` when there is none, when `redo` is given
+    no weights, when every mask is rejected, or when the budget is exceeded.
+
+    Parameters
+    ----------
+    objects : sequence of ClassImage; one without an end is cut when it is needed
+    segmenter : a key of `SEGMENTERS`
+    limits : Gate; None = the segmenter's own
+    size : longest side of a picture in pixels; larger ones are shrunk first
+    weights : for 'redo', which has no default here: path, or the name of a domain with shipped weights
+    scores : score every mask, in twice the time; done in any case when `limits.min_score` is above 0
+    cache : keep the result under `cache_dir()`, and look there first
+    budget_mb : memory the decoded cut-outs may take, in MB
+    tight : crop to what the mask shows; False: keep whole pictures, as the paper does
+    """
     choose('segmenter', segmenter, SEGMENTERS)
     if not len(objects): raise UserError("no object images to cut out; give at least one picture")
     if segmenter == 'redo' and not weights: raise UserError("no ReDO weights are shipped for pictures of just anything; train them with nbs/experiments/train_redo.ipynb and give weights")

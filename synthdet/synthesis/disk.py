@@ -17,14 +17,18 @@ from .compose import render, target
 from .stream import _provenance
 
 # %% ../../nbs/4_synthesis/09_disk.ipynb #dd798587
-def write_stream(
-    samples,       # `Samples`
-    folder,        # new or empty, or one that holds the beginning of this stream
-    n,             # number of images
-    format='coco', # 'coco', 'voc' or 'yolo'
-    suffix='.jpg', # kind of image file: '.jpg' or '.png'
-) -> Path:
-    "Write samples 0..n-1 with annotations and provenance, resumably; raises `UserError` for a folder with other content or more images, or a full disk."
+def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
+    """Write samples 0..n-1 with annotations and provenance, resumably; raises `UserError` for a folder with other
+    content or more images, or a full disk.
+
+    Parameters
+    ----------
+    samples : `Samples`
+    folder : new or empty, or one that holds the beginning of this stream
+    n : number of images
+    format : 'coco', 'voc' or 'yolo'
+    suffix : kind of image file: '.jpg' or '.png'
+    """
     folder = Path(folder)
     claim(samples, folder, n, format, suffix)
     log = folder/'provenance.jsonl'
@@ -51,14 +55,18 @@ def _add_line(f, text):
         raise UserError(f'cannot write {f.name}: {e.strerror or e}; free some space or choose another folder') from None
 
 # %% ../../nbs/4_synthesis/09_disk.ipynb #3248f782
-def claim(
-    samples, # `Samples`
-    folder,  # Path of the folder to write to
-    n,       # number of images wanted
-    format,  # a name in FORMATS
-    suffix,  # '.jpg' or '.png'
-):
-    "Mark a folder as this stream's; raises `UserError` for a wrong choice, or when the folder holds something else or more than n images."
+def claim(samples, folder, n, format, suffix):
+    """Mark a folder as this stream's; raises `UserError` for a wrong choice, or when the folder holds something else
+    or more than n images.
+
+    Parameters
+    ----------
+    samples : `Samples`
+    folder : Path of the folder to write to
+    n : number of images wanted
+    format : a name in FORMATS
+    suffix : '.jpg' or '.png'
+    """
     if n < 1 or (samples.n_fake and n > samples.n_fake): raise UserError(f'n={n}: expected {f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"}')
     if format not in FORMATS: raise UserError(f"format {format!r} is unknown; choose from {', '.join(FORMATS)}")
     if suffix not in ('.jpg', '.png'): raise UserError(f"suffix {suffix!r} is unknown; choose from .jpg, .png")

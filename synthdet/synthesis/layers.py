@@ -13,14 +13,25 @@ import numpy as np
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #b10dfa1d
 class Patch(NamedTuple):
-    "One object at its final size."
-    colour:np.ndarray # uint8 [h,w,3]
-    alpha:np.ndarray  # uint8 [h,w]
-    mask:np.ndarray   # uint8 [h,w], 255 where the object is
-    area:int          # pixels of the object
-    label:int         # 0: a distractor
-    origin:str        # where the object came from
-    box:tuple = None  # relative to the patch, where a rule other than the mask's extent decides (released code)
+    """One object at its final size.
+
+    Attributes
+    ----------
+    colour : uint8 [h,w,3]
+    alpha : uint8 [h,w]
+    mask : uint8 [h,w], 255 where the object is
+    area : pixels of the object
+    label : 0: a distractor
+    origin : where the object came from
+    box : relative to the patch, where a rule other than the mask's extent decides (released code)
+    """
+    colour:np.ndarray
+    alpha:np.ndarray
+    mask:np.ndarray
+    area:int
+    label:int
+    origin:str
+    box:tuple = None
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #d1ec1775
 def _patch(rgba, cutout, recipe, colour=None, hard=False, box=None):
@@ -32,33 +43,47 @@ def _patch(rgba, cutout, recipe, colour=None, hard=False, box=None):
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #97e20b5e
 class Layer(NamedTuple):
-    "A patch at its place."
+    """A patch at its place.
+
+    Attributes
+    ----------
+    x : of the patch's corner, may lie outside the image
+    window : x1, y1, x2, y2 of the part inside the image
+    visible : uint8, the window's size: 255 where the object is seen
+    shown : pixels inside the image, hidden or not
+    """
     patch:Patch
-    x:int              # of the patch's corner, may lie outside the image
+    x:int
     y:int
-    window:tuple       # x1, y1, x2, y2 of the part inside the image
-    visible:np.ndarray # uint8, the window's size: 255 where the object is seen
-    shown:int          # pixels inside the image, hidden or not
+    window:tuple
+    visible:np.ndarray
+    shown:int
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #05c1c69f
-def layer(
-    patch, # `Patch`
-    x, y,  # where its corner goes, pixels
-    size,  # (height, width) of the image
-) -> Layer:
-    "A patch cut at the border of the image."
+def layer(patch, x, y, size) -> Layer:
+    """A patch cut at the border of the image.
+
+    Parameters
+    ----------
+    patch : `Patch`
+    x, y : where its corner goes, pixels
+    size : (height, width) of the image
+    """
     h, w = patch.mask.shape
     x1, y1, x2, y2 = window = max(x, 0), max(y, 0), min(x+w, size[1]), min(y+h, size[0])
     visible = patch.mask[y1-y:y2-y, x1-x:x2-x]
     return Layer(patch, x, y, window, visible, cv2.countNonZero(visible) if visible.size else 0)
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #a1c5e8b2
-def hide(
-    below,  # `Layer`
-    above,  # `Layer` that is pasted later
-    recipe, # `Recipe`: its max_overlap and min_visible
-):
-    "What is left of a layer under another one; None when the recipe does not allow it."
+def hide(below, above, recipe):
+    """What is left of a layer under another one; None when the recipe does not allow it.
+
+    Parameters
+    ----------
+    below : `Layer`
+    above : `Layer` that is pasted later
+    recipe : `Recipe`: its max_overlap and min_visible
+    """
     a, b = below.window, above.window
     x1, y1, x2, y2 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
     if x1 >= x2 or y1 >= y2: return below
@@ -74,12 +99,19 @@ def hide(
     return below._replace(visible=visible)
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #5f21e513
-def place(
-    patches, # of `Patch`, the first lies lowest
-    recipe,  # `Recipe`
-    g,       # generator
-) -> list: # of `Layer`
-    "Lay patches into the image under the recipe's rules of overlap, truncation and visible share."
+def place(patches, recipe, g) -> list:
+    """Lay patches into the image under the recipe's rules of overlap, truncation and visible share.
+
+    Parameters
+    ----------
+    patches : of `Patch`, the first lies lowest
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    list : of `Layer`
+    """
     H, W = recipe.size
     layers = []
     for patch in patches:
@@ -99,13 +131,16 @@ def place(
     return layers
 
 # %% ../../nbs/4_synthesis/05_layers.ipynb #94a4f4ed
-def cast_shadow(
-    canvas,   # uint8 [H,W,3], changed in place
-    l,        # `Layer`
-    strength, # 0..1
-    dx, dy,   # direction, shares of the object's size
-):
-    "Darken the ground beside an object by its blurred outline."
+def cast_shadow(canvas, l, strength, dx, dy):
+    """Darken the ground beside an object by its blurred outline.
+
+    Parameters
+    ----------
+    canvas : uint8 [H,W,3], changed in place
+    l : `Layer`
+    strength : 0..1
+    dx, dy : direction, shares of the object's size
+    """
     h, w = l.patch.alpha.shape
     k = max(1, min(h, w)//10)
     shade = cv2.blur(cv2.copyMakeBorder(l.patch.alpha, 2*k, 2*k, 2*k, 2*k, cv2.BORDER_CONSTANT), (2*k+1, 2*k+1))

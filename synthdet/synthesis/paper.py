@@ -14,13 +14,16 @@ from .augment import geometric, photometric
 from .layers import _patch, Patch
 
 # %% ../../nbs/4_synthesis/06_paper.ipynb #5bd75ffc
-def paper_patch(
-    cutout, # `Cutout`, the whole picture for the paper's sizes
-    w, h,   # size of the placement box, pixels
-    recipe, # `Recipe`
-    g,      # generator
-) -> Patch:
-    "A cut-out augmented at 128 x 128 pixels and resized to w x h (released compositor)."
+def paper_patch(cutout, w, h, recipe, g) -> Patch:
+    """A cut-out augmented at 128 x 128 pixels and resized to w x h (released compositor).
+
+    Parameters
+    ----------
+    cutout : `Cutout`, the whole picture for the paper's sizes
+    w, h : size of the placement box, pixels
+    recipe : `Recipe`
+    g : generator
+    """
     rgba = cv2.resize(hwc(cutout.rgba), (128, 128), interpolation=cv2.INTER_LINEAR)
     if recipe.released and recipe.mask_threshold == 0 and not recipe.hard_mask: rgba[..., 3] = cv2.max(rgba[..., 3], 1)
     rgba = augment(rgba, recipe, g)
@@ -34,11 +37,19 @@ def paper_patch(
     return _patch(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR), cutout, recipe, box=box)
 
 # %% ../../nbs/4_synthesis/06_paper.ipynb #ed47645d
-def paper_boxes(
-    recipe, # `Recipe`
-    g,      # generator
-) -> np.ndarray: # int [N,4], x1 y1 x2 y2, end exclusive
-    "Boxes that neither overlap nor touch, by the paper's placement loop (released compositor); raises `UserError` when they do not fit."
+def paper_boxes(recipe, g) -> np.ndarray:
+    """Boxes that neither overlap nor touch, by the paper's placement loop (released compositor); raises `UserError`
+    when they do not fit.
+
+    Parameters
+    ----------
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    np.ndarray : int [N,4], x1 y1 x2 y2, end exclusive
+    """
     H, W = recipe.size
     low, high = (int(s*min(H, W)) for s in recipe.scale)
     for _ in range(2000):
@@ -54,12 +65,19 @@ def paper_boxes(
     raise UserError(f'recipe: no place found for objects={recipe.objects} of scale={recipe.scale} that do not touch; lower the number of objects or their scale')
 
 # %% ../../nbs/4_synthesis/06_paper.ipynb #82337ddf
-def augment(
-    rgba,   # uint8 [h,w,4]
-    recipe, # `Recipe`
-    g,      # generator
-) -> np.ndarray: # uint8 [h,w,4], black and clear where the map looked outside
-    "Photometric, then geometric augmentation inside the object's frame (paper protocol)."
+def augment(rgba, recipe, g) -> np.ndarray:
+    """Photometric, then geometric augmentation inside the object's frame (paper protocol).
+
+    Parameters
+    ----------
+    rgba : uint8 [h,w,4]
+    recipe : `Recipe`
+    g : generator
+
+    Returns
+    -------
+    np.ndarray : uint8 [h,w,4], black and clear where the map looked outside
+    """
     h, w, _ = rgba.shape
     colour = photometric(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), recipe, g)
     (xx, xy, yx, yy, tx, ty), (x1, y1, x2, y2) = geometric(h, w, recipe, g)
@@ -71,11 +89,14 @@ def augment(
     return cv2.warpAffine(source, matrix, (w, h), flags=cv2.INTER_LINEAR)
 
 # %% ../../nbs/4_synthesis/06_paper.ipynb #b8c437c4
-def truncated(
-    region, # uint8 [h,w,3], changed in place
-    colour, # uint8 [h,w,3]
-    alpha,  # uint8 [h,w]
-):
-    "Paste with the arithmetic of the released code: floats, truncated."
+def truncated(region, colour, alpha):
+    """Paste with the arithmetic of the released code: floats, truncated.
+
+    Parameters
+    ----------
+    region : uint8 [h,w,3], changed in place
+    colour : uint8 [h,w,3]
+    alpha : uint8 [h,w]
+    """
     a = alpha[..., None].astype(np.float32)/255
     region[:] = (region*(1-a) + colour*a).astype(np.uint8)

@@ -12,26 +12,32 @@ import numpy as np
 from ..core import generator
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #dfe518f6
-def paste(
-    region,    # uint8 [h,w,3], changed in place
-    colour,    # uint8 [h,w,3]
-    alpha,     # uint8 [h,w], 255 where the object covers
-    feather=0, # pixels; not used here
-):
-    "Cover `region` by `colour` as far as `alpha` says."
+def paste(region, colour, alpha, feather=0):
+    """Cover `region` by `colour` as far as `alpha` says.
+
+    Parameters
+    ----------
+    region : uint8 [h,w,3], changed in place
+    colour : uint8 [h,w,3]
+    alpha : uint8 [h,w], 255 where the object covers
+    feather : pixels; not used here
+    """
     share = cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB)
     drawn = cv2.multiply(colour, share, scale=1/255)
     cv2.multiply(region, cv2.bitwise_not(share, dst=share), scale=1/255, dst=region)
     cv2.add(region, drawn, dst=region)
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #9587a66a
-def feather(
-    region,    # uint8 [h,w,3], changed in place
-    colour,    # uint8 [h,w,3]
-    alpha,     # uint8 [h,w]
-    feather=2, # width of the ramp, pixels
-):
-    "Paste with an outline that fades in from the edge of the mask inwards."
+def feather(region, colour, alpha, feather=2):
+    """Paste with an outline that fades in from the edge of the mask inwards.
+
+    Parameters
+    ----------
+    region : uint8 [h,w,3], changed in place
+    colour : uint8 [h,w,3]
+    alpha : uint8 [h,w]
+    feather : width of the ramp, pixels
+    """
     r = int(round(feather))
     if r: # a blurred mask is half at the edge: twice that, less one, starts at the edge with zero
         soft = cv2.blur(alpha, (2*r+1, 2*r+1), borderType=cv2.BORDER_CONSTANT)
@@ -39,13 +45,16 @@ def feather(
     paste(region, colour, alpha)
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #39345ffa
-def poisson(
-    region,    # uint8 [h,w,3], changed in place
-    colour,    # uint8 [h,w,3]
-    alpha,     # uint8 [h,w]
-    feather=0, # pixels; not used here
-):
-    "Paste the gradients of `colour` (OpenCV's seamlessClone)."
+def poisson(region, colour, alpha, feather=0):
+    """Paste the gradients of `colour` (OpenCV's seamlessClone).
+
+    Parameters
+    ----------
+    region : uint8 [h,w,3], changed in place
+    colour : uint8 [h,w,3]
+    alpha : uint8 [h,w]
+    feather : pixels; not used here
+    """
     mask = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)[1]
     x, y, w, h = cv2.boundingRect(mask)
     if min(w, h) < 3: return paste(region, colour, alpha) # seamlessClone fails where a mask has no inside
@@ -57,21 +66,27 @@ def poisson(
 BLENDS = dict(paste=paste, feather=feather, poisson=poisson)
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #bf336e8a
-def contrast(
-    image,  # uint8 [h,w,3]
-    a,      # factor
-    bias=0, # added after it
-):
-    "127 + a (v - 127)."
+def contrast(image, a, bias=0):
+    """127 + a (v - 127).
+
+    Parameters
+    ----------
+    image : uint8 [h,w,3]
+    a : factor
+    bias : added after it
+    """
     return cv2.transform(image, np.array([[a, 0, 0, 127*(1-a)+bias], [0, a, 0, 127*(1-a)+bias], [0, 0, a, 127*(1-a)+bias]]))
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #d65b5d8f
-def multiply(
-    image,  # uint8 [h,w,3]
-    m,      # factor per channel [3]
-    bias=0, # added after it
-):
-    "m v, per channel."
+def multiply(image, m, bias=0):
+    """m v, per channel.
+
+    Parameters
+    ----------
+    image : uint8 [h,w,3]
+    m : factor per channel [3]
+    bias : added after it
+    """
     return cv2.transform(image, np.array([[m[0], 0, 0, bias], [0, m[1], 0, bias], [0, 0, m[2], bias]]))
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #90e96730
@@ -82,13 +97,20 @@ def _normals(bits):
     return tuple(np.rint(v).clip(0, 255).astype(np.uint8) for v in (drawn, -drawn))
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #bf7d3205
-def noise(
-    image,   # uint8 [h,w,3]
-    sigma,   # grey levels
-    g,       # generator
-    colour=True, # each channel its own noise, or one value per pixel
-) -> np.ndarray: # uint8 [h,w,3]
-    "Gaussian noise, rounded and clipped."
+def noise(image, sigma, g, colour=True) -> np.ndarray:
+    """Gaussian noise, rounded and clipped.
+
+    Parameters
+    ----------
+    image : uint8 [h,w,3]
+    sigma : grey levels
+    g : generator
+    colour : each channel its own noise, or one value per pixel
+
+    Returns
+    -------
+    np.ndarray : uint8 [h,w,3]
+    """
     h, w, _ = image.shape
     n = h*w*3 if colour else h*w
     tables = _normals(max(18, (2*n).bit_length()))
@@ -98,12 +120,19 @@ def noise(
     return cv2.subtract(cv2.add(image, more), less)
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #8ac075fd
-def warp(
-    rgba,   # uint8 [h,w,4]
-    matrix, # (xx, xy, yx, yy), from source to target pixels
-    size,   # (width, height) of the target; both are centred on each other
-) -> np.ndarray: # uint8 [height,width,4]; outside the source alpha is 0
-    "Interpolate an object once."
+def warp(rgba, matrix, size) -> np.ndarray:
+    """Interpolate an object once.
+
+    Parameters
+    ----------
+    rgba : uint8 [h,w,4]
+    matrix : (xx, xy, yx, yy), from source to target pixels
+    size : (width, height) of the target; both are centred on each other
+
+    Returns
+    -------
+    np.ndarray : uint8 [height,width,4]; outside the source alpha is 0
+    """
     xx, xy, yx, yy = matrix
     if xy == 0 == yx: return cv2.resize(rgba[:, ::-1] if xx < 0 else rgba, size, interpolation=cv2.INTER_LINEAR)
     framed = cv2.copyMakeBorder(rgba, 4, 4, 4, 4, cv2.BORDER_REPLICATE)

@@ -13,10 +13,14 @@ from ..core import UserError
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #419196e8
 class Hand(Sequence):
-    "The cut-outs of a block, as one sample sees them."
-    def __init__(self,
-        cutouts, # list of Cutout
-        first,   # use of the block that is this sample's first
+    """The cut-outs of a block, as one sample sees them.
+
+    Parameters
+    ----------
+    cutouts : list of Cutout
+    first : use of the block that is this sample's first
+    """
+    def __init__(self, cutouts, first,
     ): self.cutouts, self.next = cutouts, first
 
     def __len__(self): return len(self.cutouts)
@@ -29,15 +33,18 @@ class Hand(Sequence):
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #dce8e9a6
 class Blocks:
-    "Block b: its cut-outs, and the first use of each of its samples."
-    def __init__(self,
-        cuts,       # `Endless` cut-outs, or anything with their `some(start, n, within)`
-        counts,     # function of a sample's number -> objects it takes
-        most,       # objects a sample takes at most
-        reuse=1,    # uses of each object
-        samples=32, # samples per block
-        step=16,    # objects are drawn in blocks of so many
-    ):
+    """Block b: its cut-outs, and the first use of each of its samples.
+
+    Parameters
+    ----------
+    cuts : `Endless` cut-outs, or anything with their `some(start, n, within)`
+    counts : function of a sample's number -> objects it takes
+    most : objects a sample takes at most
+    reuse : uses of each object
+    samples : samples per block
+    step : objects are drawn in blocks of so many
+    """
+    def __init__(self, cuts, counts, most, reuse=1, samples=32, step=16):
         if min(most, reuse, samples) < 1: raise UserError(f'blocks: most={most}, reuse={reuse} and samples={samples} must be 1 or more')
         self.cuts, self.counts, self.most, self.reuse, self.samples = cuts, counts, most, reuse, samples
         self.room = -(-4*samples*most // (reuse*step))*step
@@ -48,16 +55,23 @@ class Blocks:
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #b79b4518
 class Dealer:
-    "Hands for the samples of a stream; `Blocks` are made ahead by a thread. Raises what making them raises."
-    def __init__(self,
-        blocks,  # `Blocks`
-        ahead=3, # blocks ready or being made, at most
+    """Hands for the samples of a stream; `Blocks` are made ahead by a thread. Raises what making them raises.
+
+    Parameters
+    ----------
+    blocks : `Blocks`
+    ahead : blocks ready or being made, at most
+    """
+    def __init__(self, blocks, ahead=3,
     ): self.blocks, self.bank = blocks, Bank(blocks, ahead)
 
-    def hand(self,
-        i, # number of the sample
-    ) -> Hand:
-        "What sample i is given."
+    def hand(self, i) -> Hand:
+        """What sample i is given.
+
+        Parameters
+        ----------
+        i : number of the sample
+        """
         b, j = divmod(int(i), self.blocks.samples)
         cutouts, first = self.bank[b]
         return Hand(cutouts, first[j])

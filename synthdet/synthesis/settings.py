@@ -16,12 +16,15 @@ RANGES = dict(objects=(0, 100), scale=(.01, 1), aspect=(.05, 20), crop=(0, .45),
               contrast=(0, 5), noise=(0, 128), multiply=(0, 5), feather=(0, 50), distractors=(0, 100), shadow=(0, 1), image_blur=(0, 20), image_noise=(0, 128), jpeg=(1, 100))
 
 # %% ../../nbs/4_synthesis/00_settings.ipynb #ebb98df3
-def checked(
-    name,    # a field of `Recipe`
-    value,   # what it was given
-    default, # its default, which tells the type
-):
-    "The value as literals, ranges as tuples; raises `UserError` for anything out of bounds."
+def checked(name, value, default):
+    """The value as literals, ranges as tuples; raises `UserError` for anything out of bounds.
+
+    Parameters
+    ----------
+    name : a field of `Recipe`
+    value : what it was given
+    default : its default, which tells the type
+    """
     def no(expected): raise UserError(f'recipe: {name}={value!r} is not {expected}')
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
     if name == 'image_size':
@@ -40,44 +43,85 @@ def checked(
 # %% ../../nbs/4_synthesis/00_settings.ipynb #24c85bf2
 @dataclass(frozen=True)
 class Recipe:
-    "Every choice of the synthesis; literals only. Raises `UserError` for a value out of bounds."
-    image_size:int = 300            # pixels of the square image, or (height, width)
-    protocol:str = 'free'           # 'free', or 'paper': the released compositor, with its own placement and box rules
-    objects:tuple = (1, 3)          # labelled objects per image
-    scale:tuple = (.15, .7)         # square root of the object's box area, as a share of the shorter image side
-    aspect:tuple = (.8, 1.25)       # factor on the object's width/height; in the paper protocol the width/height itself
-    flip:float = .5                 # probability of a mirrored object
-    crop:tuple = (0, 0)             # share cut from each side of the object
-    stretch:tuple = (1, 1)          # factors on width and on height, drawn apart
-    translate:tuple = (0, 0)        # shift inside the object's frame, share of its side (paper protocol)
-    rotate:tuple = (-20, 20)        # degrees
-    shear:tuple = (-8, 8)           # degrees
-    blur:tuple = (0, 1.)            # sigma of a Gaussian blur of the object, pixels
-    blur_share:float = .3           # probability of that blur
-    contrast:tuple = (.75, 1.25)    # factor around 127
-    noise:tuple = (0, 0)            # sigma of Gaussian noise on the object, grey levels
-    noise_colour:float = .5         # probability that noise differs between channels
-    multiply:tuple = (.75, 1.25)    # factor on brightness
-    multiply_colour:float = .2      # probability that the factor differs between channels
-    blend:str = 'feather'           # a name in BLENDS, or 'mixed': one of them drawn per image
-    feather:tuple = (1, 3)          # pixels over which `feather` fades an object in
-    hard_mask:bool = False          # masks cut to 0 or 1 at the threshold before pasting
-    mask_threshold:float = .5       # a pixel belongs to the object when its mask is above this
-    max_overlap:float = .3          # share of an object that others may hide; 0: boxes never meet
-    truncation:float = .3           # share of an object's width and height that may lie beyond the border
-    min_visible:float = .35         # objects that would show less of themselves are placed elsewhere or left out
-    distractors:tuple = (0, 2)      # unlabelled pastes: the outline of a cut-out filled with background
-    shadow:tuple = (0, .5)          # darkness of the shadow an object casts
-    background_flip:float = .5      # probability of a mirrored background
-    background_crop:float = .3      # largest share of the background's side that is cropped away
-    effects:float = .5              # probability of each of the four effects on the finished image:
-    lighting:float = .25            # strongest change of brightness and colour across the image
-    image_blur:tuple = (0, 1.)      # sigma, pixels
-    image_noise:tuple = (0, 10)     # sigma, grey levels
-    jpeg:tuple = (30, 95)           # quality
-    naive:bool = False              # paper protocol: the whole frame replaces the patch (no mask, black corners)
-    released:bool = False           # paper protocol: with the quirks of the released code
-    reuse:int = 1                   # how often each object of an endless generator is pasted; a finite pool is drawn from with replacement
+    """Every choice of the synthesis; literals only. Raises `UserError` for a value out of bounds.
+
+    Attributes
+    ----------
+    image_size : pixels of the square image, or (height, width)
+    protocol : 'free', or 'paper': the released compositor, with its own placement and box rules
+    objects : labelled objects per image
+    scale : square root of the object's box area, as a share of the shorter image side
+    aspect : factor on the object's width/height; in the paper protocol the width/height itself
+    flip : probability of a mirrored object
+    crop : share cut from each side of the object
+    stretch : factors on width and on height, drawn apart
+    translate : shift inside the object's frame, share of its side (paper protocol)
+    rotate : degrees
+    shear : degrees
+    blur : sigma of a Gaussian blur of the object, pixels
+    blur_share : probability of that blur
+    contrast : factor around 127
+    noise : sigma of Gaussian noise on the object, grey levels
+    noise_colour : probability that noise differs between channels
+    multiply : factor on brightness
+    multiply_colour : probability that the factor differs between channels
+    blend : a name in BLENDS, or 'mixed': one of them drawn per image
+    feather : pixels over which `feather` fades an object in
+    hard_mask : masks cut to 0 or 1 at the threshold before pasting
+    mask_threshold : a pixel belongs to the object when its mask is above this
+    max_overlap : share of an object that others may hide; 0: boxes never meet
+    truncation : share of an object's width and height that may lie beyond the border
+    min_visible : objects that would show less of themselves are placed elsewhere or left out
+    distractors : unlabelled pastes: the outline of a cut-out filled with background
+    shadow : darkness of the shadow an object casts
+    background_flip : probability of a mirrored background
+    background_crop : largest share of the background's side that is cropped away
+    effects : probability of each of the four effects on the finished image:
+    lighting : strongest change of brightness and colour across the image
+    image_blur : sigma, pixels
+    image_noise : sigma, grey levels
+    jpeg : quality
+    naive : paper protocol: the whole frame replaces the patch (no mask, black corners)
+    released : paper protocol: with the quirks of the released code
+    reuse : how often each object of an endless generator is pasted; a finite pool is drawn from with replacement
+    """
+    image_size:int = 300
+    protocol:str = 'free'
+    objects:tuple = (1, 3)
+    scale:tuple = (.15, .7)
+    aspect:tuple = (.8, 1.25)
+    flip:float = .5
+    crop:tuple = (0, 0)
+    stretch:tuple = (1, 1)
+    translate:tuple = (0, 0)
+    rotate:tuple = (-20, 20)
+    shear:tuple = (-8, 8)
+    blur:tuple = (0, 1.)
+    blur_share:float = .3
+    contrast:tuple = (.75, 1.25)
+    noise:tuple = (0, 0)
+    noise_colour:float = .5
+    multiply:tuple = (.75, 1.25)
+    multiply_colour:float = .2
+    blend:str = 'feather'
+    feather:tuple = (1, 3)
+    hard_mask:bool = False
+    mask_threshold:float = .5
+    max_overlap:float = .3
+    truncation:float = .3
+    min_visible:float = .35
+    distractors:tuple = (0, 2)
+    shadow:tuple = (0, .5)
+    background_flip:float = .5
+    background_crop:float = .3
+    effects:float = .5
+    lighting:float = .25
+    image_blur:tuple = (0, 1.)
+    image_noise:tuple = (0, 10)
+    jpeg:tuple = (30, 95)
+    naive:bool = False
+    released:bool = False
+    reuse:int = 1
 
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, checked(f.name, getattr(self, f.name), f.default))
@@ -92,13 +136,17 @@ class Recipe:
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)*2
 
     @classmethod
-    def paper(
-        cls,
-        name,           # 'faces', 'birds', 'cars' or, from the authors' code, 'qrcodes'
-        released=False, # with the quirks of the released code: inclusive maxima, truncated arithmetic, faces boxed by their frame
-        **changes,      # any field that should differ
-    ):
-        "The settings of the paper's experiments (Blanger, Hirata and Jiang 2020, section 4, and the released compositor)."
+    def paper(cls, name, released=False, **changes):
+        """The settings of the paper's experiments (Blanger, Hirata and Jiang 2020, section 4, and the released
+        compositor).
+
+        Parameters
+        ----------
+        name : 'faces', 'birds', 'cars' or, from the authors' code, 'qrcodes'
+        released : with the quirks of the released code: inclusive maxima, truncated arithmetic, faces boxed by their
+            frame
+        **changes : any field that should differ
+        """
         own = dict(choose('paper preset', name, PAPER))
         own['mask_threshold'] = 0 if released and name in ('faces', 'qrcodes') else .1
         same = dict(image_size=320, protocol='paper', crop=(0, .1), stretch=(.8, 1.2), translate=(-.2, .2), rotate=(-45, 45), blur=(0, .5), blur_share=.5, contrast=(.75, 1.5),

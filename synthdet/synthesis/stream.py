@@ -21,17 +21,22 @@ from .settings import Recipe
 
 # %% ../../nbs/4_synthesis/08_stream.ipynb #16305d06
 class Samples(Dataset):
-    "Composed images: `samples[i] -> (image uint8 [3,H,W], {boxes, labels, masks on request})`. Raises `UserError` without backgrounds or cut-outs."
-    def __init__(self,
-        cutouts,        # the pool: sequence of `Cutout`, or `Endless` ones, which are dealt
-        backgrounds,    # sequence of uint8 [3,H,W] without objects of the classes
-        recipe=None,    # `Recipe`, the default one when None
-        seed=0,         # which stream
-        n_fake=0,       # length; 0: endless
-        masks=False,    # targets with masks
-        classes=('object',), # class names; label k is classes[k-1]
-        budget_mb=1024, # memory for decoded backgrounds and cut-outs
-    ):
+    """Composed images: `samples[i] -> (image uint8 [3,H,W], {boxes, labels, masks on request})`. Raises `UserError`
+    without backgrounds or cut-outs.
+
+    Parameters
+    ----------
+    cutouts : the pool: sequence of `Cutout`, or `Endless` ones, which are dealt
+    backgrounds : sequence of uint8 [3,H,W] without objects of the classes
+    recipe : `Recipe`, the default one when None
+    seed : which stream
+    n_fake : length; 0: endless
+    masks : targets with masks
+    classes : class names; label k is classes[k-1]
+    budget_mb : memory for decoded backgrounds and cut-outs
+    """
+    def __init__(self, cutouts, backgrounds, recipe=None, seed=0, n_fake=0, masks=False, classes=('object',),
+                 budget_mb=1024):
         if not len(backgrounds): raise UserError('no background to paste on; give at least one image without the object')
         if not isinstance(cutouts, Endless) and not len(cutouts): raise UserError('no cut-out to paste; give class images whose masks pass the gate')
         if n_fake < 0: raise UserError(f'n_fake={n_fake}: expected a number of images, or 0 for an endless stream')
@@ -54,10 +59,17 @@ class Samples(Dataset):
         g, background = _begin(self.seed, i, len(self.backgrounds))
         return g, background, arrange(self.cutouts.hand(i) if self.live else self.cutouts, self.recipe, g, self.backgrounds)
 
-    def provenance(self,
-        i, # index of the sample
-    ) -> dict: # sample, seed, background, its origin when known, objects: origin, label, box of each
-        "Where everything in sample i comes from."
+    def provenance(self, i) -> dict:
+        """Where everything in sample i comes from.
+
+        Parameters
+        ----------
+        i : index of the sample
+
+        Returns
+        -------
+        dict : sample, seed, background, its origin when known, objects: origin, label, box of each
+        """
         _, background, layers = self.layout(i)
         return _provenance(self, i, background, layers)
 
@@ -72,7 +84,8 @@ class Samples(Dataset):
         return f"{pool.report() if hasattr(pool, 'report') else f'{len(pool):,} cut-outs'}; {len(self.backgrounds):,} backgrounds"
 
     def signature(self) -> str:
-        "The name of this stream by content: recipe, seed, classes, all cut-outs (endless ones: what makes them), and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced."
+        """The name of this stream by content: recipe, seed, classes, all cut-outs (endless ones: what makes them),
+        and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced."""
         pool, n = self.cutouts.blocks.cuts.content if self.live else [(c.label, c.origin, c.rgba) for c in self.cutouts.items], len(self.backgrounds)
         looked_at = [digest(hwc(self.backgrounds[n*k//min(n, 1000)])) for k in range(min(n, 1000))]
         return digest(self.recipe, self.seed, self.classes, pool, n, [_origin(self.backgrounds.items, i) for i in range(n)], looked_at)
@@ -103,22 +116,28 @@ def _provenance(samples, i, background, layers):
     return dict(sample=int(i), seed=samples.seed, background=background, background_origin=_origin(samples.backgrounds.items, background), objects=objects)
 
 # %% ../../nbs/4_synthesis/08_stream.ipynb #1ac800bf
-def make_samples(
-    domain,              # `Domain`: class images and backgrounds are taken from it
-    objects='real',      # a name in OBJECTS; from a generator they have no end, unless `n_objects` gives one, and are made while the stream is read
-    segmenter='grabcut', # a name in SEGMENTERS
-    recipe=None,         # `Recipe`, the default one when None
-    seed=0,              # which stream
-    n_fake=0,            # length; 0: endless
-    size=128,            # longest side of the object images, pixels
-    masks=False,         # targets with masks
-    budget_mb=1024,      # memory for decoded backgrounds and cut-outs
-    n_objects=0,         # only the first so many objects; 0: all
-    object_weights=None, # of the generator, or the folder of objects 'images'; None: what comes with package or data
-    psi=1.,              # truncation of StyleGAN and StyleGAN2
-    **options,           # further options of `make_cutouts`; `tight` is False by default in the paper protocol
-) -> Samples:
-    "The stream of a domain; raises `UserError` when there is no background, no weights for the segmenter, or when every mask is rejected."
+def make_samples(domain, objects='real', segmenter='grabcut', recipe=None, seed=0, n_fake=0, size=128, masks=False,
+                 budget_mb=1024, n_objects=0, object_weights=None, psi=1., **options) -> Samples:
+    """The stream of a domain; raises `UserError` when there is no background, no weights for the segmenter, or when
+    every mask is rejected.
+
+    Parameters
+    ----------
+    domain : `Domain`: class images and backgrounds are taken from it
+    objects : a name in OBJECTS; from a generator they have no end, unless `n_objects` gives one, and are made while
+        the stream is read
+    segmenter : a name in SEGMENTERS
+    recipe : `Recipe`, the default one when None
+    seed : which stream
+    n_fake : length; 0: endless
+    size : longest side of the object images, pixels
+    masks : targets with masks
+    budget_mb : memory for decoded backgrounds and cut-outs
+    n_objects : only the first so many objects; 0: all
+    object_weights : of the generator, or the folder of objects 'images'; None: what comes with package or data
+    psi : truncation of StyleGAN and StyleGAN2
+    **options : further options of `make_cutouts`; `tight` is False by default in the paper protocol
+    """
     if not len(domain.backgrounds): raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
     options.setdefault('tight', (recipe or Recipe()).protocol != 'paper')
     if segmenter == 'redo': options['weights'] = options.get('weights') or domain_weights(domain.name, embedded=domain.source == f'synthdet.{domain.name}', option='weights')
