@@ -15,7 +15,7 @@ from synthdet.detection.evaluate import average_precision, predict
 from synthdet.evidence.arm import Arm, make_arms
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.phases import fit, phase_names, run
-from synthdet.detection.facecrops import crop, FaceCrops, find_crop, mirror, recolour, SCALES
+from synthdet.data.facecrops import crop, FaceCrops, find_crop, mirror, recolour, SCALES
 from synthdet.data.fixtures import make_fixture
 from synthdet.detection.retinaface import (
     ANCHORS, decode_points, encode_points, face_losses, load_retinaface, match_faces, priors, retinaface, SIZES)

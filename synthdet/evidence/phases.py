@@ -22,7 +22,7 @@ from ..data.images import Resized
 from ..data.labels import label_digest, subset
 from ..detection.detectors import detector
 from ..detection.evaluate import evaluate, predict, validator
-from ..detection.facecrops import AUGMENTS
+from ..data.facecrops import AUGMENTS
 from ..detection.train import train
 from .arm import _changes, ARMS, mask_file
 from ..masks.quality import own_gate
