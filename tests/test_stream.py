@@ -182,7 +182,7 @@ def test_a_folder_called_butterflies_does_not_get_the_network_of_the_drawn_ones(
 
 def test_mixed_batches_are_the_same_for_any_number_of_workers():
     real = [(chw(np.full((96, 96, 3), k, np.uint8)), dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))) for k in range(5)]
-    mixed = Mixed(Loop(real, seed=3, n=4), make(), real_share=.25, seed=3)
+    mixed = Mixed(Loop(real, seed=3, n=4), make(), share=.25, seed=3)
     runs = []
     for workers in (0, 2):
         it = batches(mixed, 8, workers=workers)
