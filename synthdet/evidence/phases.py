@@ -14,7 +14,7 @@ from pathlib import Path
 import synthdet
 import torch
 from torch.utils.data import Subset
-from ..core import append_jsonl, digest, read_jsonl, run_info, UserError
+from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError
 from ..data.batches import batches, Mixed
 from ..data.domain import Missing
 from ..data.domains import load_domain
@@ -22,7 +22,7 @@ from ..data.images import Resized
 from ..data.labels import label_digest, subset
 from ..detection.detectors import detector
 from ..detection.evaluate import evaluate, predict, validator
-from ..data.facecrops import AUGMENTS
+from ..data.settings import AUGMENTS
 from ..detection.train import train
 from .arm import _changes, ARMS, mask_file
 from ..masks.quality import own_gate
@@ -157,8 +157,8 @@ def _stream(arm, sees):
     "The endless dataset a phase is trained on."
     domain = arm_data(arm)[0]
     if sees == 'fake': return arm_samples(arm)
-    real = AUGMENTS[arm.augment](labels(arm)[0], arm.image_size, arm.seed)
-    return real if sees == 'real' else Mixed(real, arm_samples(arm), real_share=.5, seed=arm.seed)
+    real = named('augment', arm.augment, AUGMENTS)(labels(arm)[0], arm.image_size, arm.seed)
+    return real if sees == 'real' else Mixed(real, arm_samples(arm), share=.5, seed=arm.seed)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #5b634f77
 def fit(arm, out, workers=0):
