@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torchvision.io import encode_png
 from .core import UserError, write_atomic
-from .data.domains import DOMAINS
+from .data.settings import DOMAINS
 from .data.fixtures import make_fixture
 from .data.download import check, fetch, listing, set_names
 from .evidence.arm import _changes, make_arms

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..settings import check_types
 from ..core import choose, UserError
 from ..data.catalogue import FACTS
-from ..data.domains import DOMAINS
+from ..data.settings import DOMAINS
 from ..detection.backbones import BACKBONES
 from ..detection.detectors import detector, DETECTORS
 from ..data.settings import AUGMENTS
