@@ -145,7 +145,7 @@ def _pieces(solid, keep):
     return np.isin(labels, kept).astype(np.uint8), areas.max()/areas.sum()
 
 # %% ../../nbs/3_masks/03_quality.ipynb #10b998d6
-def gate(mask, limits=USUAL, score=None, image=None):
+def gate(mask, limits:Gate=USUAL, score=None, image=None):
     """Judge a mask; the reasons are 'empty', 'too small', 'too large', 'along the border', 'in pieces' and 'poor
     score'. Raises `UserError` for what is no mask, or not of this picture.
 
