@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torchvision.io import encode_png
 from .core import UserError, write_atomic
-from .data.domains import DOMAINS
+from .data.settings import DOMAINS
 from .data.fixtures import make_fixture
 from .data.download import check, fetch, listing, set_names
 from .evidence.arm import _changes, make_arms
@@ -19,7 +19,7 @@ from .evidence.notebooks import experiment_notebook, parameters, run_notebook
 from .evidence.phases import arm_data, arm_samples
 from .objects.objects import OBJECTS
 from .show import sheet
-from .masks.segment import SEGMENTERS, shipped_weights
+from .masks.settings import SEGMENTERS, shipped_weights
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .synthesis.disk import write_stream
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from synthdet.data.butterflies import SPLITS
 from synthdet.core import digest, generator, shared, UserError
 from synthdet.data.domain import ClassImage
-from synthdet.data.domains import DOMAINS, load_domain
+from synthdet.data.domains import load_domain
+from synthdet.data.settings import DOMAINS
 from synthdet.data.labels import subset
 from synthdet.data.annotations import write_detection
 from synthdet.data.images import Resized

@@ -126,7 +126,7 @@ def test_a_gate_that_turns_everything_down_is_told(threads):
 def test_a_mixture_with_a_live_part_keeps_its_order(weights, threads):
     real = Loop([(torch.full((3, 48, 48), k, dtype=torch.uint8), dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))) for k in range(4)])
     alone = take(6, Mixed(real, live(weights), .5), 4)
-    assert Mixed(real, live(weights), .5).live and all(map(same, alone, take(6, Mixed(real, live(weights), .5), 4, workers=2)))
+    assert not Mixed(real, live(weights), .5).forkable and all(map(same, alone, take(6, Mixed(real, live(weights), .5), 4, workers=2)))
 
 
 def test_a_live_stream_is_written_and_continued(weights, tmp_path, threads):

@@ -40,7 +40,9 @@ class Domain:
     train : labelled sets: sequences of (image uint8 [3,H,W], {boxes, labels, image_id})
     citation : of the data set
     counts : images of train, val and test in the paper, where it used this domain
-    preset : which of the paper's recipes belongs to it
+    preset : which of the paper's recipes belongs to it; '' for pictures of your own, whatever they are called
+    class_images_from : what the class images were taken from: one of the domain's sources, or the name of a folder
+    boxes_spent : how many boxes were needed to make the class images
     """
     name: str
     classes: tuple
@@ -54,13 +56,19 @@ class Domain:
     citation: str = ''
     counts: tuple = ()
     preset: str = ''
+    class_images_from: str = ''
+    boxes_spent: int = 0
+
     def __repr__(self):
         n = lambda part: 'no' if isinstance(part, Missing) else f'{len(part):,}'
         sets = [self.train, self.val, self.test]
         odd = [p for p, c in zip(sets, self.counts) if c and not isinstance(p, Missing) and len(p) != c]
         note = f"; not all of the paper's images, which are {', '.join(f'{c:,}' for c in self.counts)}" if odd else ''
-        return (f"{self.name} ({', '.join(self.classes)}): {n(self.class_images)} class images, {n(self.backgrounds)} backgrounds, "
-                f"{n(self.train)} train / {n(self.val)} val / {n(self.test)} test images with boxes{note}; licence: {self.licence}")
+        spent = f', which spend {self.boxes_spent:,} boxes' if self.boxes_spent else ''
+        origin = f' ({self.class_images_from}{spent})' if self.class_images_from else ''
+        return (f"{self.name} ({', '.join(self.classes)}): {n(self.class_images)} class images{origin}, "
+                f"{n(self.backgrounds)} backgrounds, {n(self.train)} train / {n(self.val)} val / {n(self.test)} test "
+                f"images with boxes{note}; licence: {self.licence}")
 
 # %% ../../nbs/1_data/04_domain.ipynb #d7d1646d
 class Missing(Dataset):

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes
 from ..core import interactive, UserError, write_atomic
-from ..synthesis.compose import target
 
 # %% ../../nbs/1_data/01_images.ipynb #ed37156b
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm')

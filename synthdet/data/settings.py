@@ -14,7 +14,7 @@ DOMAINS = {name: f'synthdet.data.domains:{name}'
            for name in ('butterflies', 'folder', 'faces', 'birds', 'cars', 'wider', 'qrcodes')}
 
 # %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
-ORDERS = dict(shuffled='synthdet.data.labels:shuffled', released='synthdet.data.labels:released', first='synthdet.data.labels:first')
+ORDERS = {name: f'synthdet.data.labels:{name}' for name in ('shuffled', 'released', 'first')}
 AUGMENTS = dict(none='synthdet.data.facecrops:plain', retinaface='synthdet.data.facecrops:FaceCrops')
 
 # %% ../../nbs/1_data/00_settings.ipynb #8f934a36

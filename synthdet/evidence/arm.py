@@ -12,10 +12,10 @@ from pathlib import Path
 from ..settings import check_types
 from ..core import choose, UserError
 from ..data.catalogue import FACTS
-from ..data.domains import DOMAINS
+from ..data.settings import DOMAINS
 from ..detection.backbones import BACKBONES
 from ..detection.detectors import detector, DETECTORS
-from ..data.facecrops import AUGMENTS
+from ..data.settings import AUGMENTS
 from ..detection.retinaface import SIZES
 from ..detection.train import OPTIMIZERS
 from ..masks.quality import Gate, own_gate

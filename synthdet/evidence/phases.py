@@ -14,7 +14,7 @@ from pathlib import Path
 import synthdet
 import torch
 from torch.utils.data import Subset
-from ..core import append_jsonl, digest, read_jsonl, run_info, UserError
+from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError
 from ..data.batches import batches, Mixed
 from ..data.domain import Missing
 from ..data.domains import load_domain
@@ -22,7 +22,7 @@ from ..data.images import Resized
 from ..data.labels import label_digest, subset
 from ..detection.detectors import detector
 from ..detection.evaluate import evaluate, predict, validator
-from ..data.facecrops import AUGMENTS
+from ..data.settings import AUGMENTS
 from ..detection.train import train
 from .arm import _changes, ARMS, mask_file
 from ..masks.quality import own_gate
@@ -157,8 +157,8 @@ def _stream(arm, sees):
     "The endless dataset a phase is trained on."
     domain = arm_data(arm)[0]
     if sees == 'fake': return arm_samples(arm)
-    real = AUGMENTS[arm.augment](labels(arm)[0], arm.image_size, arm.seed)
-    return real if sees == 'real' else Mixed(real, arm_samples(arm), real_share=.5, seed=arm.seed)
+    real = named('augment', arm.augment, AUGMENTS)(labels(arm)[0], arm.image_size, arm.seed)
+    return real if sees == 'real' else Mixed(real, arm_samples(arm), share=.5, seed=arm.seed)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #5b634f77
 def fit(arm, out, workers=0):
@@ -174,11 +174,12 @@ def fit(arm, out, workers=0):
     kept = labels(arm)[1]                                  # a bad n_real is said before anything is trained
     if kept: val = kept if arm.test_size else Resized(kept, arm.image_size)
     torch.manual_seed(arm.seed)
-    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size, backbone=arm.backbone, weights=arm.weights)
+    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size,
+                     backbone=arm.backbone if arm.detector == 'ssd' else None, weights=arm.weights)
     done = []
     for sees, steps, name in phase_names(arm, fingerprint(domain)):
         feed = lambda start, sees=sees: batches(_stream(arm, sees), arm.batch_size, start=start, workers=workers)
-        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=[int(d*steps) for d in arm.decay], eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
+        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=arm.decay, eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #a1291b32

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc
 from ..core import cache_dir, choose, digest, interactive, UserError, write_atomic
-from ..objects.objects import content, ENDLESS, shrink
+from ..objects.objects import content, has_end, shrink
 from ..masks.redonet import load_redo
 from ..masks.quality import gate, Gate, mask_score, own_gate
 from ..masks.segment import segmenter as build_segmenter, SEGMENTERS, weights_file
@@ -196,7 +196,7 @@ def _source(function):
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #762bc34c
 def _name(objects, segmenter, weights, limits, size, tight, scored):
     "What the cut-outs of `objects` are called on disk."
-    code = [_source(f) for f in (SEGMENTERS[segmenter], gate, shrink, _cut) + (load_redo,)*(segmenter == 'redo')]
+    code = [_source(f) for f in (gate, shrink, _cut)] + [build_segmenter(segmenter, weights).content]
     file = weights_file(segmenter, weights)
     return digest(content(objects), segmenter, file and file.read_bytes(), limits, size, tight, scored, code, cv2.__version__)
 
@@ -292,11 +292,11 @@ def make_cutouts(objects, segmenter='grabcut', limits=None, size=128, *, weights
     tight : crop to what the mask shows; False: keep whole pictures, as the paper does
     """
     choose('segmenter', segmenter, SEGMENTERS)
-    if not len(objects): raise UserError("no object images to cut out; give at least one picture")
+    if has_end(objects) and not len(objects): raise UserError("no object images to cut out; give at least one picture")
     if segmenter == 'redo' and not weights: raise UserError("no ReDO weights are shipped for pictures of just anything; train them with nbs/experiments/train_redo.ipynb and give weights")
     limits = own_gate(segmenter) if limits is None else limits
     segment, scored = build_segmenter(segmenter, weights), bool(scores or limits.min_score)
-    endless = len(objects) >= ENDLESS
+    endless = not has_end(objects)
     name = (cache or endless) and _name(objects, segmenter, weights, limits, size, tight, scored)
     if endless: return Endless(objects, segment, limits, size, tight, scored, segmenter, name)
     path = cache and cache_dir()/'cutouts'/f'{name}.npz'
