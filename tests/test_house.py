@@ -53,5 +53,6 @@ def test_experiments_define_nothing(path):
 def test_nothing_that_is_loaded_can_run_code():
     for path in [*modules, *(root/"benchmarks").glob("*.py")]:
         text = path.read_text()
-        assert "weights_only=False" not in text and "allow_pickle=True" not in text and "import pickle" not in text, path.name
+        assert "weights_only=False" not in text and "allow_pickle=True" not in text, path.name
+        assert path.name == "unpickle.py" or not re.search(r"^\s*(import|from) .*\bpickle\b", text, re.M), path.name
         assert all("weights_only=True" in line for line in text.splitlines() if "torch.load(" in line), path.name
