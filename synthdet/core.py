@@ -110,16 +110,17 @@ def digest(*parts) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 # %% ../nbs/0_ground/00_core.ipynb #c8d7e661
-def hash_file(path) -> str:
-    """The blake2b hash of a file of any size, 128 hexadecimal digits; raises `UserError` when it is not there.
+def hash_file(path, algorithm='blake2b') -> str:
+    """The hash of a file of any size in hexadecimal digits; raises `UserError` when it is not there.
 
     Parameters
     ----------
     path : of the file
+    algorithm : of hashlib; 'sha256' or 'md5' where somebody else published one
     """
     if not Path(path).is_file(): raise UserError(f"{path}: no such file; check the path")
     with open(path, 'rb') as f:
-        h = hashlib.blake2b()
+        h = hashlib.new(algorithm)
         while part := f.read(1 << 22): h.update(part)
     return h.hexdigest()
 
