@@ -10,7 +10,9 @@ from synthdet.objects.dmgan import DMGAN, draw, Generator, pictures, TextEncoder
 from synthdet.data.domain import Domain
 from synthdet.data.domains import load_domain
 from synthdet.objects.gan64 import Generator64
-from synthdet.objects.objects import content, DEFAULTS, ENDLESS, make_objects, OBJECTS, weight_files
+from synthdet.objects.generated import weight_files
+from synthdet.objects.objects import content, DEFAULTS, has_end, make_objects
+from synthdet.objects.settings import Objects, OBJECTS
 from synthdet.objects.stylegan2 import Layout, StyleGAN2
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
@@ -50,7 +52,7 @@ def root(tmp_path_factory):
     return root
 
 
-def domain(name, root=None): return Domain(name, ("thing",), *[[]]*5, source=str(root or ""))
+def domain(name, root=None, preset=""): return Domain(name, ("thing",), *[[]]*5, source=str(root or ""), preset=preset)
 
 
 SIDES = dict(gan64=64, stylegan=32, stylegan2=32, dmgan=256, exported=16)
@@ -59,18 +61,18 @@ SIDES = dict(gan64=64, stylegan=32, stylegan2=32, dmgan=256, exported=16)
 @pytest.mark.parametrize("name", SIDES)
 def test_objects_follow_from_weights_seed_and_number(name, root):
     mine = domain("mine", root)
-    objects, again = (make_objects(name, mine, 300, seed=5) for _ in range(2))
-    b = objects.block
+    objects, again = (make_objects(name, mine, size=300, seed=5) for _ in range(2))
+    b = objects.images.block
     ks = [0, b - 1, b, 3*b + 1]
     first, second = [objects[k] for k in ks], [again[k] for k in reversed(ks)][::-1]
     assert all(torch.equal(x.image, y.image) for x, y in zip(first, second)) and [x.origin for x in first] == [f"{name} 5/{k}" for k in ks]
     assert all(x.image.shape == (3, SIDES[name], SIDES[name]) and x.image.dtype == torch.uint8 and x.label == 1 for x in first)
-    assert len({x.image.numpy().tobytes() for x in first}) == 4 and len(objects) == ENDLESS
-    assert not torch.equal(make_objects(name, mine, 300, seed=6)[0].image, first[0].image)
-    counted = make_objects(name, mine, 300, seed=5, n=b + 1)
+    assert len({x.image.numpy().tobytes() for x in first}) == 4 and not has_end(objects)
+    assert not torch.equal(make_objects(name, mine, size=300, seed=6)[0].image, first[0].image)
+    counted = make_objects(name, mine, size=300, seed=5, n=b + 1)
     assert len(counted) == b + 1 == sum(1 for _ in counted) and torch.equal(counted[b].image, first[2].image)
     with pytest.raises(IndexError): counted[b + 1]
-    assert max(make_objects(name, mine, 9)[0].image.shape) == 9
+    assert max(make_objects(name, mine, size=9)[0].image.shape) == 9
     assert digest(content(objects)) == digest(content(again)) != digest(content(counted))
 
 
@@ -98,23 +100,23 @@ def test_the_shipped_generator_is_for_the_drawn_butterflies_alone(root):
 
 
 def test_dmgan_draws_captions_at_256(root):
-    objects = make_objects("dmgan", domain("birds", root), 256, seed=2)
+    objects = make_objects("dmgan", domain("birds", root), size=256, seed=2)
     from synthdet.objects.dmgan import load_dmgan
     G = load_dmgan(*weight_files("dmgan", domain("birds", root)))
     assert torch.equal(objects[9].image, pictures(G(**draw(G, range(8, 16), 2))[-1])[1])
-    given = make_objects("dmgan", domain("x"), 256, seed=2, weights=[str(f) for f in weight_files("dmgan", domain("x"), root/"weights")])
+    given = make_objects("dmgan", domain("x"), size=256, seed=2, weights=root/"weights")
     assert torch.equal(given[9].image, objects[9].image)
 
 
 def test_the_bars_of_the_cars_are_cut_off(tmp_path):
     G = StyleGAN((4,)*8, (6, 8))
     for n in ("stylegan_car512.pth", "other.pth"): torch.save(G.state_dict(), tmp_path/n)
-    whole = make_objects("stylegan", domain("x"), 512, weights=tmp_path/"other.pth")[1].image
+    whole = make_objects("stylegan", domain("x"), size=512, weights=tmp_path/"other.pth")[1].image
     for d, n in (("cars", "other.pth"), ("x", "stylegan_car512.pth")):
-        image = make_objects("stylegan", domain(d), 512, weights=tmp_path/n)[1].image
+        image = make_objects("stylegan", domain(d), size=512, weights=tmp_path/n)[1].image
         assert image.shape == (3, 384, 512) and torch.equal(image, whole[:, 64:448])
     assert whole.shape == (3, 512, 512)
-    assert make_objects("gan", domain("cars"), 128, weights=tmp_path/"other.pth")[1].image.shape == (3, 96, 128)
+    assert make_objects("gan", domain("cars"), size=128, weights=tmp_path/"other.pth")[1].image.shape == (3, 96, 128)
 
 
 def test_truncation_is_part_of_the_name(root):
