@@ -50,7 +50,7 @@ def named(kind, name, options):
 
 # %% ../nbs/0_ground/00_core.ipynb #bd2bebb9
 def refused(f, *args, **options) -> str:
-    """The line with which `f(*args, **options)` is refused; raises `AssertionError` when it is not.
+    """The line with which `f(*args, **options)` is refused; raises `AssertionError` when it is not, or not in one line.
 
     Parameters
     ----------
@@ -58,8 +58,10 @@ def refused(f, *args, **options) -> str:
     *args, **options : what it is called with
     """
     try: f(*args, **options)
-    except UserError as e: return str(e)
-    raise AssertionError(f'{getattr(f, "__name__", f)} accepted it')
+    except UserError as e: line = str(e)
+    else: raise AssertionError(f'{getattr(f, "__name__", f)} accepted it')
+    assert '\n' not in line, f'not one line: {line}'
+    return line
 
 # %% ../nbs/0_ground/00_core.ipynb #13843124
 VERSIONS = dict(data=1, objects=1, masks=1, stream=1, model=1, train=1, score=1)

@@ -45,27 +45,27 @@ def _room(folder, n, what):
     raise UserError(f"{folder}: has {free/1e6:,.0f} MB left, {what} needs {n/1e6:,.0f} MB; "
                     "free some space or choose another folder")
 
-# %% ../../nbs/1_data/10_download.ipynb #3448f659
+# %% ../../nbs/1_data/10_download.ipynb #7869e301
 class _Failed(Exception):
     "A link did not give the file; `final` when it would not the next time either."
     def __init__(self, why, final=False):
         super().__init__(' '.join(str(why).split()))
         self.final = final
 
-def _request(url, part):
-    "(request for what is still to come of a link, byte that it starts at)."
+def _headers(url, part):
+    "(headers that ask for what is still to come of a link, byte that it starts at)."
     note, start = part.with_suffix('.tag'), part.stat().st_size if part.exists() else 0
     link, _, tag = (note.read_text() if note.exists() else '').partition('\n')
     goes_on = {'Range': f'bytes={start}-', 'If-Range': tag} if start and tag and link == url else {}
-    return Request(url, headers={'User-Agent': 'synthdet', **goes_on}), start
+    return {'User-Agent': 'synthdet', **goes_on}, start
 
-# %% ../../nbs/1_data/10_download.ipynb #e9e99b96
+# %% ../../nbs/1_data/10_download.ipynb #f637ad14
 _NEVER = (401, 403, 404, 410, 451) # HTTP codes after which it makes no sense to ask again
 
 def _open(url, part, timeout):
     "(response, byte it starts at) of a link, going on with what is there; no response when that is all."
-    request, start = _request(url, part)
-    try: r = urlopen(request, timeout=timeout)
+    headers, start = _headers(url, part)
+    try: r = urlopen(Request(url, headers=headers), timeout=timeout)
     except HTTPError as e:
         e.close()
         if e.code == 416 and e.headers.get('Content-Range') == f'bytes */{start}': return None, start
@@ -83,7 +83,7 @@ def _open(url, part, timeout):
         part.with_suffix('.tag').write_text(f'{url}\n{tag}')
     return r, start if goes_on else 0
 
-# %% ../../nbs/1_data/10_download.ipynb #2b33c335
+# %% ../../nbs/1_data/10_download.ipynb #ef6f464f
 def _receive(url, part, timeout, bar):
     "Bring one link into `part`; raises `_Failed` when it breaks off."
     r, start = _open(url, part, timeout)
@@ -108,7 +108,7 @@ def _read(r):
     try: return r.read(1 << 18)
     except (OSError, HTTPException) as e: raise _Failed(str(e) or 'the connection was lost') from None
 
-# %% ../../nbs/1_data/10_download.ipynb #8efab98c
+# %% ../../nbs/1_data/10_download.ipynb #e4c817a6
 def _answer(url, part, hash, *, tries, pause, timeout, bar):
     "Bring one link, whole and verified, into `part`; what it answered at last, '' when all is well."
     for k in range(tries):
@@ -178,7 +178,7 @@ def _check_link(name, to, archive):
     if os.path.isabs(to) or spot.split(os.sep)[0] == '..':
         raise _distrusted(archive, f'the link {name!r} to {to!r}, outside the folder')
 
-# %% ../../nbs/1_data/10_download.ipynb #7f3567dd
+# %% ../../nbs/1_data/10_download.ipynb #1ac7fd03
 def _tar_members(archive, tar):
     """(path, function that opens it) of the files of a tar, and (path, None) of its symbolic links; raises `EOFError`
     when the archive has no end."""
@@ -202,7 +202,7 @@ def _zip_members(archive, z):
         if link: _check_link(m.filename, z.read(m).decode(errors='replace'), archive)
         yield path, None if link else lambda m=m: z.open(m)
 
-# %% ../../nbs/1_data/10_download.ipynb #012a9190
+# %% ../../nbs/1_data/10_download.ipynb #bdf0b9a1
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, KeyError, zlib.error, LZMAError, RuntimeError,
            NotImplementedError)
 
@@ -254,7 +254,7 @@ def _in_the_way(new, goal, folder):
     if blocked or not os.path.lexists(goal): return blocked
     return None if goal.is_file() and filecmp.cmp(new, goal, shallow=False) else goal
 
-# %% ../../nbs/1_data/10_download.ipynb #3495e8db
+# %% ../../nbs/1_data/10_download.ipynb #d0f4f12b
 def extract(archive, folder, *, ratio=60) -> list:
     """Unpack an archive all or nothing, hard links as copies, symbolic links left out with a warning; raises
     `UserError` for one that is damaged or holds what leads out of the folder, and for files it would overwrite.
@@ -326,7 +326,7 @@ def _alone(root):
                             "then try again") from None
         yield
 
-# %% ../../nbs/1_data/10_download.ipynb #768bc18b
+# %% ../../nbs/1_data/10_download.ipynb #6f05ee6f
 def _begun(f, root):
     "What of a file lies in `ROOT/.downloads`: all of it, a part, or nothing."
     paths = (Path(root)/'.downloads'/name for name in (f.name, f'{f.name}.part'))
@@ -338,7 +338,7 @@ def _to_fetch(name, root):
     half = lambda f: not rows.get(f.name, {}).get('unpacked', True) or _begun(f, root)
     return [f for f in SETS[name].files if f in lost or half(f)]
 
-# %% ../../nbs/1_data/10_download.ipynb #f63bf149
+# %% ../../nbs/1_data/10_download.ipynb #f506db13
 def _put(path, folder):
     "Unpack an archive into a folder, or move there what is none."
     if path.name.endswith(('.zip', '.tar', '.tgz', '.gz')): return extract(path, folder)
@@ -364,7 +364,7 @@ def _fetch_file(name, f, root, options):
     path.unlink(missing_ok=True)
     with suppress(OSError): path.parent.rmdir()
 
-# %% ../../nbs/1_data/10_download.ipynb #e8b20e95
+# %% ../../nbs/1_data/10_download.ipynb #e9374cab
 def fetch(name, root, accept=False, **options) -> Path:
     """Download and unpack a data set, or find it; raises `UserError` where there is no link, where the licence was
     not accepted, and for what goes wrong.
@@ -454,7 +454,7 @@ def _version(name, root):
     if not files or found == known: return None
     return f'{name}: {pattern} differ from the files the counts were checked with (sha256 {found[:12]}...)'
 
-# %% ../../nbs/1_data/10_download.ipynb #e935a71b
+# %% ../../nbs/1_data/10_download.ipynb #499d02d6
 def _unreadable(files, what, bar):
     "A line for each picture that cannot be decoded."
     out = []
@@ -482,7 +482,7 @@ def _found(part, data, expected, decode, bar):
     wrong = bad or (expected and len(data) != expected)
     return [(part, 'differs' if wrong else 'ok', told), *((part, 'differs', line) for line in bad)]
 
-# %% ../../nbs/1_data/10_download.ipynb #215f8481
+# %% ../../nbs/1_data/10_download.ipynb #d7bbeced
 def check(domain, root, decode=True, bar=None, **options) -> list:
     """Hold what is on the disk against the paper: counts, versions, pictures that are not listed or cannot be read.
 
