@@ -174,11 +174,12 @@ def fit(arm, out, workers=0):
     kept = labels(arm)[1]                                  # a bad n_real is said before anything is trained
     if kept: val = kept if arm.test_size else Resized(kept, arm.image_size)
     torch.manual_seed(arm.seed)
-    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size, backbone=arm.backbone, weights=arm.weights)
+    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size,
+                     backbone=arm.backbone if arm.detector == 'ssd' else None, weights=arm.weights)
     done = []
     for sees, steps, name in phase_names(arm, fingerprint(domain)):
         feed = lambda start, sees=sees: batches(_stream(arm, sees), arm.batch_size, start=start, workers=workers)
-        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=[int(d*steps) for d in arm.decay], eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
+        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=arm.decay, eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #a1291b32
