@@ -196,7 +196,7 @@ def _source(function):
 # %% ../../nbs/4_synthesis/03_cutouts.ipynb #762bc34c
 def _name(objects, segmenter, weights, limits, size, tight, scored):
     "What the cut-outs of `objects` are called on disk."
-    code = [_source(f) for f in (SEGMENTERS[segmenter], gate, shrink, _cut) + (load_redo,)*(segmenter == 'redo')]
+    code = [_source(f) for f in (gate, shrink, _cut)] + [build_segmenter(segmenter, weights).content]
     file = weights_file(segmenter, weights)
     return digest(content(objects), segmenter, file and file.read_bytes(), limits, size, tight, scored, code, cv2.__version__)
 
