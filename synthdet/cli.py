@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run', 'preview', 'synth', 'data']
 
-# %% ../nbs/7_roof/00_cli.ipynb #5f95e88b
+# %% ../nbs/7_roof/00_cli.ipynb #a9c88495
 import argparse, sys
 from pathlib import Path
 from .core import UserError, write_atomic
@@ -13,7 +13,7 @@ from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .evidence.arm import Arm, ARMS, make_arms
 from .settings import listing, words
 
-# %% ../nbs/7_roof/00_cli.ipynb #ac1a180e
+# %% ../nbs/7_roof/00_cli.ipynb #faa9c6fb
 def _guarded(main, argv):
     "Call `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."
     try: main(argv)
@@ -24,7 +24,7 @@ def _guarded(main, argv):
         print('stopped; the same command goes on from here', file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/7_roof/00_cli.ipynb #cb00b20c
+# %% ../nbs/7_roof/00_cli.ipynb #f454c0d1
 def _parser(name, what):
     "A parser for settings as words, whose help lists them all."
     tree = f'settings, named by any ending that fits one alone, with their defaults:\n{listing(Arm())}'
@@ -40,7 +40,7 @@ def _given(a) -> dict:
     import shlex
     return words(' '.join(shlex.quote(w) for w in [*a.words, *(f'{k}={v}' for k, v in a.pairs)]))
 
-# %% ../nbs/7_roof/00_cli.ipynb #5464ff0e
+# %% ../nbs/7_roof/00_cli.ipynb #672e6653
 def _run(argv):
     "What `synthdet-run` does."
     p = _parser('synthdet-run', f"Run an experiment notebook and print its summary; arms={','.join(ARMS)} are compared.")
@@ -60,7 +60,7 @@ def run(argv=None):
     "Entry point of `synthdet-run`."
     _guarded(_run, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #b7437364
+# %% ../nbs/7_roof/00_cli.ipynb #002e570a
 def _samples(a):
     "Domain and stream that the words name."
     from synthdet.data.domains import load_domain
@@ -69,19 +69,19 @@ def _samples(a):
     domain = load_domain(arm.data)
     return domain, make_samples(domain, arm.synthesis, seed=arm.seed)
 
-def _count(p, n):
-    "The option -n, checked when it is read."
-    def number(text):
-        if text.isdigit() and int(text) > 0: return int(text)
-        raise UserError(f'-n {text} should be 1 or more')
-    p.add_argument('-n', type=number, default=n, help='how many images (default: %(default)s)')
+def _count(p, argv, n):
+    "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."
+    p.add_argument('-n', default=str(n), help='how many images (default: %(default)s)')
+    a = p.parse_args(argv)
+    if not a.n.isdigit() or int(a.n) < 1: raise UserError(f'-n {a.n} should be 1 or more')
+    a.n = int(a.n)
+    return a
 
 def _preview(argv):
     "What `synthdet-preview` does."
     p = _parser('synthdet-preview', 'Draw a contact sheet of a stream of synthesised images with their boxes.')
-    _count(p, 24)
     p.add_argument('--output', default='preview.png', help='PNG file (default: %(default)s)')
-    a = p.parse_args(argv)
+    a = _count(p, argv, 24)
     _, samples = _samples(a)
     from torchvision.io import encode_png
     from synthdet.show import sheet
@@ -93,14 +93,13 @@ def preview(argv=None):
     "Entry point of `synthdet-preview`."
     _guarded(_preview, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #4b271ee4
+# %% ../nbs/7_roof/00_cli.ipynb #5c4c8d0a
 def _synth(argv):
     "What `synthdet-synth` does."
     p = _parser('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
-    _count(p, 1000)
     p.add_argument('--format', default='coco', help='coco, voc or yolo (default: %(default)s)')
     p.add_argument('--output', required=True, help='folder to write to')
-    a = p.parse_args(argv)
+    a = _count(p, argv, 1000)
     _, samples = _samples(a)
     from synthdet.synthesis.disk import write_stream
     write_stream(samples, a.output, a.n, format=a.format)
@@ -110,7 +109,7 @@ def synth(argv=None):
     "Entry point of `synthdet-synth`."
     _guarded(_synth, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #861eb0cd
+# %% ../nbs/7_roof/00_cli.ipynb #1b4edf70
 def _lines(rows, *keys):
     "Rows as a table in columns."
     rows = [{k: k for k in keys}, *rows]
@@ -138,7 +137,7 @@ def _tell(name, root, here, sets):
     for s in sets: print(f'{s}: {how_to_get(s)}', f'    cite: {SETS[s].cite}', sep='\n')
     return True
 
-# %% ../nbs/7_roof/00_cli.ipynb #11c083af
+# %% ../nbs/7_roof/00_cli.ipynb #96d86735
 def _check(name, a):
     "`synthdet-data check`: a line per finding; False when something is missing or differs."
     from synthdet.data.download import check
@@ -169,7 +168,7 @@ def _draw(name, a):
     print(make_fixture(name, a.root))
     return True
 
-# %% ../nbs/7_roof/00_cli.ipynb #dd6cbc71
+# %% ../nbs/7_roof/00_cli.ipynb #8a629140
 _WHAT = '''list: every data set and its state here
 check NAME: counts, versions, unreadable pictures
 fetch NAME: download and unpack
