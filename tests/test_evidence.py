@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from synthdet.detection.detectors import detector
 from synthdet.evidence.arm import Arm, ARMS, make_arms
 from synthdet.evidence.phases import fit, load, phases, run
 from synthdet.evidence.statistics import load_rows, table
-from synthdet.masks.segment import shipped_weights
+from synthdet.masks.settings import shipped_weights
 from synthdet.settings import choices, leaves, override
 
 BIN = Path(sys.executable).parent
@@ -73,20 +74,29 @@ def other(leaf, tmp_path):
     name, kind = leaf.path.split(".")[-1], leaf.field.metadata["kind"]
     if leaf.path == "model.weights": return str(write(tmp_path/"weights.pth"))
     if leaf.path == "synthesis.masks.weights": return "butterflies"
-    if leaf.path == "synthesis.objects.weights": return ""
+    if leaf.path == "synthesis.objects.weights": return str(write(tmp_path/"weights.pth"))
+    if leaf.path == "synthesis.recipe.image_size": return 64
     if name in OTHER: return OTHER[name]
     words = [w for w in choices(leaf.field) if w != leaf.value]
     if words: return words[-1]
     if kind is bool: return not leaf.value
     if kind is str: return "other"
-    if kind is tuple: return tuple(v/2 if isinstance(v, float) else max(0, v-1) for v in leaf.value) or (.5,)
+    if kind is tuple and leaf.value:
+        low, high = leaf.value
+        step = 1 if isinstance(high, int) else .01
+        return (low, high - step) if leaf.field.metadata["high"] == high else (low, high + step)
+    if kind is tuple: return (.5,)
     if kind is float: return (leaf.value or 1.)/2
     return (leaf.value or 0) + 64
+
+
+PARTNERS = {"model.test_size": {"model.detector": "retinaface"}}   # what a value of the first needs
 
 
 def write(path): path.write_bytes(b"weights"); return path
 
 
+@lru_cache(maxsize=64)
 def keys(arm): return [p.key for p in phases(arm, LOADED)]
 
 
@@ -108,18 +118,19 @@ def sees(arm, leaf):
 @pytest.mark.parametrize("path", [l.path for l in leaves(Arm()) if not l.path.startswith("data.") and l.path != "arm"])
 def test_a_setting_renames_exactly_the_phases_that_are_handed_it(path, tmp_path):
     for name in ARMS:
-        arm = override(Arm(name, share=.5), {"protocol": "quick"})
+        arm = override(Arm(name, share=.5), PARTNERS.get(path, {}))
         leaf = next(l for l in leaves(arm) if l.path == path)
         changed = override(arm, {path: other(leaf, tmp_path)})
-        renamed = [a != b for a, b in zip(keys(arm), keys(changed))]
         if path in ("synthesis.objects.weights", "synthesis.masks.weights"): continue       # what they hold is below
+        renamed = [a != b for a, b in zip(keys(arm), keys(changed))]
         assert renamed == (sees(arm, leaf) if leaf.field.metadata["names"] else [False]*len(renamed)), name
 
 
 @pytest.mark.parametrize("leaf", leaves(Arm()), ids=lambda l: l.path)
 def test_every_setting_is_reached_by_its_name(leaf, tmp_path):
     value = other(leaf, tmp_path)
-    arm = override(Arm(), f"'{leaf.path}={','.join(map(str, value)) if isinstance(value, tuple) else value}'")
+    partners = "".join(f"{k}={v} " for k, v in PARTNERS.get(leaf.path, {}).items())
+    arm = override(Arm(), f"{partners}'{leaf.path}={','.join(map(str, value)) if isinstance(value, tuple) else value}'")
     assert next(l for l in leaves(arm) if l.path == leaf.path).value == value
 
 
@@ -134,6 +145,7 @@ def test_files_are_named_by_what_they_hold(tmp_path):
     assert redo[0] == redo[1] == redo[2] != name(), "by content, not by path"
     assert name(**{"model.weights": str(a)}) != name(**{"model.weights": str(b)})
     b.write_bytes(b"1")
+    keys.cache_clear()
     assert name(**{"model.weights": str(a)}) == name(**{"model.weights": str(b)})
 
 
@@ -145,7 +157,9 @@ def test_a_behaviour_version_renames_what_passes_through_its_stage(monkeypatch):
     from synthdet.core import VERSIONS
     before = {a: keys(Arm(a, share=.5)) for a in ARMS}
     monkeypatch.setitem(VERSIONS, "masks", 99)
+    keys.cache_clear()
     after = {a: keys(Arm(a, share=.5)) for a in ARMS}
+    keys.cache_clear()
     assert before["scratch"] == after["scratch"] and before["pretrain"][0] != after["pretrain"][0] and before["mixed"] != after["mixed"]
 
 
