@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run', 'preview', 'synth', 'data']
 
-# %% ../nbs/7_roof/00_cli.ipynb #bd0216c3
+# %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
 import argparse, sys
 from pathlib import Path
 from .core import UserError, write_atomic
@@ -13,7 +13,7 @@ from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .evidence.arm import Arm, ARMS, make_arms
 from .settings import listing, words
 
-# %% ../nbs/7_roof/00_cli.ipynb #a6f87594
+# %% ../nbs/7_roof/00_cli.ipynb #d765a43d
 def _guarded(main, argv):
     "Call `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."
     try: main(argv)
@@ -24,7 +24,7 @@ def _guarded(main, argv):
         print('stopped; the same command goes on from here', file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/7_roof/00_cli.ipynb #3dca53d0
+# %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
 def _parser(name, what):
     "A parser for settings as words, whose help lists them all."
     tree = f'settings, named by any ending that fits one alone, with their defaults:\n{listing(Arm())}'
@@ -40,7 +40,7 @@ def _given(a) -> dict:
     import shlex
     return words(' '.join(shlex.quote(w) for w in [*a.words, *(f'{k}={v}' for k, v in a.pairs)]))
 
-# %% ../nbs/7_roof/00_cli.ipynb #92935e9e
+# %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
     p = _parser('synthdet-run', f"Run an experiment notebook and print its summary; arms={','.join(ARMS)} are compared.")
@@ -60,7 +60,7 @@ def run(argv=None):
     "Entry point of `synthdet-run`."
     _guarded(_run, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #ba71b6d4
+# %% ../nbs/7_roof/00_cli.ipynb #db70df10
 def _samples(a):
     "Domain and stream that the words name."
     from synthdet.data.domains import load_domain
@@ -93,7 +93,7 @@ def preview(argv=None):
     "Entry point of `synthdet-preview`."
     _guarded(_preview, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #c84d4c4a
+# %% ../nbs/7_roof/00_cli.ipynb #4235e17b
 def _synth(argv):
     "What `synthdet-synth` does."
     p = _parser('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
@@ -109,7 +109,7 @@ def synth(argv=None):
     "Entry point of `synthdet-synth`."
     _guarded(_synth, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #d968b4d2
+# %% ../nbs/7_roof/00_cli.ipynb #a652e7f7
 def _lines(rows, *keys):
     "Rows as a table in columns."
     rows = [{k: k for k in keys}, *rows]
@@ -137,7 +137,7 @@ def _tell(name, root, here, sets):
     for s in sets: print(f'{s}: {how_to_get(s)}', f'    cite: {SETS[s].cite}', sep='\n')
     return True
 
-# %% ../nbs/7_roof/00_cli.ipynb #e05767c3
+# %% ../nbs/7_roof/00_cli.ipynb #07f3366a
 def _check(name, a):
     "`synthdet-data check`: a line per finding; False when something is missing or differs."
     from synthdet.data.download import check
@@ -168,7 +168,7 @@ def _draw(name, a):
     print(make_fixture(name, a.root))
     return True
 
-# %% ../nbs/7_roof/00_cli.ipynb #65454d61
+# %% ../nbs/7_roof/00_cli.ipynb #6336fdc7
 _WHAT = '''list: every data set and its state here
 check NAME: counts, versions, unreadable pictures
 fetch NAME: download and unpack
