@@ -28,10 +28,10 @@ def choose(kind, name, options):
     ----------
     kind : what is chosen, for the message: 'domain', 'blend', ...
     name : the name that was asked for
-    options : dict name -> anything
+    options : dict name -> anything, or a tuple of names
     """
     if name not in options: raise UserError(f"{kind} {name!r} is unknown; choose from {', '.join(map(str, options))}")
-    return options[name]
+    return options[name] if isinstance(options, dict) else name
 
 # %% ../nbs/0_ground/00_core.ipynb #ce9dac75
 def named(kind, name, options):

@@ -7,13 +7,13 @@ __all__ = ['butterflies', 'Images', 'ClassImages', 'pictures', 'folder', 'load_d
 
 # %% ../../nbs/1_data/07_domains.ipynb #40e429d4
 import inspect, shlex
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
-from ..boxes import chw, hwc, wrap
-from ..core import choose, hash_file, named, UserError
+from ..boxes import chw, hwc
+from ..core import choose, named, UserError
 from .annotations import read_detection, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .domain import ClassImage, Domain, Drawn, Missing
@@ -33,8 +33,7 @@ def _butterfly(i, size):
 def _scene(i, size, seed):
     "Labelled scene i of a split."
     image, boxes, _ = scene(i, size=size, seed=seed)
-    target = dict(boxes=boxes, labels=torch.ones(len(boxes), dtype=torch.int64), image_id=i)
-    return image, wrap(target, (size, size))
+    return image, dict(boxes=boxes, labels=torch.ones(len(boxes), dtype=torch.int64), image_id=i)
 
 # %% ../../nbs/1_data/07_domains.ipynb #613fa1a8
 def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_size:int=128,
@@ -53,12 +52,12 @@ def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_s
         raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={str(root)!r}; "
                         "choose the domain folder, or leave root empty")
     class_size = class_size or image_size//2
-    hold = lambda side: int(64e6 / (4*side*side))                  # 64 MB for each part
-    drawn = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold(image_size), ['butterfly'])
+    hold = 64*10**6                                                # bytes for each part
+    scenes = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold, ['butterfly'])
     return Domain(
-        'butterflies', ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold(class_size)),
-        Drawn(partial(background, size=image_size, seed=_FREE+1), n_backgrounds, hold(image_size)),
-        **{split: drawn(n, seed) for split, (seed, n) in SPLITS.items()},
+        'butterflies', ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold),
+        Drawn(partial(background, size=image_size, seed=_FREE+1), n_backgrounds, hold),
+        **{split: scenes(n, seed) for split, (seed, n) in SPLITS.items()},
         licence='Apache-2.0', source='synthdet.butterflies', class_images_from='drawn')
 
 # %% ../../nbs/1_data/07_domains.ipynb #d7ba84e4
@@ -87,15 +86,11 @@ class ClassImages(Images):
         super().__init__(files)
         self.labels, self.base = list(labels), Path(base)
 
-    def __getitem__(self, i): return ClassImage(read_image(self.files[i], alpha=True), self.labels[i], self._origin(i))
-    def _origin(self, i): return Path(self.files[i]).relative_to(self.base).as_posix()
+    def __getitem__(self, i):
+        path = Path(self.files[i])
+        return ClassImage(read_image(path, alpha=True), self.labels[i], path.relative_to(self.base).as_posix())
 
-    @cached_property
-    def content(self):
-        "What names these pictures, to be hashed: the bytes of their files, their labels, where they are from."
-        return [[hash_file(f), int(k), self._origin(i)] for i, (f, k) in enumerate(zip(self.files, self.labels))]
-
-# %% ../../nbs/1_data/07_domains.ipynb #6409b92a
+# %% ../../nbs/1_data/07_domains.ipynb #3bb38f9c
 def pictures(folder) -> list:
     """List every image file below a folder; raises `UserError` when there is none.
 
@@ -210,7 +205,7 @@ def _own_class_images(place, files, names):
     return Missing(f"{place}: no such folder; expected images of the class, or one sub-folder of them per class, "
                    "so add it")
 
-# %% ../../nbs/1_data/07_domains.ipynb #39890353
+# %% ../../nbs/1_data/07_domains.ipynb #0572c2d2
 def _option(parameter, text):
     "An option that was written as text, by the type of its default."
     unset = parameter.default is None or parameter.default is parameter.empty
