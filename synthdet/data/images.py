@@ -146,7 +146,7 @@ def write_image(path, image) -> Path:
     flip = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
     return write_atomic(path, cv2.imencode(path.suffix, cv2.cvtColor(hwc(image), flip))[1].tobytes())
 
-# %% ../../nbs/1_data/01_images.ipynb #d815a379
+# %% ../../nbs/1_data/01_images.ipynb #578fd543
 def progress(items, what:str):
     """The items, with a bar for somebody who is watching and has waited for a second.
 
