@@ -27,6 +27,9 @@ from ..detection.train import train
 from .arm import _changes, ARMS, mask_file
 from ..masks.quality import own_gate
 from ..objects.objects import content, make_objects
+from ..masks.settings import Masks
+from ..objects.settings import Objects
+from ..synthesis.settings import Synthesis
 from ..synthesis.stream import make_samples
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #e2aa5c20
@@ -149,8 +152,9 @@ def arm_samples(arm):
     ----------
     arm : Arm
     """
-    return make_samples(arm_data(arm)[0], objects=arm.objects, segmenter=arm.segmenter, weights=mask_file(arm), limits=arm.gate, recipe=arm.recipe, seed=arm.seed, n_fake=arm.n_fake,
-                        object_weights=arm.object_weights or None, n_objects=arm.n_objects, psi=arm.psi)
+    made = Synthesis(Objects(arm.objects, str(arm.object_weights or ''), arm.n_objects, arm.psi),
+                     Masks(arm.segmenter, str(mask_file(arm) or ''), arm.gate or own_gate(arm.segmenter)), arm.recipe, arm.n_fake)
+    return make_samples(arm_data(arm)[0], made, seed=arm.seed)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #90c9d00a
 def _stream(arm, sees):
