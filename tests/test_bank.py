@@ -175,8 +175,8 @@ def test_a_forgotten_bank_is_collected_while_it_works(threads):
 
 SCRIPT = """
 import time
-import synthdet.bank as bank_module
-from synthdet.bank import Bank
+import synthdet.data.ahead as bank_module
+from synthdet.data.ahead import Bank
 {body}
 print('done', flush=True)
 """

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from ..boxes import hwc
+from ..boxes import hwc, unwrap
 from ..core import generator, UserError
 from .ahead import Bank
 
@@ -21,7 +21,7 @@ from .ahead import Bank
 @lru_cache(maxsize=8)
 def _order(seed, n, turn): return generator(seed, 'pass', turn).permutation(n)
 
-# %% ../../nbs/1_data/12_batches.ipynb #56e765be
+# %% ../../nbs/1_data/12_batches.ipynb #652a1115
 def forkable(samples) -> bool:
     """May worker processes draw from it? Not when it says `forkable = False`.
 
@@ -137,7 +137,7 @@ def collate(samples):
     images, targets = zip(*samples)
     odd = next((i for i in images if i.shape != images[0].shape), None)
     if odd is not None: return UserError(f'images of {tuple(images[0].shape[1:])} and {tuple(odd.shape[1:])} pixels (height, width) in one batch; bring the photographs to the size of the recipe first')
-    return torch.from_numpy(np.stack([hwc(i) for i in images])).permute(0, 3, 1, 2), list(targets)
+    return torch.from_numpy(np.stack([hwc(i) for i in images])).permute(0, 3, 1, 2), list(map(unwrap, targets))
 
 # %% ../../nbs/1_data/12_batches.ipynb #07af5dfb
 def batches(samples, batch_size, start=0, workers=0):

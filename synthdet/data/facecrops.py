@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from ..boxes import chw, hwc
+from ..boxes import chw, hwc, wrap
 from ..core import generator
 from .batches import Loop
 from .images import Resized
@@ -146,7 +146,7 @@ class FaceCrops(Dataset):
         scale = self.size / image.shape[0]
         image = cv2.resize(np.ascontiguousarray(image), (self.size, self.size), interpolation=WAYS[g.integers(len(WAYS))])
         target = {k: torch.from_numpy(np.float32(v * scale) if k in ('boxes', 'landmarks') else v.copy()) for k, v in target.items()}
-        return chw(image), dict(target, image_id=self.loop.index(i))
+        return chw(image), wrap(dict(target, image_id=self.loop.index(i)), (self.size, self.size))
 
 # %% ../../nbs/1_data/13_facecrops.ipynb #e4f81b36
 def plain(images, size:int, seed:int=0) -> Loop:
