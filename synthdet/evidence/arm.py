@@ -55,7 +55,8 @@ def mixed(arm) -> list:
     """
     share, n_fake = arm.share, arm.synthesis.n_fake
     if share is None and not n_fake:
-        raise UserError("arm 'mixed' of an endless stream needs the share of photographs; give share=0.5 or n_fake=1000")
+        raise UserError("arm 'mixed' of an endless stream needs the share of photographs; give share=0.5, or "
+                        "n_fake=1000")
     if share in (0, 1):
         raise UserError(f"share={share:g} is one source alone; choose arm scratch_long or pretrain_only")
     return _phases(arm, (Mixture(arm.labels, arm.synthesis, share), arm.steps + arm.pretrain_steps))
