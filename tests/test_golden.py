@@ -30,29 +30,42 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from synthdet.butterflies import SPLITS, class_image
-from synthdet.compose import Recipe, compose
 from synthdet.core import digest, generator, read_jsonl
-from synthdet.cutouts import make_cutouts, masks_of, scores_of
-from synthdet.detectors import detector
-from synthdet.dmgan import Generator, TextEncoder
-from synthdet.domains import load_domain, write_domain
-from synthdet.evaluate import average_precision, coco_metrics, evaluate, precision_recall, predict
-from synthdet.experiment import make_arms, run
-from synthdet.facecrops import FaceCrops
-from synthdet.fixtures import make_fixture
-from synthdet.formats import Resized, read_detection, write_detection, write_image
-from synthdet.gan64 import GanConfig, Generator64, train_gan
-from synthdet.objects import DEFAULTS, Generated, make_objects
-from synthdet.parts import ORDERS, ClassImage, Drawn, qr_code, subset
-from synthdet.redo import RedoConfig, train_redo
-from synthdet.segment import SEGMENTERS, Gate, own_gate, segmenter
-from synthdet.stream import Loop, Mixed, Samples, batches, make_samples, write_stream
-from synthdet.stylegan2 import Layout, StyleGAN2
-from synthdet.stylenet import StyleGAN
-from synthdet.train import train
+from synthdet.data.annotations import read_detection, write_detection
+from synthdet.data.batches import batches, Loop, Mixed
+from synthdet.data.catalogue import FACTS
+from synthdet.data.butterflies import class_image, SPLITS
+from synthdet.data.domain import ClassImage, Drawn
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.data.public import qr_code
+from synthdet.data.facecrops import FaceCrops
+from synthdet.data.fixtures import make_fixture
+from synthdet.data.images import Resized, write_image
+from synthdet.data.labels import subset
+from synthdet.detection.detectors import detector
+from synthdet.detection.evaluate import average_precision, coco_metrics, evaluate, precision_recall, predict
+from synthdet.detection.settings import Schedule
+from synthdet.detection.train import train
+from synthdet.detection.widerface import wider_ap, write_wider
+from synthdet.evidence.arm import make_arms, resolved
+from synthdet.evidence.phases import run
+from synthdet.masks.redo import RedoConfig, train_redo
+from synthdet.masks.segment import make_segmenter
+from synthdet.masks.settings import Gate, Masks, OPEN, own_gate, SEGMENTERS
+from synthdet.objects.dmgan import Generator, TextEncoder
+from synthdet.objects.gan64 import GanConfig, Generator64, train_gan
+from synthdet.objects.generated import Generated
+from synthdet.objects.objects import DEFAULTS, make_objects
+from synthdet.objects.settings import Objects
+from synthdet.objects.stylegan2 import Layout, StyleGAN2
+from synthdet.objects.stylenet import StyleGAN
+from synthdet.synthesis.compose import compose
+from synthdet.synthesis.cut import masks_of, scores_of
+from synthdet.synthesis.cutouts import make_cutouts
+from synthdet.synthesis.disk import write_stream
+from synthdet.synthesis.settings import paper_recipe, Recipe
+from synthdet.synthesis.stream import make_samples, Samples
 from synthdet.weights import save_weights
-from synthdet.widerface import wider_ap, write_wider
 
 torch.set_num_threads(1)  # sums of floats depend on how many threads share them
 GOLDEN = Path(__file__).parent/"golden"
@@ -107,8 +120,8 @@ STREAMS = {  # name -> fields of the recipe, and preset, domain, segmenter, mask
     "feathered": dict(blend="feather", feather=(2, 6)),
     "much truncation": dict(truncation=.8, min_visible=.1),
     "many distractors": dict(distractors=(4, 8), scale=(.1, .4)),
-    "many objects": dict(objects=(6, 12), scale=(.1, .3), max_overlap=.6),
-    "no overlap": dict(max_overlap=0, objects=(2, 6), scale=(.1, .4)),
+    "many objects": dict(count=(6, 12), scale=(.1, .3), max_overlap=.6),
+    "no overlap": dict(max_overlap=0, count=(2, 6), scale=(.1, .4)),
     "hard masks": dict(hard_mask=True, mask_threshold=.3),
     "no effects": dict(effects=0),
     "all effects": dict(
@@ -130,11 +143,11 @@ STREAMS = {  # name -> fields of the recipe, and preset, domain, segmenter, mask
     "birds as released": dict(preset="birds", released=True),
     "cars as released": dict(preset="cars", released=True),
     "codes as released": dict(preset="qrcodes", released=True, domain=codes),
-    "naive": dict(preset="cars", naive=True),
-    "naive as released": dict(preset="cars", released=True, naive=True),
-    "three classes": dict(domain=garden, objects=(2, 5), scale=(.15, .4)),
+    "naive": dict(preset="cars", segmenter="naive"),
+    "naive as released": dict(preset="cars", released=True, segmenter="naive"),
+    "three classes": dict(domain=garden, count=(2, 5), scale=(.15, .4)),
     "three classes of the paper": dict(domain=garden, preset="faces"),
-    "with masks": dict(masks=True, max_overlap=.6, objects=(2, 5)),
+    "with masks": dict(masks=True, max_overlap=.6, count=(2, 5)),
     "cut by grabcut": dict(segmenter="grabcut"),
     "whole frames": dict(segmenter="frame"),
 }
@@ -152,8 +165,16 @@ def make_stream(name):
     how |= {**STREAMS, **POISSONS}[name]
     domain, preset = how.pop("domain")(), how.pop("preset")
     options = {k: how.pop(k) for k in ("segmenter", "masks", "seed")}
-    recipe = Recipe.paper(preset, **how) if preset else Recipe(**how)
-    return make_samples(domain, recipe=recipe, size=56, cache=False, **options)
+    recipe = paper_recipe(preset, **how) if preset else Recipe(**how)
+    cut = cutter(options["segmenter"])
+    return make_samples(domain, objects=Objects(size=56), masks=cut, recipe=recipe, seed=options["seed"],
+                        with_masks=options["masks"])
+
+
+def cutter(name):
+    "A segmenter; one that cuts along given masks is naive when the compositor is told so."
+    if name != "naive": return make_segmenter(name)
+    return replace(make_segmenter("alpha"), whole=True)
 
 
 def stream(name):
@@ -171,34 +192,35 @@ def provenance(name):
 def one_scene(name):
     "Scenes composed one by one, with textures of their own for the distractors."
     cuts, places = make_cutouts(make_objects("real", meadow()), "alpha", cache=False), meadow().backgrounds
-    recipe, how = Recipe(image_size=96, distractors=(2, 4)), dict(textures=[places[1], places[2]], masks=True)
+    recipe, how = Recipe(image_size=96, distractors=(2, 4)), dict(textures=[places[1], places[2]], with_masks=True)
     return [compose(places[0], cuts, recipe, generator(k, "scene"), **how) for k in range(4)], []
 
 
 def written_stream(name):
     "A stream as files, read again; and the rows that say where its images come from."
-    samples = make_samples(garden(), "real", "alpha", Recipe(image_size=96), seed=4, masks=True, cache=False)
+    samples = make_samples(garden(), masks="alpha", recipe=Recipe(image_size=96), seed=4, with_masks=True)
     place = write_stream(samples, scratch("stream"), 5, format=name, suffix=".png")
     return list(read_detection(place)), read_jsonl(place/"provenance.jsonl")
 
 
 def live(name):
     "A stream whose objects a network draws as it goes."
-    recipe = Recipe(image_size=48, reuse=3 if "three times" in name else 1, effects=0)
-    place, weights = load_domain("butterflies", n_backgrounds=3, image_size=48), crafted()/"gan64.safetensors"
-    samples = make_samples(place, "gan64", "frame", recipe, seed=3, object_weights=weights, size=24)
+    recipe, place = Recipe(image_size=48, effects=0), load_domain("butterflies", n_backgrounds=3, image_size=48)
+    drawn = Objects("gan64", weights=str(crafted()/"gan64.safetensors"), size=24)
+    uses = 3 if "three times" in name else 1
+    samples = make_samples(place, objects=drawn, masks="frame", recipe=recipe, seed=3, reuse=uses)
     found = [(samples[i], samples.provenance(i)) for i in (0, 1, 2, 5, 31, 32, 33, 700)]
-    samples.cutouts.close()
+    samples.close()
     return zip(*found)
 
 
 def live_drawn(name):
     "A stream whose objects are drawn and cut out as it goes; some are turned down."
     flock = lambda ks, seed: torch.stack([class_image(k, size=32, seed=seed)[0] for k in ks])
-    cuts = make_cutouts(Generated(flock, "flock", key="flock", seed=2, block=8), "grabcut", limits=Gate(min_area=.16))
-    samples = Samples(cuts, [meadow().backgrounds[k] for k in range(3)], Recipe(image_size=64, reuse=6), seed=5)
+    cuts = make_cutouts(Generated(flock, "flock", key="flock", seed=2, block=8), Masks(gate=Gate(min_area=.16)))
+    samples = Samples(cuts, [meadow().backgrounds[k] for k in range(3)], Recipe(image_size=64), seed=5, reuse=6)
     found = [(samples[i], samples.provenance(i)) for i in range(10)]
-    samples.cutouts.close()
+    samples.close()
     return zip(*found)
 
 
@@ -230,21 +252,23 @@ SOFT_CUTS = {
     "redo": dict(segmenter="redo"),
     "redo, whole pictures": dict(segmenter="redo", tight=False),
     "redo, a strict gate": dict(segmenter="redo", limits=Gate(min_score=.7)),
-    "redo, no gate": dict(segmenter="redo", limits=Gate.none(), scores=True),
+    "redo, no gate": dict(segmenter="redo", limits=OPEN, scores=True),
 }
 
 
 def cut_outs(name):
     "Cut-outs of 24 butterflies with their scores, and what was turned down."
-    how = dict(size=64, weights="butterflies" if name.startswith("redo") else None) | {**CUTS, **SOFT_CUTS}[name]
-    cuts = make_cutouts(make_objects("real", meadow(24), size=64), cache=False, **how)
-    return list(cuts), cuts.scores, cuts.rejects
+    how = dict(size=64) | {**CUTS, **SOFT_CUTS}[name]
+    weights = "butterflies" if name.startswith("redo") else ""
+    masks = Masks(how.pop("segmenter"), weights=weights, gate=how.pop("limits", Gate()))
+    cuts = make_cutouts(make_objects(Objects(size=64), meadow(24)), masks, cache=False, **how)
+    return [c[:3] for c in cuts], cuts.scores, cuts.rejects
 
 
 def mask_scores(name):
     "The masks of some butterflies, and all that speaks for them."
     images = [c.image for c in meadow().class_images]
-    segment = segmenter(name, "butterflies" if name == "redo" else None)
+    segment = make_segmenter(Masks(name, weights="butterflies" if name == "redo" else ""))
     masks = masks_of(images, segment)
     return [s._asdict() for s in scores_of(images, masks, segment)], masks
 
@@ -303,18 +327,24 @@ def objects(name):
     "Some objects of a generator, and how many there are."
     kind, file, options = OBJECTS[name]
     weights = None if file is None else crafted()/file
-    found = make_objects(kind, meadow(), **{**dict(size=256, seed=5), **options}, weights=weights)
-    return [found[k] for k in (0, 1, found.block, 3*found.block + 1, 100_000)], len(found)
+    how = dict(size=256, seed=5) | options
+    seed, block = how.pop("seed"), dict(gan64=32, gan=32, stylegan=4, stylegan2=4)
+    drawn = Objects(kind, weights="" if weights is None else str(weights), **how)
+    found, n = make_objects(drawn, meadow(), seed=seed), block.get(kind, 8)
+    return [found[k] for k in (0, 1, n, 3*n + 1, 100_000)], ENDLESS
+
+
+ENDLESS = 2**31  # what the length of a generator without an end was recorded as
 
 
 def own_objects(name):
     "The domain's own pictures, or those of a folder."
-    if name == "real": found = make_objects("real", meadow(), size=40)
-    if name == "real, the first": found = make_objects("real", garden(), size=50, n=5)
+    if name == "real": found = make_objects(Objects(size=40), meadow())
+    if name == "real, the first": found = make_objects(Objects(size=50, n_objects=5), garden())
     if name == "images":
         place = scratch("images")
         for c in meadow().class_images: write_image(place/f"{c.origin.replace('/', '-')}.png", c.image)
-        found = make_objects("images", meadow(), size=40, weights=place, n=6)
+        found = make_objects(Objects("images", weights=str(place), size=40, n_objects=6), meadow())
     return list(found), len(found)
 
 
@@ -343,11 +373,9 @@ TRAININGS = {  # name -> detector, batch, options of the training
     "ssd on mobilenet": (dict(backbone="mobilenetv1_100", image_size=96), 4, dict(steps=20, lr=1e-5)),
     "ssd on mobilenet, usual rate": (dict(backbone="mobilenetv1_100", image_size=96), 4, dict(steps=3)),
     "ssd on a small resnet": (dict(backbone="resnet_small", image_size=64), 4, dict(steps=20, lr=1e-3)),
-    "ssd, hard negatives": (
-        dict(backbone="resnet_small", image_size=64, loss="hard_negative"), 4, dict(steps=5, lr=1e-3, seed=3)),
     "ssd, sgd": (
         dict(backbone="resnet_small", image_size=64), 2, dict(steps=4, lr=1e-4, optimizer="sgd", decay=(2, 3))),
-    "retinaface": (dict(name="retinaface", image_size=96), 2, dict(steps=5, lr=1e-5, optimizer="sgd", decay=(3,))),
+    "retinaface": (dict(model="retinaface", image_size=96), 2, dict(steps=5, lr=1e-5, optimizer="sgd", decay=(3,))),
 }
 
 
@@ -357,7 +385,9 @@ def training(name):
     feed = noise_batches(options["image_size"], batch, landmarks=name == "retinaface")
     torch.manual_seed(how.get("seed", 0))
     model = detector(num_classes=2, **options)
-    done = train(model, feed, out=scratch("train"), device="cpu", **how)
+    steps, seed, rest = how["steps"], how.get("seed", 0), {k: v for k, v in how.items() if k not in ("steps", "seed")}
+    if "decay" in rest: rest["decay"] = tuple((d + .5)/steps for d in rest["decay"])   # shares of the steps
+    done = train(model, feed, steps, scratch("train"), Schedule(**dict(lr=1e-4) | rest), device="cpu", seed=seed)
     return done["history"], [p.detach() for p in model.parameters()], predict(model, next(feed(1000))[0][:2])
 
 
@@ -536,10 +566,10 @@ def order(name):
     "Images and labels in the order of the batches: with and without processes, from the first and from the eighth."
     (what, seed), real, few = LOOKS[name], [numbered(k) for k in range(7)], [numbered(1000 + k) for k in range(4)]
     if what == "loop": samples = Loop(real, seed=seed)
-    if what == "loop over the first five": samples = Loop(real, seed=seed, n=5)
-    if what == "half real": samples = Mixed(real, Numbered(), real_share=.5, seed=seed)
-    if what == "0.3 real": samples = Mixed(real, Numbered(), real_share=.3, seed=seed)
-    if "few" in what: samples = Mixed(Loop(real, seed=seed, n=5), few, real_share=.3, seed=seed)
+    if what == "loop over the first five": samples = Loop(real[:5], seed=seed)
+    if what == "half real": samples = Mixed(real, Numbered(), share=.5, seed=seed)
+    if what == "0.3 real": samples = Mixed(real, Numbered(), share=.3, seed=seed)
+    if "few" in what: samples = Mixed(Loop(real[:5], seed=seed), few, share=.3, seed=seed)
     look = lambda image, target: (target["image_id"], *target["labels"].tolist(), int(image[0, 0, 0]))
     def read(workers, start):
         return [[*map(look, *b)] for b in islice(batches(samples, 5, start=start, workers=workers), 5)]
@@ -585,27 +615,56 @@ def numbers(name):
     return [{k: [np.ravel(x).tolist() for x in some(generator(*v))] for k, v in keys.items()} for some in (whole, real)]
 
 
+def as_recorded(settings, renamed):
+    "A settings object as a dict under the names that were recorded; fields that were added since are left out."
+    return {renamed.get(k, k): v for k, v in asdict(settings).items() if renamed.get(k, k)}
+
+
+def recipe_of(recipe):
+    "A recipe with the fields it was recorded with."
+    released, composed = recipe.compositor == "released", recipe.compositor != "free"
+    kept = as_recorded(recipe, dict(count="objects", compositor=""))
+    kept["image_size"] = 300 if kept["image_size"] is None else kept["image_size"]
+    if released: kept["blend"] = "paste"
+    return kept | dict(protocol="paper" if composed else "free", naive=False, released=released, reuse=1)
+
+
+def arm_of(a):
+    "An arm as the flat fields it was recorded with."
+    s, gate = a.synthesis, asdict(a.synthesis.masks.gate)
+    options = json.dumps(dict(backgrounds=a.data.backgrounds)) if a.data.backgrounds else ""
+    top = {k: getattr(a, k) for k in ("arm", "steps", "pretrain_steps", "seed", "protocol")}
+    data = {k: getattr(a.data, k) for k in ("domain", "root", "class_images")} | dict(options=options)
+    labels = {k: getattr(a.labels, k) for k in ("n_real", "fold", "augment")} | dict(val_labels=a.labels.val)
+    made = dict(objects=s.objects.source, object_weights=s.objects.weights, n_objects=s.objects.n_objects, n_fake=s.n_fake,
+                psi=s.objects.psi, segmenter=s.masks.segmenter, mask_weights=s.masks.weights)
+    schedule = {k: v for k, v in asdict(a.schedule).items() if k != "select"}
+    usual = None if gate == asdict(own_gate(s.masks.segmenter)) else gate
+    return dict(top, **data, **labels, **made, gate=usual, **asdict(a.model), **schedule)
+
+
 def settings(name):
     "What defaults and presets are."
     presets = [(n, r) for n in ("faces", "birds", "cars", "qrcodes") for r in (False, True)]
-    arm = lambda d, p: {k: v for k, v in asdict(make_arms("pretrain", p, domain=d)[0]).items() if k != "recipe"}
     arms = [("butterflies", "quick"), *[(d, p) for d in ("faces", "birds", "qrcodes") for p in ("paper", "released")]]
     return dict(
-        recipes=lambda: dict(default=asdict(Recipe())) | {
-            f"{n}{' as released' if r else ''}": asdict(Recipe.paper(n, released=r)) for n, r in presets},
-        gates=lambda: dict(none=asdict(Gate.none())) | {s: asdict(own_gate(s)) for s in SEGMENTERS},
+        recipes=lambda: dict(default=recipe_of(Recipe())) | {
+            f"{n}{' as released' if r else ''}": recipe_of(paper_recipe(n, released=r)) for n, r in presets},
+        gates=lambda: dict(none=asdict(OPEN)) | {s: asdict(own_gate(s)) for s in SEGMENTERS},
         redo=lambda: dict(default=asdict(RedoConfig()), small=asdict(RedoConfig.small())),
         gan64=lambda: dict(default=asdict(GanConfig())),
-        data=lambda: dict(default=dict(splits=SPLITS, generators=DEFAULTS)),
-        arms=lambda: {f"{d}, {p}": arm(d, p) for d, p in arms})[name]()
+        data=lambda: dict(default=dict(splits=SPLITS, generators={
+            d: DEFAULTS.get(FACTS[d].preset if d in FACTS else d, "gan64")
+            for d in ("butterflies", "faces", "wider", "cars", "birds")})),
+        arms=lambda: {f"{d}, {p}": arm_of(resolved(make_arms(domain=d, protocol=p)[0])) for d, p in arms})[name]()
 
 
 # -- whole arms
 
 def row(name):
     "The row of an arm, and the metrics of its phases one after the other."
-    place, few = scratch("row"), '{"n_class_images": 6, "n_backgrounds": 6}'
-    arm, = make_arms(name, domain="butterflies", options=few, image_size=96, steps=12, pretrain_steps=12, eval_every=6)
+    place, few = scratch("row"), "n_class_images=6 n_backgrounds=6"
+    arm, = make_arms(name, "model.image_size=96 eval_every=6 share=.5", options=few, steps=12, pretrain_steps=12)
     found = run(arm, place)
     phases = sorted(place.rglob("metrics.jsonl"), key=lambda p: p.stat().st_mtime_ns)
     return found, [r for p in phases for r in read_jsonl(p)]
