@@ -62,7 +62,7 @@ class Layout(Settings):
     def __post_init__(self):
         super().__post_init__()
         if bool(self.embed_features) == bool(self.c_dim): return
-        raise UserError(f'embed_features={self.embed_features} and c_dim={self.c_dim} do not fit; expected both or neither')
+        raise UserError(f'embed_features={self.embed_features} does not fit c_dim={self.c_dim}; expected both or none')
 
     @property
     def resolutions(self): return tuple(4*2**k for k in range(len(self.widths)))
@@ -414,7 +414,7 @@ def _layout_of_state(state):
     there = {'.'.join(k.split('.')[:n]) for k in state for n in range(1, 5)} # all names, and what they begin with
     blocks = [f'synthesis.b{4*2**k}.' for k in range(12) if f'synthesis.b{4*2**k}' in there] or ['synthesis.b4.']
     last = max((k for k in range(64) if f'mapping.fc{k}' in there), default=0)
-    size, m = partial(_size, state), 'mapping.fc'
+    size, m = partial(_size, state), 'mapping.fc{}.{}'.format
     ends = (('weight', 0), ('weight', 1), ('bias', 0), ('affine.weight', 0), ('affine.bias', 0))
     embed = size(('mapping.embed.weight', 0), ('mapping.embed.bias', 0)) if 'mapping.embed' in there else 0
     filters = state.get('synthesis.b4.resample_filter')
@@ -424,7 +424,7 @@ def _layout_of_state(state):
         c_dim=size(('mapping.embed.weight', 1)) if embed else 0,
         w_dim=size(*((f'{b}conv1.affine.weight', 1) for b in blocks), ('mapping.w_avg', 0)),
         widths=tuple(size(*((f'{b}conv1.{k}', axis) for k, axis in ends)) for b in blocks),
-        layer_features=tuple(size((f'{m}{k}.weight', 0), (f'{m}{k}.bias', 0), (f'{m}{k + 1}.weight', 1)) for k in range(last)),
+        layer_features=tuple(size((m(k, 'weight'), 0), (m(k, 'bias'), 0), (m(k+1, 'weight'), 1)) for k in range(last)),
         img_channels=size(*((f'{b}torgb.{k}', 0) for b in reversed(blocks) for k in ('weight', 'bias'))),
         use_noise=any('.noise_' in k for k in state), architecture=_architecture(state, there, blocks),
         resample_filter=(1, 3, 3, 1) if usual else (1,)*len(filters))
