@@ -19,7 +19,7 @@ from .evidence.notebooks import experiment_notebook, parameters, run_notebook
 from .evidence.phases import arm_data, arm_samples
 from .objects.objects import OBJECTS
 from .show import sheet
-from .masks.segment import SEGMENTERS, shipped_weights
+from .masks.settings import SEGMENTERS, shipped_weights
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .synthesis.disk import write_stream
 

@@ -203,7 +203,7 @@ def test_a_late_collapse_keeps_the_weights_before_it(flock, tmp_path, monkeypatc
 
     monkeypatch.setattr(redo, "_look", late)
     result = train_redo(flock, replace(tiny, collapse_until=3), tmp_path/"run")
-    assert result["ended"] == "collapsed" and result["step"] == 6 and read_note(result["path"])["step"] == "4"
+    assert result["ended"] == "collapsed" and result["step"] == 6 and read_note(result["path"])["step"] == 4
 
 
 def test_steady_masks_end_the_run(flock, tmp_path):

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from synthdet import weights as module
@@ -219,12 +220,42 @@ def test_an_archive_without_a_checkpoint(tmp_path):
     assert 'holds 0 checkpoints (none)' in refused(pack(tmp_path/'b.tar.gz', extra=[member('folder.pth', tarfile.DIRTYPE)]))
 
 
+NOTE = dict(sizex=32, mean=(.5, .25), classes=['bird'], model=dict(detector='ssd', weights=None), flipped=True)
+
+
 def test_saved_weights_come_back_with_their_note(tmp_path):
-    path = save_weights(nn.Conv2d(2, 3, 3), tmp_path/'a.safetensors', sizex=32, mean=(.5, .5))
-    assert read_note(path) == dict(sizex='32', mean='(0.5, 0.5)')
+    path = save_weights(nn.Conv2d(2, 3, 3), tmp_path/'a.safetensors', **NOTE, ap=np.float32(.5), source=tmp_path)
+    assert read_note(path) == dict(NOTE, mean=[.5, .25], ap=.5, source=str(tmp_path))
     assert read_note(save_weights(nn.Conv2d(2, 3, 3), tmp_path/'b.safetensors')) == {}
     path.write_bytes(path.read_bytes()[:-5])
     assert all('cannot be read' in refused(path, read=read) for read in (read_note, read_weights))
+
+
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64])
+def test_one_bit_that_turned_is_found(kind, tmp_path):
+    state = dict(a=torch.ones(3, 2).to(kind), scalar=torch.zeros(()).to(kind), none=torch.zeros(0, 4).to(kind))
+    path = save_weights(state, tmp_path/'a.safetensors', step=1)
+    assert all(torch.equal(v, state[k]) and v.dtype == kind for k, v in read_weights(path).items())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert 'damaged or was changed' in refused(path, read=read_weights) and read_note(path) == dict(step=1)
+
+
+def test_a_digest_of_other_weights_is_found(tmp_path):
+    "The header of one file with the numbers of another, as of a file that was tampered with."
+    a, b = (save_weights(dict(w=torch.full((4,), float(k))), tmp_path/f'{k}.safetensors').read_bytes() for k in range(2))
+    (tmp_path/'mixed.safetensors').write_bytes(a[:-16] + b[-16:])
+    assert 'damaged or was changed' in refused(tmp_path/'mixed.safetensors', read=read_weights)
+
+
+def test_files_of_before_and_of_others_are_read(tmp_path):
+    weights = dict(w=torch.ones(2))
+    save_file(weights, tmp_path/'old.safetensors', dict(note='{"nz": "64"}'))
+    save_file(weights, tmp_path/'other.safetensors', dict(format='pt'))
+    save_file(weights, tmp_path/'bare.safetensors')
+    assert [read_note(tmp_path/f'{k}.safetensors') for k in ('old', 'other', 'bare')] == [dict(nz='64'), dict(format='pt'), {}]
+    assert all(torch.equal(read_weights(tmp_path/f'{k}.safetensors')['w'], weights['w']) for k in ('old', 'other', 'bare'))
 
 
 def test_the_first_that_does_not_fit_is_named():

@@ -22,6 +22,7 @@ from supervision.dataset.formats.pascal_voc import detections_from_xml_obj, dete
 from supervision.dataset.formats.yolo import detections_to_yolo_annotations, yolo_annotations_to_detections
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from ..boxes import wrap
 from ..core import choose, interactive, UserError, write_atomic
 from .images import image_files, image_size, read_image, write_image
 
@@ -40,7 +41,9 @@ class DetectionDataset(Dataset):
         self.files, self.targets, self.classes, self.notes = list(files), list(targets), tuple(classes), Counter(notes)
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
-        return read_image(self.files[i]), {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
+        image = read_image(self.files[i])
+        own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
+        return image, wrap(own, image.shape[1:])
     def __repr__(self):
         n = Counter(int(l) for t in self.targets for l in t['labels'])
         boxes = ', '.join(f'{n[k]} {c}' for k, c in enumerate(self.classes, 1))

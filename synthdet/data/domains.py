@@ -77,7 +77,7 @@ def butterflies(root=None, n_class_images:int=1000, n_backgrounds:int=300, image
     """
     if root: raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={str(root)!r}; choose the domain folder, or leave root empty")
     class_size = class_size or image_size//2
-    hold = lambda side: int(64e6 / (4*side*side))                   # 64 MB for each part
+    hold = lambda side: 64*10**6                                    # bytes for each part
     splits = {s: Drawn(partial(_scene, size=image_size, seed=seed), n, hold(image_size), ['butterfly']) for s, (seed, n) in SPLITS.items()}
     return Domain('butterflies', ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold(class_size)),
         Drawn(partial(background, size=image_size, seed=_FREE+1), n_backgrounds, hold(image_size)), **splits, licence='Apache-2.0', source='synthdet.butterflies', class_images_from='drawn')

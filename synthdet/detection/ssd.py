@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'make_anchors', 'force_matches', 'match', 'pad_targets', 'encode', 'decode', 'focal', 'hard_negative',
-           'Head', 'stack_images', 'select', 'SSD', 'load_ssd', 'ssd']
+           'Head', 'stack_images', 'select', 'SSD', 'load_ssd', 'as_size', 'ssd']
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #74c68fb1
 from math import sqrt
@@ -324,6 +324,18 @@ def load_ssd(model:SSD, path) -> SSD:
     load_backbone(model.backbone, state, path)
     return model
 
+# %% ../../nbs/5_detection/02_ssd.ipynb #85d49f74
+def as_size(image_size) -> tuple:
+    """A side or (height, width) as (height, width); raises `UserError` for an impossible one.
+
+    Parameters
+    ----------
+    image_size : pixels
+    """
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) == 2 and all(type(s) is int and s >= 32 for s in size): return size
+    raise UserError(f'image_size={image_size!r} is not possible; give a side or (height, width) of at least 32 pixels')
+
 # %% ../../nbs/5_detection/02_ssd.ipynb #2affccbb
 def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=300, *, loss='focal', score_thresh=.01,
         nms_thresh=.5, candidates=400, detections_per_img=100, bn_momentum=None) -> SSD:
@@ -342,8 +354,7 @@ def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=30
     detections_per_img : the best that are returned; None for all, as the authors
     bn_momentum : share of the new batch in the running averages of batch norm; None for the backbone's own
     """
-    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(size) != 2 or any(not isinstance(s, int) or s < 32 for s in size): raise UserError(f'image_size={image_size!r} is not possible; give a side or (height, width) of at least 32 pixels')
+    size = as_size(image_size)
     if num_classes < 2: raise UserError(f'num_classes={num_classes} leaves nothing to detect; count the background, so one class is num_classes=2')
     layout = choose('backbone', backbone, BACKBONES)
     model = SSD(make_backbone(backbone, bn_momentum=bn_momentum), layout.scales, num_classes, size, choose('loss', loss, LOSSES),

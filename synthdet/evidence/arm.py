@@ -21,7 +21,7 @@ from ..detection.train import OPTIMIZERS
 from ..masks.quality import Gate, own_gate
 from ..masks.segment import domain_weights, SEGMENTERS, weights_file
 from ..objects.objects import OBJECTS
-from ..synthesis.settings import PAPER, Recipe
+from ..synthesis.settings import PAPER, paper_recipe, Recipe
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f943813d
 ARMS = dict(
@@ -164,7 +164,7 @@ def _recipe(protocol, names, size, changes):
     changes, names = dict(changes), [changes['preset']] if 'preset' in changes else names
     preset = next((n for n in names if n in PAPER), None)
     if protocol != 'quick' and preset is None: raise UserError(f"protocol {protocol!r} has recipes for {', '.join(PAPER)}, and this is {names[0]!r}; choose one in recipe='{{\"preset\": \"birds\"}}', or protocol quick")
-    base = Recipe() if preset is None or protocol == 'quick' else Recipe.paper(preset, released=protocol == 'released')
+    base = Recipe() if preset is None or protocol == 'quick' else paper_recipe(preset, released=protocol == 'released')
     known = sorted(f.name for f in fields(Recipe))
     for k in (changes := {k: v for k, v in changes.items() if k != 'preset'}): choose('recipe field', k, dict.fromkeys(known))
     return replace(base, **{'image_size': size, **changes})

@@ -27,6 +27,9 @@ from ..detection.train import train
 from .arm import _changes, ARMS, mask_file
 from ..masks.quality import own_gate
 from ..objects.objects import content, make_objects
+from ..masks.settings import Masks
+from ..objects.settings import Objects
+from ..synthesis.settings import Synthesis
 from ..synthesis.stream import make_samples
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #e2aa5c20
@@ -149,8 +152,9 @@ def arm_samples(arm):
     ----------
     arm : Arm
     """
-    return make_samples(arm_data(arm)[0], objects=arm.objects, segmenter=arm.segmenter, weights=mask_file(arm), limits=arm.gate, recipe=arm.recipe, seed=arm.seed, n_fake=arm.n_fake,
-                        object_weights=arm.object_weights or None, n_objects=arm.n_objects, psi=arm.psi)
+    made = Synthesis(Objects(arm.objects, str(arm.object_weights or ''), arm.n_objects, arm.psi),
+                     Masks(arm.segmenter, str(mask_file(arm) or ''), arm.gate or own_gate(arm.segmenter)), arm.recipe, arm.n_fake)
+    return make_samples(arm_data(arm)[0], made, seed=arm.seed)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #90c9d00a
 def _stream(arm, sees):
@@ -174,11 +178,12 @@ def fit(arm, out, workers=0):
     kept = labels(arm)[1]                                  # a bad n_real is said before anything is trained
     if kept: val = kept if arm.test_size else Resized(kept, arm.image_size)
     torch.manual_seed(arm.seed)
-    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size, backbone=arm.backbone, weights=arm.weights)
+    model = detector(arm.detector, num_classes=len(domain.classes)+1, image_size=arm.test_size or arm.image_size,
+                     backbone=arm.backbone if arm.detector == 'ssd' else None, weights=arm.weights)
     done = []
     for sees, steps, name in phase_names(arm, fingerprint(domain)):
         feed = lambda start, sees=sees: batches(_stream(arm, sees), arm.batch_size, start=start, workers=workers)
-        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=[int(d*steps) for d in arm.decay], eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
+        done.append(train(model, feed, steps, Path(out)/'artefacts'/name, validate=validator(val), lr=arm.lr, optimizer=arm.optimizer, decay=arm.decay, eval_every=arm.eval_every, save_every=min(arm.eval_every, 500), seed=arm.seed))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #a1291b32

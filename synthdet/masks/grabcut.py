@@ -130,19 +130,20 @@ def grabcut_mask(image, work=80):
     return mask
 
 # %% ../../nbs/3_masks/04_grabcut.ipynb #460a6847
-def grabcut(weights=None):
+def grabcut(masks=None):
     """GrabCut with a centred-frame prior; a fourth channel is ignored.
 
     Parameters
     ----------
-    weights : takes none
+    masks : `Masks`; not used
 
     Returns
     -------
-    callable float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    callable : float [B,3 or 4,S,S] in 0..1 -> float [B,1,S,S] in 0..1
     """
-    def segment(images):
-        pictures = (images[:, :3]*255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy() # [B,S,S,3]
-        with ThreadPoolExecutor(os.cpu_count()) as pool: masks = list(pool.map(grabcut_mask, pictures))
-        return torch.from_numpy(np.stack(masks))[:, None].to(images.device)
-    return segment
+    return _cut
+
+def _cut(images):
+    pictures = (images[:, :3]*255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy() # [B,S,S,3]
+    with ThreadPoolExecutor(os.cpu_count()) as pool: masks = list(pool.map(grabcut_mask, pictures))
+    return torch.from_numpy(np.stack(masks))[:, None]

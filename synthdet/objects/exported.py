@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from ..core import UserError
 from .unpickle import _Reader, Inert, RefusedName
-from ..weights import _existing, _unreadable
+from ..weights import existing, unreadable
 
 # %% ../../nbs/2_objects/07_exported.ipynb #65af9807
 _LIMIT = 4 * 2**30 # bytes of an archive, unpacked
@@ -29,7 +29,7 @@ def _parts(path):
             if len(set(names)) < len(names) or sum(i.file_size for i in file.infolist()) > _LIMIT: raise UserError(f'{path} is refused: it holds a part twice, or more than {_LIMIT >> 30} GiB; export the generator again')
             parts = {n: file.read(i) for n, i in zip(names, file.infolist()) if _part(n)}
     except UserError: raise
-    except Exception as e: raise _unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # a damaged zip fails in many ways
+    except Exception as e: raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # a damaged zip fails in many ways
     if not {'data.pkl', 'constants.pkl'} <= set(parts) or parts.get('byteorder', b'little') != b'little': raise UserError(f'{path} is a zip file, but not TorchScript (little-endian, as torch.jit.save writes it); export the generator again')
     return parts
 
@@ -79,7 +79,7 @@ def _sizes(parts, path):
     for kind in ('data', 'constants'):
         try: (reader := _Program(path, parts, kind)).read(parts[f'{kind}.pkl'])
         except UserError: raise
-        except Exception as e: raise _unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # damaged instructions can fail in any way
+        except Exception as e: raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # damaged instructions can fail in any way
         found += reader.sizes
     return found
 
@@ -111,7 +111,7 @@ def _program(path):
     parts = _parts(path)
     sizes = _sizes(parts, path)
     try: forward = torch.jit.load(_packed(parts), map_location='cpu').eval().float()._c._get_method('forward')
-    except Exception as e: raise _unreadable(path, e, 'TorchScript with a method forward') from e # code that does not compile, parts that do not fit
+    except Exception as e: raise unreadable(path, e, 'TorchScript with a method forward') from e # code that does not compile, parts that do not fit
     needed = [a.name for a in forward.schema.arguments[1:] if not a.has_default_value()]
     if len(needed) != 1: raise UserError(f"{path} takes {len(needed)} inputs ({', '.join(needed) or 'none'}); expected one, the noise, so export the generator with the others filled in")
     odd = sorted({n.kind() for n in _nodes(forward.inlined_graph)} - OPERATIONS)
@@ -160,7 +160,7 @@ def _session(path):
         options.log_severity_level, options.intra_op_num_threads, options.use_deterministic_compute = 4, torch.get_num_threads(), True
         return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except UserError: raise
-    except Exception as e: raise _unreadable(path, e, 'an ONNX file') from e # neither a message nor, for onnxruntime, a graph
+    except Exception as e: raise unreadable(path, e, 'an ONNX file') from e # neither a message nor, for onnxruntime, a graph
 
 # %% ../../nbs/2_objects/07_exported.ipynb #65114a70
 _FLOATS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
@@ -267,7 +267,7 @@ def load_exported(path, nz=None) -> Exported:
         float in -1..1 or uint8
     nz : length of the noise, where the file does not tell
     """
-    path = _existing(path)
+    path = existing(path)
     if nz is not None and (type(nz) is not int or nz < 1): raise UserError(f'nz is {nz!r}, expected the length of the noise, such as 128')
     with open(path, 'rb') as f: zipped = f.read(4) == b'PK\x03\x04'
     if zipped:

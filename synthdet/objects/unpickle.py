@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..core import UserError
-from ..weights import _Dtype, _existing, _number, _unreadable
+from ..weights import _Dtype, _number, existing, unreadable
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #e2979e38
 class RefusedName(UserError):
@@ -166,12 +166,12 @@ def read_pickle(source, allowed=None, path=None):
     -------
     lists, tuples, dicts, sets, numbers, text, bytes, and what the stand-ins return
     """
-    content = source if isinstance(source, bytes) else _existing(source).read_bytes()
+    content = source if isinstance(source, bytes) else existing(source).read_bytes()
     path = path or ('the pickle' if isinstance(source, bytes) else source)
     try: return _Reader(path, allowed or {}).read(content)
     except UserError: raise
     except Exception as e: # damaged instructions can fail in any way
-        raise _unreadable(path, e, 'a pickle of plain data') from e
+        raise unreadable(path, e, 'a pickle of plain data') from e
 
 # %% ../../nbs/2_objects/01_unpickle.ipynb #34fa744a
 def _storage(content):
@@ -254,4 +254,4 @@ def read_network(path, name='G_ema') -> tuple:
         raise UserError(f'{path} holds no network {name}, but {there or "nothing"}; expected a .pkl of the PyTorch version of StyleGAN2-ADA')
     try: return dict(_entries(held[name], '', set())), held[name].state
     except Exception as e: # a state can be anything
-        raise _unreadable(path, e, 'a network as NVIDIA stores it') from e
+        raise unreadable(path, e, 'a network as NVIDIA stores it') from e
