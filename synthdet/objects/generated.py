@@ -9,17 +9,17 @@ __all__ = ['GENERATORS', 'Generated', 'Kind', 'weight_files', 'generated']
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple
-import numpy as np
 import torch
 import synthdet
 from ..boxes import chw, hwc
-from ..core import choose, device as default_device, generator, hash_file, UserError
+from ..core import choose, device as default_device, hash_file, UserError
 from ..data.domain import ClassImage
 from .dmgan import draw as drawn_captions, load_dmgan, pictures as dmgan_bytes
 from .exported import load_exported
 from .gan64 import draw as drawn_gan64, load_gan64
 from .stylegan import crop_cars, load_stylegan, to_uint8
 from .stylegan2 import load_stylegan2
+from .stylenet import normals
 
 # %% ../../nbs/2_objects/08_generated.ipynb #d103bb51
 class Generated:
@@ -84,15 +84,14 @@ class Kind(NamedTuple):
 # %% ../../nbs/2_objects/08_generated.ipynb #9b8f7569
 def _noise(name, G, nz, ks, seed):
     "Normal noise [B,nz] where `G` lives: row k is a function of (seed, k)."
-    z = np.stack([generator(seed, name, k).standard_normal(nz, dtype=np.float32) for k in ks])
-    return torch.from_numpy(z).to(next(iter(G.parameters()), torch.empty(0)).device)
+    return normals(nz, [(seed, name, k) for k in ks]).to(next(iter(G.parameters()), torch.empty(0)).device)
 
 def _bytes(name, x):
     "Pictures in -1..1 as bytes. Raises `UserError` for NaN."
     if x.isfinite().all(): return to_uint8(x).cpu()
     raise UserError(f'{name} drew NaN or infinity; its weights are damaged or not those of a trained generator')
 
-def _gan64(G, psi, ks, seed): return drawn_gan64(G, seed, ks.start, len(ks), len(ks))
+def _gan64(G, psi, ks, seed): return drawn_gan64(G, ks, seed)
 def _stylegan(G, psi, ks, seed): return _bytes('stylegan', G(_noise('stylegan', G, G.z_dim, ks, seed), psi=psi))
 def _stylegan2(G, psi, ks, seed):
     return _bytes('stylegan2', G(_noise('stylegan2', G, G.layout.z_dim, ks, seed), psi=psi))
