@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from synthdet.data.butterflies import SPLITS
-from synthdet.core import digest, generator, shared, UserError
+from synthdet.core import digest, generator, refused, shared
 from synthdet.data.domain import ClassImage
 from synthdet.data.domains import load_domain
 from synthdet.data.settings import DOMAINS
@@ -44,13 +44,6 @@ def lay_out(root, classes=('bird',), format='coco', splits=('train', 'val', 'tes
         for c in classes: save(root / 'class_images' / (c if len(classes) > 1 else '') / f'{i}.png', (200, 30, 60, 255))
     for s in splits: labelled(root / 'detection' / s, list(classes), format)
     return root
-
-
-def refused(f, *args, **kw):
-    with pytest.raises(UserError) as e: f(*args, **kw)
-    message = str(e.value)
-    assert '\n' not in message and ('; ' in message or ', so ' in message), message
-    return message
 
 
 def fingerprint(domain, n=3):

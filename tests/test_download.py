@@ -18,7 +18,7 @@ import pytest
 
 from synthdet import cli
 from synthdet.data import download as module
-from synthdet.core import shared, UserError
+from synthdet.core import refused, shared
 from synthdet.data.domains import load_domain
 from synthdet.data.fixtures import make_fixture
 from synthdet.data.download import _version, check, download, downloads, extract, fetch, KNOWN, listing
@@ -86,13 +86,6 @@ def shop():
     server.shutdown(); server.server_close()
 
 
-def refused(f, *args, **kw):
-    with pytest.raises(UserError) as e: f(*args, **kw)
-    message = str(e.value)
-    assert '\n' not in message and '; ' in message, message
-    return message
-
-
 def ways(): return [w for w, _ in Shop.asked]
 
 
@@ -143,7 +136,7 @@ def test_another_day(shop, tmp_path):
 
 def test_killed_and_started_again(shop, tmp_path):
     "SIGKILL in the middle; the next process brings the rest."
-    code = f"import os, synthdet.download as d\nd.os.fsync = lambda *a: os.kill(os.getpid(), 9)\nd.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)"
+    code = f"import os, synthdet.data.download as d\nd.os.fsync = lambda *a: os.kill(os.getpid(), 9)\nd.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
     assert [p.name for p in tmp_path.iterdir() if p.suffix != '.tag'] == ['body.bin.part']
     assert download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON).read_bytes() == BODY
@@ -355,8 +348,8 @@ def birds(shop, tmp_path, monkeypatch):
     with zipfile.ZipFile(pics, 'w') as z:
         for p in sorted((made/'images').rglob('*.jpg')): z.write(p, f'images/{p.relative_to(made/"images").as_posix()}')
     Shop.files = {'tables.tgz': tar.getvalue(), 'pictures.zip': pics.getvalue()}
-    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), 1, '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}', ('images.txt', 'bounding_boxes.txt')),
-             File('pictures.zip', (shop('fine', 'pictures.zip'),), 1, 'CUB_200_2011', marks=('images',)))
+    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}', ('images.txt', 'bounding_boxes.txt')),
+             File('pictures.zip', (shop('fine', 'pictures.zip'),), 'CUB_200_2011', marks=('images',)))
     monkeypatch.setitem(SETS, 'cub', SETS['cub']._replace(files=files))
     return tmp_path/'data'
 
@@ -403,7 +396,7 @@ def test_another_version_and_no_archive(birds, shop, monkeypatch):
     other = io.BytesIO()
     with zipfile.ZipFile(other, 'w') as z: z.writestr('CUB_200/x.txt', 'x')
     Shop.files['other.zip'] = other.getvalue()
-    monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 1, 'free', 'x', ('new',), ('x.txt',), (File('other.zip', (shop('fine', 'other.zip'),), 1),)))
+    monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 'free', 'x', ('new',), ('x.txt',), files=(File('other.zip', (shop('fine', 'other.zip'),)),)))
     assert 'was unpacked, but x.txt are not in new' in refused(fetch, 'new', birds, **SOON)
 
 
@@ -451,7 +444,7 @@ def test_two_downloads_into_one_folder(birds):
     "The second is told to wait, and what it recorded meanwhile is not lost."
     birds.mkdir()
     with module._alone(birds):
-        code = f"from synthdet.download import _alone\nfrom pathlib import Path\nwith _alone(Path({str(birds)!r})): pass"
+        code = f"from synthdet.data.download import _alone\nfrom pathlib import Path\nwith _alone(Path({str(birds)!r})): pass"
         out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
         assert 'another download into this folder is under way' in out.stderr
         assert 'under way' in refused(fetch, 'cub', birds, accept=True, **SOON) and not Shop.asked
