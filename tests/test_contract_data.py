@@ -78,7 +78,8 @@ def test_a_format_is_written_from_rows_and_the_same_rows_give_the_same_bytes(tmp
 def test_an_order_holds_every_item_once_and_subsets_are_its_starts(name, tmp_path):
     order = named('order', name, ORDERS)
     for dataset in (range(100), on_disk(tmp_path), Subset(range(100), range(0, 100, 3)), [0]):
-        assert sorted(order(dataset, 0)) == list(range(len(dataset))) and list(order(dataset, 0)) == list(order(dataset))
+        assert sorted(order(dataset, 0)) == list(range(len(dataset)))
+        assert list(order(dataset, 0)) == list(order(dataset))
         indices = subset(dataset, 0, order=name).indices
         assert all(type(i) is int for i in indices)
         for n in range(1, len(dataset)): assert subset(dataset, n, order=order).indices == indices[:n]
@@ -137,7 +138,8 @@ def test_boxes_move_with_the_picture_in_transforms_of_torchvision(tmp_path, make
         flipped, moved = RandomHorizontalFlip(1.)(image, target)
         x1, y1, x2, y2 = unwrap(target)['boxes'].unbind(1)
         assert torch.equal(flipped, image.flip(-1))
-        torch.testing.assert_close(unwrap(moved)['boxes'], torch.stack([image.shape[2]-x2, y1, image.shape[2]-x1, y2], 1))
+        mirrored = torch.stack([image.shape[2]-x2, y1, image.shape[2]-x1, y2], 1)
+        torch.testing.assert_close(unwrap(moved)['boxes'], mirrored)
     image, target = next(s for s in data if len(s[1]['boxes']))
     image.zero_(), target['boxes'].zero_(), target['labels'].zero_()
     assert all(s[0].any() for s in data) and any(s[1]['boxes'].any() for s in data), 'an item belongs to its receiver'

@@ -163,6 +163,7 @@ class FaceCrops(Dataset):
         image = cv2.resize(np.ascontiguousarray(image), size, interpolation=WAYS[g.integers(len(WAYS))])
         target = {k: np.float32(v*scale) if k in ('boxes', 'landmarks') else v.copy() for k, v in target.items()}
         target = {k: torch.from_numpy(v) for k, v in target.items()}
-        return chw(image), wrap(target if image_id is None else dict(target, image_id=image_id), size)
+        target['image_id'] = self.loop.index(i) if image_id is None else image_id
+        return chw(image), wrap(target, size)
 
     def fill(self): self.loop.fill()
