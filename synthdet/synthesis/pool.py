@@ -95,7 +95,8 @@ class Cutouts(Sequence):
         return Cutouts(self.cutouts[i], self.rejected, self.name, self.scores[i], self.rejects)
 
     def dealt(self, counts, most, reuse=1):
-        "Itself: whatever a sample takes, it is drawn from all of them."
+        "Itself: whatever a sample takes, it is drawn from all of them. Raises `UserError` when there are none."
+        self.hand(0)
         return self
 
     def hand(self, i) -> Hand:
