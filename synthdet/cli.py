@@ -5,172 +5,194 @@
 # %% auto #0
 __all__ = ['run', 'preview', 'synth', 'data']
 
-# %% ../nbs/7_roof/00_cli.ipynb #f4d9304e
-import argparse, os, sys
+# %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
+import argparse, sys
 from pathlib import Path
-import torch
-from torchvision.io import encode_png
 from .core import UserError, write_atomic
-from .data.settings import DOMAINS
-from .data.fixtures import make_fixture
-from .data.download import check, fetch, listing, set_names
-from .evidence.arm import _changes, make_arms
-from .evidence.notebooks import experiment_notebook, parameters, run_notebook
-from .evidence.phases import arm_data, arm_samples
-from .objects.objects import OBJECTS
-from .show import sheet
-from .masks.settings import SEGMENTERS, shipped_weights
 from .data.catalogue import FACTS, how_to_get, locate, SETS
-from .synthesis.disk import write_stream
+from .evidence.arm import Arm, ARMS, make_arms
+from .settings import listing, words
 
-# %% ../nbs/7_roof/00_cli.ipynb #cbb6009a
+# %% ../nbs/7_roof/00_cli.ipynb #d765a43d
 def _guarded(main, argv):
     "Call `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."
     try: main(argv)
-    except UserError as e: print(f'error: {e}', file=sys.stderr); sys.exit(2)
-    except KeyboardInterrupt: print('stopped; the same command goes on from here', file=sys.stderr); sys.exit(130)
+    except UserError as e:
+        print(f'error: {e}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
 
-# %% ../nbs/7_roof/00_cli.ipynb #3252bc27
+# %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
+def _parser(name, what):
+    "A parser for settings as words, whose help lists them all."
+    tree = f'settings, named by any ending that fits one alone, with their defaults:\n{listing(Arm())}'
+    p = argparse.ArgumentParser(name, description=what, epilog=tree, allow_abbrev=False,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('words', nargs='*', metavar='NAME=VALUE', help='a setting: domain=folder root=mine n_real=20')
+    p.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='pairs',
+                   help='the same, as papermill writes it')
+    return p
+
+def _given(a) -> dict:
+    "The settings on a command line; raises `UserError` for a word without `=` and for a name given twice."
+    import shlex
+    return words(' '.join(shlex.quote(w) for w in [*a.words, *(f'{k}={v}' for k, v in a.pairs)]))
+
+# %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
-    p = argparse.ArgumentParser('synthdet-run', description='Run an experiment notebook with checked parameters and print its summary.')
-    p.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='values', help='set a parameter; repeat for more')
-    p.add_argument('--notebook', default=str(experiment_notebook()), help='experiment notebook (default: run_experiment of the checkout)')
+    p = _parser('synthdet-run', f"Run an experiment notebook and print its summary; arms={','.join(ARMS)} are compared.")
+    p.add_argument('--notebook', help='experiment notebook (default: run_experiment of the checkout)')
     p.add_argument('--output', help='where the executed notebook goes (default: OUT/DOMAIN.ipynb)')
-    p.add_argument('--list', action='store_true', help='show the parameters and stop')
     a = p.parse_args(argv)
-    known, values = parameters(a.notebook), dict(a.values)
-    if a.list: return print('\n'.join(f'{k:16} {d!r:24} {h}' for k, (d, h) in known.items()))
+    values = _given(a)
+    from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook
+    notebook = a.notebook or experiment_notebook()
+    known = parameters(notebook)
     word = lambda k: values.get(k, known[k][0] if k in known else '')
-    output = a.output or Path(word('out') or 'runs')/f"{Path(word('root')).name or word('domain') or Path(a.notebook).stem}.ipynb"
-    print(run_notebook(a.notebook, output, values), f'notebook  {output}', sep='', flush=True)
+    name = Path(word('root')).name or word('domain') or Path(notebook).stem
+    output = a.output or Path(word('out') or 'runs')/f'{name}.ipynb'
+    print(run_notebook(notebook, output, values), f'notebook  {output}', sep='', flush=True)
 
-# %% ../nbs/7_roof/00_cli.ipynb #b70e2f01
 def run(argv=None):
     "Entry point of `synthdet-run`."
     _guarded(_run, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #c94d3c31
-def _stream_options(name, what):
-    "A parser with the options that name a stream."
-    p = argparse.ArgumentParser(name, description=what)
-    p.add_argument('--domain', default='butterflies', help=f"one of {', '.join(DOMAINS)} (default: %(default)s)")
-    p.add_argument('--root', default='', help='folder of the domain, where it needs one')
-    p.add_argument('--class-images', default='', help="another folder of class images than the domain's own")
-    p.add_argument('--options', default='', help='''JSON of more options of the domain, like '{"split": "official"}' ''')
-    p.add_argument('--objects', default='real', help=f"where objects come from: {', '.join(OBJECTS)} (default: %(default)s)")
-    p.add_argument('--object-weights', default='', help="weights of their generator, or the folder of 'images' (default: what comes with package or data)")
-    p.add_argument('--segmenter', default='grabcut', help=f"how objects are cut out: {', '.join(SEGMENTERS)} (default: %(default)s)")
-    p.add_argument('--mask-weights', default='', help=f"weights of segmenter redo: a domain they are shipped for ({', '.join(shipped_weights()) or 'none'}) or a file (default: the domain's)")
-    p.add_argument('--gate', default='', help="""JSON of Gate limits that differ, like '{"min_score": 0.8}'""")
-    p.add_argument('--recipe', default='', help="""JSON of Recipe fields that differ, like '{"blend": "paste"}'""")
-    p.add_argument('--protocol', default='quick', help='quick, paper or released (default: %(default)s)')
-    p.add_argument('--image-size', type=int, default=300, help='side of the images, px (default: %(default)s)')
-    p.add_argument('--seed', type=int, default=0, help='which stream (default: %(default)s)')
-    return p
-
-# %% ../nbs/7_roof/00_cli.ipynb #016bacaa
+# %% ../nbs/7_roof/00_cli.ipynb #db70df10
 def _samples(a):
-    "The stream that parsed options name."
-    names = ('domain', 'root', 'class_images', 'options', 'objects', 'object_weights', 'segmenter', 'mask_weights', 'gate', 'recipe', 'protocol', 'image_size', 'seed')
-    arm, = make_arms('pretrain_only', **{k: getattr(a, k) for k in names})
-    return arm_data(arm)[0], arm_samples(arm)
+    "Domain and stream that the words name."
+    from synthdet.data.domains import load_domain
+    from synthdet.synthesis.stream import make_samples
+    arm, = make_arms('pretrain_only', **_given(a))
+    domain = load_domain(arm.data)
+    return domain, make_samples(domain, arm.synthesis, seed=arm.seed)
 
-# %% ../nbs/7_roof/00_cli.ipynb #bd4dcc07
+def _count(p, argv, n):
+    "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."
+    p.add_argument('-n', default=str(n), help='how many images (default: %(default)s)')
+    a = p.parse_args(argv)
+    if not a.n.isdigit() or int(a.n) < 1: raise UserError(f'-n {a.n} should be 1 or more')
+    a.n = int(a.n)
+    return a
+
 def _preview(argv):
     "What `synthdet-preview` does."
-    p = _stream_options('synthdet-preview', 'Draw a contact sheet of a stream of synthesised images with their boxes.')
-    p.add_argument('-n', type=int, default=24, help='how many images (default: %(default)s)')
+    p = _parser('synthdet-preview', 'Draw a contact sheet of a stream of synthesised images with their boxes.')
     p.add_argument('--output', default='preview.png', help='PNG file (default: %(default)s)')
-    a = p.parse_args(argv)
-    if a.n < 1: raise UserError(f'-n {a.n} should be 1 or more')
+    a = _count(p, argv, 24)
     _, samples = _samples(a)
+    from torchvision.io import encode_png
+    from synthdet.show import sheet
     drawn = [samples[i] for i in range(a.n)]
     png = encode_png(sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192).contiguous())
     print(samples.report(), write_atomic(a.output, bytes(png.numpy())).resolve(), sep='\n')
 
-# %% ../nbs/7_roof/00_cli.ipynb #0278692c
 def preview(argv=None):
     "Entry point of `synthdet-preview`."
     _guarded(_preview, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #06e42783
+# %% ../nbs/7_roof/00_cli.ipynb #4235e17b
 def _synth(argv):
     "What `synthdet-synth` does."
-    p = _stream_options('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
-    p.add_argument('-n', type=int, default=1000, help='how many images (default: %(default)s)')
+    p = _parser('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
     p.add_argument('--format', default='coco', help='coco, voc or yolo (default: %(default)s)')
-    p.add_argument('output', help='folder to write to')
-    a = p.parse_args(argv)
-    if a.n < 1: raise UserError(f'-n {a.n} should be 1 or more')
-    domain, samples = _samples(a)
+    p.add_argument('--output', required=True, help='folder to write to')
+    a = _count(p, argv, 1000)
+    _, samples = _samples(a)
+    from synthdet.synthesis.disk import write_stream
     write_stream(samples, a.output, a.n, format=a.format)
     print(samples.report(), f'{a.n} images in {Path(a.output).resolve()} ({a.format})', sep='\n')
 
-# %% ../nbs/7_roof/00_cli.ipynb #e1d54d47
 def synth(argv=None):
     "Entry point of `synthdet-synth`."
     _guarded(_synth, argv)
 
-# %% ../nbs/7_roof/00_cli.ipynb #f18b7908
+# %% ../nbs/7_roof/00_cli.ipynb #a652e7f7
 def _lines(rows, *keys):
     "Rows as a table in columns."
-    rows = [dict.fromkeys(keys) | {k: k for k in keys}, *rows]
+    rows = [{k: k for k in keys}, *rows]
     width = {k: max(len(str(r[k])) for r in rows) for k in keys}
     return '\n'.join('  '.join(f'{r[k]!s:{width[k]}}' for k in keys).rstrip() for r in rows)
 
-def _domain_sets(name, root):
-    "A row for each data set that can be a part of a domain: boxes, class images, backgrounds."
-    f, rows = FACTS[name], {r['set']: r for r in listing(root)}
-    grounds = ('inria', 'voc2007', 'voc2012')
-    return [{'set': s, 'size': '', 'state': 'needs no download'} | rows.get(s, {}) | {'part': part} for part, sets in (('boxes', f.sets), ('class images', f.objects), ('backgrounds', grounds)) for s in sets]
+def _list(names, root):
+    "`synthdet-data list`: every data set and its state here, or all that is known of some."
+    from synthdet.data.download import listing as sets_here, set_names
+    if names: return all([_tell(name, root, {r['set']: r for r in sets_here(root)}, set_names(name)) for name in names])
+    print(_lines(sets_here(root), 'set', 'for', 'size', 'state', 'licence'))
+    print(f"\nsynthdet-data list NAME tells where to get one; fetch NAME --root {root} gets it where a link works")
+    return True
 
-def _tell(name, root):
+def _tell(name, root, here, sets):
     "All that is known of a data set or domain, for `list NAME`."
-    facts = FACTS.get(name)
-    if facts: print(_lines(_domain_sets(name, root), 'part', 'set', 'size', 'state'), f"\n{name}: {facts.counts[0]:,} train / {facts.counts[1]:,} val / {facts.counts[2]:,} test images in the paper", sep='\n')
-    for s in set_names(name): print(f'{s}: {how_to_get(s)}', f'    cite: {SETS[s].cite}', sep='\n')
+    if name in FACTS:
+        f = FACTS[name]
+        parts = dict(boxes=f.sets, backgrounds=('inria', 'voc2007', 'voc2012')) | {'class images': f.objects}
+        unknown = dict(size='', state='needs no download')
+        rows = [dict(unknown, set=s) | here.get(s, {}) | dict(part=part) for part in parts for s in parts[part]]
+        train, val, test = f.counts
+        print(_lines(rows, 'part', 'set', 'size', 'state'))
+        print(f"\n{name}: {train:,} train / {val:,} val / {test:,} test images in the paper")
+    for s in sets: print(f'{s}: {how_to_get(s)}', f'    cite: {SETS[s].cite}', sep='\n')
+    return True
 
-def _data(argv):
-    "What `synthdet-data` does."
-    p = argparse.ArgumentParser('synthdet-data', description="The paper's public data sets: list them, check what is on this disk, fetch what can be fetched.")
-    p.add_argument('what', choices=('list', 'check', 'fetch', 'draw'), help='list: every data set and its state here; check NAME: counts, versions, unreadable pictures; fetch NAME: download and unpack; draw NAME: a tiny drawn tree in the same layout, to try things out')
-    p.add_argument('names', nargs='*', metavar='NAME', help=f"a domain ({', '.join(FACTS)}) or, to list or fetch, a data set")
-    p.add_argument('--root', help='folder in which the data sets lie, each as it was unpacked (default: data; to draw: drawn)')
-    p.add_argument('--accept', action='store_true', help='fetch: the terms of the data sets were read and are accepted')
-    p.add_argument('--quick', action='store_true', help='check: do not decode every picture')
-    p.add_argument('--options', default='', help='''check: JSON of options of the domain, like '{"split": "official"}' ''')
-    a = p.parse_args(argv)
-    a.root = a.root or ('drawn' if a.what == 'draw' else 'data')
-    if a.what == 'list' and not a.names: return print(_lines(listing(a.root), 'set', 'for', 'size', 'state', 'licence'), f"\nsynthdet-data list NAME tells where to get one; fetch NAME --root {a.root} gets it where a link works", sep='\n')
-    if not a.names: raise UserError(f"{a.what} what? choose from {', '.join(FACTS)}" + (f", {', '.join(SETS)}" if a.what == 'fetch' else ''))
-    if not all([_DATA[a.what](name, a) is not False for name in a.names]): sys.exit(1)
-
+# %% ../nbs/7_roof/00_cli.ipynb #07f3366a
 def _check(name, a):
     "`synthdet-data check`: a line per finding; False when something is missing or differs."
-    rows = check(name, a.root, decode=not a.quick, **_changes('options', a.options, '{"split": "official"}'))
+    from synthdet.data.download import check
+    rows = check(name, a.root, decode=not a.quick, **words(a.options))
     for part, state, told in rows: print(f'{name} {part:13} {state:8} {told}')
-    return all(s == 'ok' for _, s, _ in rows)
+    return all(state == 'ok' for _, state, _ in rows)
 
 def _fetch(name, a):
-    """`synthdet-data fetch`: each data set that a name stands for; those without a link are explained. False when one
-    is still missing."""
+    "`synthdet-data fetch`: each data set that a name stands for; False when one is still missing."
+    from synthdet.data.download import fetch, set_names
     for s in set_names(name):
-        if SETS[s].files: print(f'{s}: {fetch(s, a.root, accept=a.accept or _accepted(s, a.root))}', flush=True)
-        elif here := locate(s, a.root): print(f'{s}: {here}')
+        here = locate(s, a.root)
+        if SETS[s].files: print(f'{s}: {fetch(s, a.root, accept=a.accept or _accepted(s, here))}', flush=True)
+        elif here: print(f'{s}: {here}')
         else: print(f'{s}: cannot be fetched by a command; {how_to_get(s)}')
     return all(locate(s, a.root) for s in set_names(name))
 
-def _accepted(name, root):
+def _accepted(name, here):
     "Ask whether the terms of a data set are accepted, where somebody can answer."
     s = SETS[name]
-    if not s.ask or locate(name, root) or not (sys.stdin.isatty() and sys.stderr.isatty()): return False
+    if not s.ask or here or not (sys.stdin.isatty() and sys.stderr.isatty()): return False
     print(f'{s.title}\nterms: {s.licence}\n       {s.home}', file=sys.stderr)
     return input('Do you accept them? [y/N] ').strip().lower() in ('y', 'yes')
 
-_DATA = dict(list=lambda name, a: _tell(name, a.root), check=_check, fetch=_fetch, draw=lambda name, a: print(make_fixture(name, a.root)))
+def _draw(name, a):
+    "`synthdet-data draw`: a tiny drawn tree in the layout of a public data set."
+    from synthdet.data.fixtures import make_fixture
+    print(make_fixture(name, a.root))
+    return True
 
-# %% ../nbs/7_roof/00_cli.ipynb #e18a2c5f
+# %% ../nbs/7_roof/00_cli.ipynb #6336fdc7
+_WHAT = '''list: every data set and its state here
+check NAME: counts, versions, unreadable pictures
+fetch NAME: download and unpack
+draw NAME: a tiny drawn tree in the same layout, to try things out'''
+
+def _data(argv):
+    "What `synthdet-data` does."
+    p = argparse.ArgumentParser('synthdet-data', epilog=_WHAT, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="The paper's public data sets: list them, check what is on this disk, fetch what can be fetched.")
+    p.add_argument('what', choices=('list', 'check', 'fetch', 'draw'))
+    p.add_argument('names', nargs='*', metavar='NAME',
+                   help=f"a domain ({', '.join(FACTS)}) or, to list or fetch, a data set")
+    p.add_argument('--root', help='folder in which the data sets lie, each as it was unpacked (default: data; draw: drawn)')
+    p.add_argument('--accept', action='store_true', help='fetch: the terms of the data sets were read and are accepted')
+    p.add_argument('--quick', action='store_true', help='check: do not decode every picture')
+    p.add_argument('--options', default='', help='check: options of the domain, like split=official')
+    a = p.parse_args(argv)
+    a.root = a.root or ('drawn' if a.what == 'draw' else 'data')
+    known = [*FACTS, *(SETS if a.what == 'fetch' else ())]
+    if a.what == 'list': done = _list(a.names, a.root)
+    elif not a.names: raise UserError(f"{a.what} what? choose from {', '.join(known)}")
+    else: done = all([dict(check=_check, fetch=_fetch, draw=_draw)[a.what](name, a) for name in a.names])
+    if not done: sys.exit(1)
+
 def data(argv=None):
     "Entry point of `synthdet-data`."
     _guarded(_data, argv)

@@ -28,10 +28,10 @@ def choose(kind, name, options):
     ----------
     kind : what is chosen, for the message: 'domain', 'blend', ...
     name : the name that was asked for
-    options : dict name -> anything
+    options : dict name -> anything, or a tuple of names
     """
     if name not in options: raise UserError(f"{kind} {name!r} is unknown; choose from {', '.join(map(str, options))}")
-    return options[name]
+    return options[name] if isinstance(options, dict) else name
 
 # %% ../nbs/0_ground/00_core.ipynb #ce9dac75
 def named(kind, name, options):
@@ -50,7 +50,7 @@ def named(kind, name, options):
 
 # %% ../nbs/0_ground/00_core.ipynb #bd2bebb9
 def refused(f, *args, **options) -> str:
-    """The line with which `f(*args, **options)` is refused; raises `AssertionError` when it is not.
+    """The line with which `f(*args, **options)` is refused; raises `AssertionError` when it is not, or not in one line.
 
     Parameters
     ----------
@@ -58,8 +58,10 @@ def refused(f, *args, **options) -> str:
     *args, **options : what it is called with
     """
     try: f(*args, **options)
-    except UserError as e: return str(e)
-    raise AssertionError(f'{getattr(f, "__name__", f)} accepted it')
+    except UserError as e: line = str(e)
+    else: raise AssertionError(f'{getattr(f, "__name__", f)} accepted it')
+    assert '\n' not in line, f'not one line: {line}'
+    return line
 
 # %% ../nbs/0_ground/00_core.ipynb #13843124
 VERSIONS = dict(data=1, objects=1, masks=1, stream=1, model=1, train=1, score=1)
@@ -110,16 +112,17 @@ def digest(*parts) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 # %% ../nbs/0_ground/00_core.ipynb #c8d7e661
-def hash_file(path) -> str:
-    """The blake2b hash of a file of any size, 128 hexadecimal digits; raises `UserError` when it is not there.
+def hash_file(path, algorithm='blake2b') -> str:
+    """The hash of a file of any size in hexadecimal digits; raises `UserError` when it is not there.
 
     Parameters
     ----------
     path : of the file
+    algorithm : of hashlib; 'sha256' or 'md5' where somebody else published one
     """
     if not Path(path).is_file(): raise UserError(f"{path}: no such file; check the path")
     with open(path, 'rb') as f:
-        h = hashlib.blake2b()
+        h = hashlib.new(algorithm)
         while part := f.read(1 << 22): h.update(part)
     return h.hexdigest()
 

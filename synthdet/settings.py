@@ -234,10 +234,14 @@ def words(text) -> dict:
         found[name] = value
     return found
 
-def _set(settings, path, value):
-    "The tree with one leaf changed."
-    head, *rest = path
-    return replace(settings, **{head: _set(getattr(settings, head), rest, value) if rest else value})
+def _with(settings, changes):
+    "The tree with some leaves changed at once, so that settings which belong together may change together: path -> value."
+    branches = {}
+    for path, value in changes.items():
+        head, _, rest = path.partition('.')
+        branches.setdefault(head, {})[rest] = value
+    new = {head: inner[''] if '' in inner else _with(getattr(settings, head), inner) for head, inner in branches.items()}
+    return replace(settings, **new)
 
 def override(settings, changes):
     """A settings tree with some leaves changed; raises `UserError` for unknown or ambiguous names and bad values.
@@ -248,12 +252,12 @@ def override(settings, changes):
     changes : words `name=value`, or a dict name -> value, where text is read by the type of the setting
     """
     changes = words(changes) if isinstance(changes, str) else changes
-    named, seen = [(find(settings, k), v) for k, v in changes.items()], {}
-    for leaf, v in named:
-        if leaf.path in seen: raise _twice(leaf.path, seen[leaf.path], v)
-        seen[leaf.path] = v
-        settings = _set(settings, leaf.path.split('.'), parse(v, leaf.field) if isinstance(v, str) else v)
-    return settings
+    wanted = {}
+    for name, v in changes.items():
+        leaf = find(settings, name)
+        if leaf.path in wanted: raise _twice(leaf.path, wanted[leaf.path], v)
+        wanted[leaf.path] = parse(v, leaf.field) if isinstance(v, str) else v
+    return _with(settings, wanted)
 
 # %% ../nbs/0_ground/01_settings.ipynb #1d4495b3
 def identity(settings) -> dict:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from synthdet.data.ahead import Bank, place
+from synthdet.data.ahead import Bank
 from synthdet.core import generator, UserError
 
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def threads():
 @pytest.mark.parametrize("start", [0, 10**12])
 def test_blocks_do_not_depend_on_threads_or_where_one_starts(workers, start, threads):
     with Bank(block, ahead=4, workers=workers) as bank:
-        for b, x in zip(range(start, start + 15), bank.blocks(start)): assert torch.equal(x, block(b))
+        for b in range(start, start + 15): assert torch.equal(bank[b], block(b))
 
 
 @pytest.mark.parametrize("ahead,workers", [(1, 1), (2, 3), (4, 2)])
@@ -57,7 +57,7 @@ def test_no_more_than_ahead_blocks_are_there(ahead, workers, threads):
             bank[b]
             time.sleep(.003)
             most = max(most, len(alive))
-        assert set(range(b, b + ahead)) >= set(bank._work.ready)
+        assert set(bank._pool.window) == set(range(b, b + ahead))
     assert 1 <= most <= ahead + 1  # one more where a given-up block is still on its way out
     gc.collect()
     assert not alive
@@ -68,7 +68,7 @@ def test_what_was_made_for_another_place_is_thrown_away(threads):
         bank[100]
         assert bank[0] == 0 # while 101 and 102 are being made
         time.sleep(.3)
-        assert sorted(bank._work.ready) == [0, 1, 2, 3]
+        assert sorted(k for k, made in bank._pool.window.items() if made.done()) == [0, 1, 2, 3]
 
 
 def test_a_slow_make_is_waited_for_and_waiting_is_counted(threads):
@@ -134,7 +134,7 @@ def test_it_closes_early_twice_and_by_error(threads):
         with Bank(make, ahead=50, workers=3) as bank:
             bank[0]
             raise Odd
-    assert not any(t.is_alive() for t in bank._work.threads)
+    assert not any(t.is_alive() for t in bank._pool.threads)
     bank.close()
     with pytest.raises(UserError, match="the bank is closed"): bank[0]
     never = Bank(make)
@@ -165,7 +165,7 @@ def test_close_wakes_a_reader_that_waits(threads):
 def test_a_forgotten_bank_is_collected_while_it_works(threads):
     bank = Bank(lambda b: time.sleep(.02) or [b], ahead=100, workers=2)
     bank[0]
-    gone, ts = weakref.ref(bank), bank._work.threads
+    gone, ts = weakref.ref(bank), bank._pool.threads
     del bank
     gc.collect()
     assert gone() is None
@@ -198,7 +198,7 @@ class Served(Dataset):
     def __init__(self): self.bank = Bank(block, ahead=3)
     def __len__(self): return 24
     def __getitem__(self, i):
-        b, k = place(i, 3)
+        b, k = divmod(i, 3)
         return self.bank[b][k], os.getpid()
 
 
@@ -215,12 +215,10 @@ def test_workers_of_a_loader_have_banks_of_their_own(threads):
 def test_a_fork_that_drops_the_bank_does_not_wait_for_its_lock():
     bank = Bank(block)
     bank[0]
-    with bank._work.change: # as if another thread held it at the moment of the fork
+    with bank._pool.reading: # as if another thread held it at the moment of the fork
         pid = os.fork()
         if not pid:
             threading.Thread(target=lambda: (time.sleep(10), os._exit(7)), daemon=True).start()
-            bank._work.change = threading.Condition(lock := threading.Lock())
-            lock.acquire()
             del bank
             gc.collect()
             os._exit(0)
@@ -232,19 +230,8 @@ def test_a_pickled_bank_starts_afresh(threads):
     bank = Bank(block, ahead=7, workers=2)
     bank[4]
     copy = pickle.loads(pickle.dumps(bank))
-    assert copy._work is None and (copy.ahead, copy.workers, copy.waited) == (7, 2, 0) and torch.equal(copy[4], bank[4])
+    assert copy._pool is None and (copy.ahead, copy.workers, copy.waited) == (7, 2, 0) and torch.equal(copy[4], bank[4])
     bank.close()
     assert torch.equal(copy[5], block(5))
     with pytest.raises(UserError, match="bank is closed"): pickle.loads(pickle.dumps(bank)).close() or bank[0]
     copy.close()
-
-
-def test_each_thing_is_used_as_often_as_asked():
-    for size, reuse in ((4, 1), (4, 3), (1, 5)):
-        uses = [place(i, size, reuse) for i in range(size*reuse*5)]
-        assert all(uses.count(u) == reuse for u in uses)
-        last = {}
-        for i, u in enumerate(uses):
-            assert u not in last or i - last[u] == size
-            last[u] = i
-        assert [b for b, _ in uses] == sorted(b for b, _ in uses)

@@ -42,8 +42,8 @@ def numbers(found): return [image[0, 0, 0].item() for images, _ in found for ima
 
 
 STREAMS = dict(
-    endless=Numbers(), finite=Numbers(n=5), loop=Loop(Numbers(n=7), seed=3, n=4),
-    mixed=Mixed(Loop(Numbers(n=7), seed=3, n=4), Numbers(100), .25, seed=3), unforkable=Numbers(forkable=False))
+    endless=Numbers(), finite=Numbers(n=5), loop=Loop(Numbers(n=4), seed=3),
+    mixed=Mixed(Loop(Numbers(n=4), seed=3), Numbers(100), .25, seed=3), unforkable=Numbers(forkable=False))
 
 
 @pytest.mark.parametrize('stream', STREAMS.values(), ids=STREAMS)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ..settings import opt, Settings
 
 # %% ../../nbs/1_data/00_settings.ipynb #5e8f5f60
-DOMAINS = {name: f'synthdet.data.domains:{name}'
-           for name in ('butterflies', 'folder', 'faces', 'birds', 'cars', 'wider', 'qrcodes')}
+DOMAINS = dict(butterflies='synthdet.data.domains:butterflies', folder='synthdet.data.domains:folder')
+DOMAINS |= {name: f'synthdet.data.public:{name}' for name in ('faces', 'birds', 'cars', 'wider', 'qrcodes')}
 
 # %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
 ORDERS = {name: f'synthdet.data.labels:{name}' for name in ('shuffled', 'released', 'first')}

@@ -8,23 +8,22 @@ __all__ = ['redraw', 'redo_losses', 'RedoConfig', 'masks_for', 'object_channel',
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8eac5393
 import math, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
-from ..settings import check_types
-from ..core import (
-    choose, device as default_device, digest, generator, interactive, UserError, write_atomic)
-from .redonet import build_redo, check_pictures, load_redo, NETS
+from ..core import device as default_device, digest, generator, interactive, UserError, write_atomic
+from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
+from ..settings import opt, Settings
 from ..weights import save_weights
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8e093364
 def redraw(images, masks, regions):
-    """Each picture with one region at a time redrawn (section 3.1, eq. 2).
+    """Redraw one region at a time of each picture (section 3.1, eq. 2).
 
     Parameters
     ----------
@@ -45,7 +44,8 @@ def _generator_losses(nets, images, z, z_weight):
     regions = nets.region_generators(masks, z)
     adversarial = -nets.discriminator(redraw(images, masks, regions)).float().mean()
     reconstruction = F.mse_loss(nets.z_encoder(regions.sum(1)).float(), z)
-    return dict(generator_adversarial=adversarial, z_reconstruction=reconstruction, generator_total=adversarial + z_weight*reconstruction)
+    return dict(generator_adversarial=adversarial, z_reconstruction=reconstruction,
+                generator_total=adversarial + z_weight*reconstruction)
 
 # %% ../../nbs/3_masks/02_redo.ipynb #4274e3c9
 def _discriminator_loss(nets, images, z, real):
@@ -57,8 +57,7 @@ def _discriminator_loss(nets, images, z, real):
 
 # %% ../../nbs/3_masks/02_redo.ipynb #30b1974f
 def redo_losses(nets, images, z, real, z_weight=5) -> dict:
-    """The losses of one step, all at the same weights (section 3, eqs. 4 to 6; hinge form as released). Raises
-    `UserError` for images or networks that do not fit.
+    """Give the losses of one step, all at the same weights (section 3, eqs. 4 to 6; hinge form as released).
 
     Parameters
     ----------
@@ -71,126 +70,104 @@ def redo_losses(nets, images, z, real, z_weight=5) -> dict:
     Returns
     -------
     dict : generator_adversarial, z_reconstruction, generator_total, discriminator: scalar tensors
-    """
-    size = nets.options['sizex']
-    if missing := [k for k in NETS if getattr(nets, k) is None]: raise UserError(f"ReDO's losses need all four networks and {', '.join(missing)} is missing; read a file that holds all")
-    for x in (images, real): check_pictures(x, size)
-    _check_noise(z, (len(images), nets.options['nMasks'], nets.options['nz'], 1, 1))
-    return dict(_generator_losses(nets, images, z, z_weight), discriminator=_discriminator_loss(nets, images, z, real))
 
-def _check_noise(z, shape):
-    "Raise `UserError` unless `z` is finite and of the shape the networks take."
-    if tuple(z.shape) != shape or not torch.isfinite(z).all(): raise UserError(f"ReDO got noise {list(z.shape)}{'' if tuple(z.shape) != shape else ' that is not finite'}; expected {list(shape)}, standard normal")
+    Raises
+    ------
+    UserError : for images, noise or networks that do not fit
+    """
+    missing = ', '.join(k for k in NETS if getattr(nets, k) is None)
+    if missing: raise UserError(f"ReDO's losses need all four networks; missing: {missing}; read a file that holds all")
+    o = nets.options
+    for x in (images, real): check_pictures(x, o['sizex'])
+    shape = [len(images), o['nMasks'], o['nz'], 1, 1]
+    if list(z.shape) != shape or not torch.isfinite(z).all():
+        raise UserError(f"ReDO got noise {list(z.shape)}; expected {shape}, standard normal and finite")
+    losses = _generator_losses(nets, images, z, z_weight)
+    return dict(losses, discriminator=_discriminator_loss(nets, images, z, real))
 
 # %% ../../nbs/3_masks/02_redo.ipynb #2beaa528
 @dataclass(frozen=True)
-class RedoConfig:
-    """Everything that decides what a run becomes. Raises `UserError` for values that cannot be.
-
-    Attributes
-    ----------
-    size : side of the pictures, px: 32, 64 or 128
-    masks : regions
-    nf : channels of mask encoder, discriminator and z-encoder
-    nf_generator : of the generators; 0: as nf
-    nz : length of the noise
-    attention : self-attention in generators and discriminator
-    steps : at most; the authors stop between 20,000 and 40,000
-    batch : pictures per step
-    lr : generators, discriminator, z-encoder
-    lr_mask : mask encoder
-    weight_decay : mask encoder
-    z_weight : of the noise's reconstruction
-    average : decay of the mask encoder's running average; 0: the encoder itself
-    check_every : steps between looks at the masks, sheets and saves
-    collapse : begin again when the smaller mask covers less than this share; 0: never
-    collapse_until : ... up to this step; later ones end the run at the last good state
-    steady : stop when masks of successive looks agree this much (IoU); 0: never
-    patience : ... this many times in a row
-    amp : 'bf16': forward passes in bfloat16
-    seed : of weights, noise and order
-    """
-    size:int = 128
-    masks:int = 2
-    nf:int = 64
-    nf_generator:int = 0
-    nz:int = 32
-    attention:bool = False
-    steps:int = 30_000
-    batch:int = 20
-    lr:float = 1e-4
-    lr_mask:float = 1e-5
-    weight_decay:float = 1e-4
-    z_weight:float = 5.
-    average:float = 0.
-    check_every:int = 500
-    collapse:float = .1
-    collapse_until:int = 7000
-    steady:float = 0.
-    patience:int = 4
-    amp:str = 'none'
-    seed:int = 0
+class RedoConfig(Settings):
+    "Everything that decides what a run becomes."
+    size:int = opt(128, 'side of the pictures, px', among=(32, 64, 128))
+    masks:int = opt(2, 'regions', low=2)
+    nf:int = opt(64, 'channels of mask encoder, discriminator and z-encoder', low=4)
+    nf_generator:int = opt(0, 'of the generators; 0: as nf', low=0)
+    nz:int = opt(32, 'length of the noise', low=1)
+    attention:bool = opt(False, 'self-attention in generators and discriminator')
+    steps:int = opt(30_000, 'at most; the authors stop between 20,000 and 40,000', low=1)
+    batch:int = opt(20, 'pictures per step', low=1)
+    lr:float = opt(1e-4, 'of generators, discriminator and z-encoder', low=1e-9)
+    lr_mask:float = opt(1e-5, 'of the mask encoder', low=1e-9)
+    weight_decay:float = opt(1e-4, 'of the mask encoder', low=0)
+    z_weight:float = opt(5., "of the noise's reconstruction", low=0)
+    average:float = opt(0., "decay of the mask encoder's running average; 0: the encoder itself", low=0, high=.99999)
+    check_every:int = opt(500, 'steps between looks at the masks, sheets and saves', low=1)
+    collapse:float = opt(.1, 'begin again when the smaller mask covers less than this share; 0: never', low=0)
+    collapse_until:int = opt(7000, '... up to this step; later ones end the run at the last good state', low=0)
+    steady:float = opt(0., 'stop when masks of successive looks agree this much (IoU); 0: never', low=0, high=1)
+    patience:int = opt(4, '... this many times in a row', low=1)
+    amp:str = opt('none', 'bf16: forward passes in bfloat16', among=AMP)
+    seed:int = opt(0, 'of weights, noise and order', low=0)
 
     def __post_init__(self):
-        check_types(self)
-        choose('amp', self.amp, AMP)
-        for k, low in dict(size=24, masks=2, nf=4, nf_generator=0, nz=1, steps=1, batch=1, check_every=1, patience=1, seed=0, collapse_until=0, weight_decay=0, z_weight=0).items():
-            if not low <= getattr(self, k) < math.inf: raise UserError(f"{k}={getattr(self, k)} should be {low} or more, and finite")
-        for k in ('lr', 'lr_mask'):
-            if not 0 < getattr(self, k) < math.inf: raise UserError(f"{k}={getattr(self, k)} should be above 0 and finite")
-        for k, top in dict(average=1, steady=1, collapse=1/self.masks).items():
-            if not 0 <= getattr(self, k) < top: raise UserError(f"{k}={getattr(self, k)} should lie in 0..{top:.3g}, {top:.3g} excluded")
+        super().__post_init__()
+        if self.collapse < 1/self.masks: return
+        raise UserError(f"collapse={self.collapse:g} should be below 1/{self.masks}: no mask of {self.masks} is the "
+                        "smallest and covers more")
 
     @classmethod
-    def small(cls, size=32, **changes):
-        """A schedule for one CPU core.
+    def small(cls, **changes):
+        """Give a schedule for one CPU core.
 
         Parameters
         ----------
-        size : side of the pictures, px
-        **changes : other fields
+        **changes : fields that differ from it
         """
-        return cls(**{**dict(size=size, nf=32, batch=16, lr=3e-4, lr_mask=1e-4, average=.999, steps=15_000, amp='bf16'), **changes})
+        small = dict(size=32, nf=32, batch=16, lr=3e-4, lr_mask=1e-4, average=.999, steps=15_000, amp='bf16')
+        return cls(**{**small, **changes})
 
-    def options(self):
-        "The options of `build_redo`."
-        return dict(sizex=self.size, nMasks=self.masks, nf=self.nf, nfX=self.nf_generator or self.nf, nz=self.nz, useSelfAttG=self.attention, useSelfAttD=self.attention)
+    def options(self) -> dict:
+        "Give the options of `build_redo`."
+        return dict(sizex=self.size, nMasks=self.masks, nf=self.nf, nfX=self.nf_generator or self.nf, nz=self.nz,
+                    useSelfAttG=self.attention, useSelfAttD=self.attention)
 
 # %% ../../nbs/3_masks/02_redo.ipynb #9447e5e2
 @torch.no_grad()
 def masks_for(encoder, images, batch=64):
-    """The masks of many pictures.
+    """Find the masks of many pictures; the encoder's mode stays as it is.
 
     Parameters
     ----------
     encoder : mask encoder
     images : uint8 [N,3,S,S]
+    batch : pictures at once
 
     Returns
     -------
-    float [N,masks,S,S] in 0..1
+    float [N,masks,S,S] in 0..1, on the CPU
     """
-    mode = encoder.training
-    where = next(encoder.parameters()).device
-    masks = torch.cat([encoder.eval()(x.to(where).float()/127.5 - 1).cpu() for x in images.split(batch)])
+    mode, where = encoder.training, next(encoder.parameters()).device
+    encoder.eval()
+    masks = torch.cat([encoder(x.to(where).float()/127.5 - 1).cpu() for x in images.split(batch)])
     encoder.train(mode)
     return masks
 
 # %% ../../nbs/3_masks/02_redo.ipynb #e8e3dfe2
 def object_channel(masks) -> int:
-    """The mask that is the object: of those that cover a hundredth or more, the one with the lowest mean on the
+    """Say which mask is the object: of those that cover a hundredth or more, the one with the lowest mean on the
     pictures' border.
 
     Parameters
     ----------
     masks : float [N,K,H,W] in 0..1, of many pictures
     """
-    rim = torch.cat([masks[:, :, 0], masks[:, :, -1], masks[:, :, 1:-1, 0], masks[:, :, 1:-1, -1]], 2).mean((0, 2))
-    return int((rim + (masks.mean((0, 2, 3)) < .01)).argmin())
+    border = torch.cat([masks[:, :, 0], masks[:, :, -1], masks[:, :, 1:-1, 0], masks[:, :, 1:-1, -1]], 2)
+    return int((border.mean((0, 2)) + (masks.mean((0, 2, 3)) < .01)).argmin())
 
 # %% ../../nbs/3_masks/02_redo.ipynb #3002e7f1
 def mask_iou(masks, truth):
-    """IoU of each mask with its truth; 0 for an empty one.
+    """Measure the IoU of each mask with its truth; 0 for an empty one.
 
     Parameters
     ----------
@@ -201,7 +178,8 @@ def mask_iou(masks, truth):
     -------
     float [N]
     """
-    if masks.shape[1:] != truth.shape[1:]: masks = F.interpolate(masks[:, None].float(), size=truth.shape[1:], mode='bilinear')[:, 0]
+    size = truth.shape[1:]
+    if masks.shape[1:] != size: masks = F.interpolate(masks[:, None].float(), size=size, mode='bilinear')[:, 0]
     found = masks > .5
     return (found & truth).sum((1, 2))/(found | truth).sum((1, 2)).clamp(min=1)
 
@@ -210,16 +188,16 @@ def _look(encoder, images, before, val):
     "(what is known about the masks, the object's hard masks)."
     masks = masks_for(encoder, images)
     k, areas = object_channel(masks), masks.mean((0, 2, 3))
-    solid = masks[:, k] > .5
-    row = dict(object_channel=k, area=areas[k].item(), smaller=areas.min().item(), decided=(2*masks[:, k] - 1).abs().mean().item(),
-               agreement=mask_iou(solid, before).mean().item() if before is not None else 0.)
+    solid, sure = masks[:, k] > .5, (2*masks[:, k] - 1).abs().mean().item()
+    agreement = 0. if before is None else mask_iou(solid, before).mean().item()
+    row = dict(area=areas[k].item(), smaller=areas.min().item(), decided=sure, agreement=agreement)
     if val: row['iou'] = mask_iou(masks_for(encoder, val[0])[:, k], val[1]).mean().item()
-    return {a: b if isinstance(b, int) else round(b, 5) for a, b in row.items()}, solid
+    return dict(object_channel=k, **{a: round(b, 5) for a, b in row.items()}), solid
 
 # %% ../../nbs/3_masks/02_redo.ipynb #a15d3a34
 @torch.no_grad()
 def redo_sheet(nets, images, seed=0):
-    """A contact sheet of what ReDO does to some pictures.
+    """Draw a contact sheet of what ReDO does to some pictures.
 
     Parameters
     ----------
@@ -231,31 +209,39 @@ def redo_sheet(nets, images, seed=0):
     -------
     uint8 [3,H,W]: rows of pictures, masks, redrawn regions, everything redrawn
     """
-    masks = masks_for(nets.mask_encoder, images)
-    x = images.float()/127.5 - 1
-    rows = [x] + [m[:, None].expand(-1, 3, -1, -1)*2 - 1 for m in masks.unbind(1)[:1 if masks.shape[1] == 2 else None]]
+    masks, x = masks_for(nets.mask_encoder, images), images.float()/127.5 - 1
+    shown = masks.unbind(1)[:1 if masks.shape[1] == 2 else None] # of two masks, one says all
+    rows = [x] + [m[:, None].expand(-1, 3, -1, -1)*2 - 1 for m in shown]
     if nets.region_generators is not None:
-        where = next(nets.region_generators.parameters()).device
-        mode, z = nets.region_generators.training, torch.randn(len(x), masks.shape[1], nets.options['nz'], 1, 1, generator=torch.Generator().manual_seed(seed))
-        regions = nets.region_generators.eval()(masks.to(where), z.to(where)).cpu()
-        nets.region_generators.train(mode)
+        regions = _regions(nets, masks, seed)
         rows += [*redraw(x, masks, regions).unflatten(0, (len(x), -1)).unbind(1), regions.sum(1)]
     return (make_grid(torch.cat(rows), nrow=len(x), padding=1, pad_value=1)*127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+
+def _regions(nets, masks, seed):
+    "What the generators draw for some masks, at rest, on the CPU; their mode stays as it is."
+    net, where = nets.region_generators, next(nets.region_generators.parameters()).device
+    z = torch.randn(*masks.shape[:2], nets.options['nz'], 1, 1, generator=torch.Generator().manual_seed(seed))
+    mode = net.training
+    regions = net.eval()(masks.to(where), z.to(where)).cpu()
+    net.train(mode)
+    return regions
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8d1f595c
 def _optimizers(nets, c):
     "Adam with betas 0 and 0.9: mask encoder; generators and z-encoder; discriminator."
-    adam = lambda lr, *modules, **k: torch.optim.Adam([p for m in modules for p in m.parameters()], lr, (0., .9), **k)
-    return [adam(c.lr_mask, nets.mask_encoder, weight_decay=c.weight_decay), adam(c.lr, nets.region_generators, nets.z_encoder), adam(c.lr, nets.discriminator)]
+    def adam(lr, *modules, **more):
+        return torch.optim.Adam([p for m in modules for p in m.parameters()], lr, (0., .9), **more)
+    return [adam(c.lr_mask, nets.mask_encoder, weight_decay=c.weight_decay),
+            adam(c.lr, nets.region_generators, nets.z_encoder), adam(c.lr, nets.discriminator)]
 
 # %% ../../nbs/3_masks/02_redo.ipynb #d6c4a693
 def redo_step(nets, optimizers, images, z, real, z_weight=5) -> dict:
-    """One step of training as released: generator side, then discriminator.
+    """Train one step as released: generator side, then discriminator.
 
     Parameters
     ----------
     nets : the four networks in training mode
-    optimizers : of `_optimizers`: mask encoder; generators and z-encoder; discriminator
+    optimizers : of mask encoder; of generators and z-encoder; of the discriminator
     images : float [B,3,S,S] in -1..1
     z : float [B,masks,nz,1,1]
     real : float [B,3,S,S] in -1..1
@@ -282,12 +268,13 @@ def redo_step(nets, optimizers, images, z, real, z_weight=5) -> dict:
 class _Run:
     "Networks, optimisers and record of a run in a folder."
     def __init__(self, config, out, key, device):
-        self.config, self.out, self.key, self.device = config, out, key, device
+        self.config, self.out, self.device = config, out, device
+        self.identity = dict(asdict(config), key=key)
         self.at = dict(step=0, restarts=0, rows=[], seconds=0., ended='')
         self.begin()
 
     def begin(self):
-        "Fresh weights, a function of (seed, restarts)."
+        "Make fresh weights, a function of (seed, restarts)."
         c = self.config
         with torch.random.fork_rng([]):
             torch.manual_seed(int(generator(c.seed, 'weights', self.at['restarts']).integers(2**62)))
@@ -302,58 +289,72 @@ class _Run:
     def encoder(self): return self.average if self.config.average else self.nets.mask_encoder
 
     def step(self, images):
-        "One step; its losses as numbers."
-        c, k, seed = self.config, self.at['step'], int(generator(self.config.seed, self.at['restarts']).integers(2**62))
-        batch = lambda name: pick(images, seed, name, k, c.batch).to(self.device, memory_format=torch.channels_last)
-        z = torch.from_numpy(generator(seed, 'z', k).standard_normal((c.batch, c.masks, c.nz, 1, 1), dtype='float32')).to(self.device)
+        "Train one step; its losses as numbers."
+        c, k = self.config, self.at['step']
+        seed = int(generator(c.seed, self.at['restarts']).integers(2**62))
+        noise = generator(seed, 'z', k).standard_normal((c.batch, c.masks, c.nz, 1, 1), dtype='float32')
+        place = dict(device=self.device, memory_format=torch.channels_last)
+        redrawn, real = (pick(images, seed, name, k, c.batch).to(**place) for name in ('redrawn', 'real'))
+        z = torch.from_numpy(noise).to(self.device)
         with torch.autocast(self.device.type, AMP[c.amp], enabled=c.amp != 'none'):
-            losses = redo_step(self.nets, self.optimizers, batch('redrawn'), z, batch('real'), c.z_weight)
-        if c.average:
-            with torch.no_grad():
-                for a, b in zip(self.average.parameters(), self.nets.mask_encoder.parameters()): a.lerp_(b, 1 - min(c.average, (k + 1)/(k + 11)))
+            losses = redo_step(self.nets, self.optimizers, redrawn, z, real, c.z_weight)
+        if c.average: self._follow(min(c.average, (k + 1)/(k + 11)))
         self.at['step'] += 1
         return losses
 
+    @torch.no_grad()
+    def _follow(self, decay):
+        "Move the average towards the encoder."
+        for a, b in zip(self.average.parameters(), self.nets.mask_encoder.parameters()): a.lerp_(b, 1 - decay)
+
     def modules(self):
         "Everything with a state, by name."
-        return {**{v: getattr(self.nets, k) for k, v in NETS.items()}, 'average': self.average, **{f'optimizer{i}': o for i, o in enumerate(self.optimizers)}}
+        optimizers = {f'optimizer{i}': o for i, o in enumerate(self.optimizers)}
+        return {**{v: getattr(self.nets, k) for k, v in NETS.items()}, 'average': self.average, **optimizers}
 
-    def save(self): save_state(self.out, dict(self.at, before=self.before), dict(asdict(self.config), key=self.key), **self.modules())
+    def save(self): save_state(self.out, dict(self.at, before=self.before), self.identity, **self.modules())
 
     def load(self):
         "Go on from the state in the folder, where there is one."
-        at = load_state(self.out, dict(asdict(self.config), key=self.key), **self.modules())
+        at = load_state(self.out, self.identity, **self.modules())
         if at is None: return
         self.before, self.at = at.pop('before'), at
-        if at['ended'] in ('', 'steps'): at['ended'] = 'steps' if at['step'] >= self.config.steps else '' # other steps may be asked for now
+        if at['ended'] not in ('', 'steps'): return
+        at['ended'] = 'steps' if at['step'] >= self.config.steps else '' # other steps may be asked for now
 
 # %% ../../nbs/3_masks/02_redo.ipynb #156ae922
 def _verdict(rows, config, restarts, most=5):
     "What to do after a look: '', 'again', 'steady' or 'collapsed'. Raises `UserError` when every restart collapsed."
-    now, c = rows[-1], config
-    if c.collapse and now['smaller'] < c.collapse:
-        if now['step'] > c.collapse_until: return 'collapsed'
-        if restarts >= most: raise UserError(f"ReDO collapsed {restarts + 1} times, last at step {now['step']} (the smaller mask covers {now['smaller']:.1%}); use more or more alike images, another seed, or a lower lr_mask (now {c.lr_mask:g})")
-        return 'again'
-    last = rows[-c.patience:]
-    return 'steady' if c.steady and len(last) == c.patience and all(r['agreement'] >= c.steady for r in last) else ''
+    now, c, last = rows[-1], config, rows[-config.patience:]
+    if now['smaller'] >= c.collapse:
+        steady = c.steady and len(last) == c.patience and all(r['agreement'] >= c.steady for r in last)
+        return 'steady' if steady else ''
+    if now['step'] > c.collapse_until: return 'collapsed'
+    if restarts < most: return 'again'
+    raise UserError(f"ReDO collapsed {restarts + 1} times, last at step {now['step']} (the smaller mask covers "
+                    f"{now['smaller']:.1%}); use more or more alike images, another seed, or a lower lr_mask "
+                    f"(now {c.lr_mask:g})")
 
 # %% ../../nbs/3_masks/02_redo.ipynb #b9e38206
-def _export(run, name='mask_encoder.safetensors'):
-    "Write the mask encoder with all that is needed to use it."
-    c, row = run.config, run.at['rows'][-1]
-    o = run.nets.options
-    return save_weights(run.encoder, run.out/name, sizex=c.size, nMasks=c.masks, nResM=o['nResM'], nf=c.nf, nfM=o['nfM'], temperature=o['temperature'],
-                        object_channel=row['object_channel'], step=run.at['step'], seed=c.seed, restarts=run.at['restarts'])
+def _export(run):
+    "Write the mask encoder with all that is needed to use it, and where it comes from; its path."
+    at, options = run.at, {k: run.nets.options[k] for k in ('sizex', 'nMasks', 'nResM', 'nf', 'nfM', 'temperature')}
+    return save_weights(run.encoder, run.out/'mask_encoder.safetensors', **options, seed=run.config.seed,
+                        step=at['step'], restarts=at['restarts'], object_channel=at['rows'][-1]['object_channel'])
 
 # %% ../../nbs/3_masks/02_redo.ipynb #bf380851
 def _advance(run, images, val, sample, bar):
     "Train to the next look, look, and say what to do."
     c, at, started = run.config, run.at, time.perf_counter()
     to = min(c.steps, (at['step']//c.check_every + 1)*c.check_every)
-    while at['step'] < to: losses = run.step(images); bar.update()
+    while at['step'] < to:
+        losses = run.step(images)
+        bar.update()
     losses = {k: round(v.item(), 5) for k, v in losses.items()}
-    if bad := [k for k, v in losses.items() if not math.isfinite(v)]: raise UserError(f"ReDO's loss is not finite at step {at['step']} ({', '.join(bad)}); the state of the last look is kept; lower lr (now {c.lr:g}) or use amp='none'")
+    bad = ', '.join(k for k, v in losses.items() if not math.isfinite(v))
+    if bad:
+        raise UserError(f"ReDO's loss is not finite at step {at['step']} ({bad}); the state of the last look is kept; "
+                        f"lower lr (now {c.lr:g}) or use amp='none'")
     seen, run.before = _look(run.encoder, sample, run.before, val)
     at['seconds'] += time.perf_counter() - started
     at['rows'].append(dict(step=at['step'], restart=at['restarts'], **losses, **seen, seconds=round(at['seconds'], 1)))
@@ -361,22 +362,41 @@ def _advance(run, images, val, sample, bar):
     return _verdict([r for r in at['rows'] if r['restart'] == at['restarts']], c, at['restarts'])
 
 # %% ../../nbs/3_masks/02_redo.ipynb #d97cf091
+def _pictures(images, config):
+    "Class images as uint8 [N,3,size,size]; raises `UserError` for what is none, or too few."
+    if not hasattr(images, '__len__'):
+        raise UserError(f"ReDO got images as {type(images).__name__}; expected a list or a tensor [N,3,h,w], "
+                        "since every picture is seen many times")
+    if len(images) >= config.batch: return as_batch(images, config.size)
+    raise UserError(f"ReDO needs a batch of images at least: {len(images)} given and batch is {config.batch}; "
+                    "give more images or a smaller batch")
+
 def _known(val, size):
     "(pictures uint8 [M,3,size,size], masks bool [M,H,W]); raises `UserError` when they do not belong together."
     images, masks = val
-    if not isinstance(masks, torch.Tensor) or masks.dim() != 3 or not len(images) == len(masks) > 0:
-        raise UserError(f"val holds {len(images)} images and masks {list(masks.shape) if isinstance(masks, torch.Tensor) else type(masks).__name__}; expected one bool mask [H,W] for each, as a tensor [M,H,W]")
-    return as_batch(images, size), masks.bool()
+    if isinstance(masks, torch.Tensor) and masks.dim() == 3 and len(images) == len(masks) > 0:
+        return as_batch(images, size), masks.bool()
+    raise UserError(f"val holds {len(images)} images and masks {said(masks)}; expected one bool mask [H,W] for each, "
+                    "as a tensor [M,H,W]")
+
+# %% ../../nbs/3_masks/02_redo.ipynb #9f8c3605
+def _kept(run):
+    "The path of the mask encoder, written when it is not there; raises `UserError` when there is none to write."
+    path, at, c = run.out/'mask_encoder.safetensors', run.at, run.config
+    if path.exists(): return path
+    if at['ended'] != 'collapsed': return _export(run)
+    raise UserError(f"{run.out}: ReDO collapsed at step {at['rows'][-1]['step']}, before there were weights to keep; "
+                    f"delete the folder and use another seed, more images, or a lower lr_mask (now {c.lr_mask:g})")
 
 # %% ../../nbs/3_masks/02_redo.ipynb #a299ff4b
 def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None) -> dict:
-    """Train ReDO, resuming or recognising the run in `out` (Chen, Artières and Denoyer 2019, section 4; schedule as
-    released). Raises `UserError` for too few or unusable images, six collapses, a foreign state, a loss that is not
-    finite.
+    """Train ReDO, resuming or recognising the run in a folder (Chen, Artières and Denoyer 2019, section 4; schedule as
+    released).
 
     Parameters
     ----------
     images : class images: sequence of uint8 [3,h,w], or uint8 [N,3,h,w]
+    config : `RedoConfig`
     out : folder: state.pt, metrics.jsonl, mask_encoder.safetensors, sheets/
     val : (images, bool masks [M,H,W]): note the IoU at every look; changes nothing else
     device : None: the GPU when there is one
@@ -384,14 +404,15 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
     Returns
     -------
     dict : path of the mask encoder, object_channel, step, restarts, seconds, ended ('steps', 'steady' or
-        'collapsed'), history
+        'collapsed'), history (a row for each look)
+
+    Raises
+    ------
+    UserError : for too few or unusable images, six collapses, a foreign state, a loss that is not finite
     """
-    out, c = Path(out), config
-    if not hasattr(images, '__len__'): raise UserError(f"ReDO got images as {type(images).__name__}; expected a list or a tensor [N,3,h,w], since every picture is seen many times")
-    if len(images) < c.batch: raise UserError(f"ReDO needs a batch of images at least: {len(images)} given and batch is {c.batch}; give more images or a smaller batch")
-    pictures = as_batch(images, c.size)
+    c, pictures = config, _pictures(images, config)
     val = val and _known(val, c.size)
-    run = _Run(c, out, digest(pictures), torch.device(device or default_device()))
+    run = _Run(c, Path(out), digest(pictures), torch.device(device or default_device()))
     run.load()
     if not run.at['rows']: run.save() # a folder that cannot be written is told now
     sample = pictures[torch.from_numpy(generator(c.seed, 'sample').permutation(len(pictures))[:256])]
@@ -399,14 +420,16 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
         while not run.at['ended']:
             verdict = _advance(run, pictures, val, sample, bar)
             if verdict == 'again':
-                run.at.update(restarts=run.at['restarts'] + 1, step=0); run.begin(); bar.reset()
+                run.at.update(restarts=run.at['restarts'] + 1, step=0)
+                run.begin()
+                bar.reset()
             elif verdict != 'collapsed':
                 _export(run)
-                write_atomic(out/'sheets'/f"{run.at['step']:06d}.png", bytes(encode_png(redo_sheet(run.nets, sample[:12])).numpy()))
-            if verdict in ('steady', 'collapsed') or run.at['step'] >= c.steps: run.at['ended'] = verdict or 'steps'
+                png = encode_png(redo_sheet(run.nets, sample[:12]))
+                write_atomic(run.out/'sheets'/f"{run.at['step']:06d}.png", bytes(png.numpy()))
+            if verdict in ('steady', 'collapsed'): run.at['ended'] = verdict
+            elif run.at['step'] >= c.steps: run.at['ended'] = 'steps'
             run.save()
-    if not (out/'mask_encoder.safetensors').exists():
-        if run.at['ended'] == 'collapsed': raise UserError(f"{out}: ReDO collapsed at step {run.at['rows'][-1]['step']}, before there were weights to keep; delete the folder and use another seed, more images, or a lower lr_mask (now {c.lr_mask:g})")
-        _export(run)
-    kept = load_redo(out/'mask_encoder.safetensors')
-    return dict(path=out/'mask_encoder.safetensors', object_channel=kept.options['object_channel'], history=run.at['rows'], **{k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')})
+    path = _kept(run)
+    told = {k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')}
+    return dict(path=path, object_channel=load_redo(path).options['object_channel'], history=run.at['rows'], **told)

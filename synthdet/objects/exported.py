@@ -6,31 +6,38 @@
 __all__ = ['OPERATIONS', 'Exported', 'load_exported']
 
 # %% ../../nbs/2_objects/07_exported.ipynb #32d0d83c
-import io, zipfile
-from pathlib import Path
+import io, re, zipfile
+
 import numpy as np
 import torch
 from torch import nn
+
 from ..core import UserError
-from .unpickle import _Reader, Inert, RefusedName
+from .unpickle import Inert, plain_dict, Reader
 from ..weights import existing, unreadable
 
 # %% ../../nbs/2_objects/07_exported.ipynb #65af9807
 _LIMIT = 4 * 2**30 # bytes of an archive, unpacked
-
-def _part(name): return name in ('data.pkl', 'constants.pkl', 'version', '.data/version', 'byteorder') or name.startswith(('data/', 'constants/')) or (name.startswith('code/') and name.endswith('.py'))
+_PART = re.compile(r'(data|constants)[.]pkl|([.]data/)?version|byteorder|(data|constants)/.*|code/.*[.]py')
 
 def _parts(path):
-    "name -> bytes of the parts of a TorchScript archive that are needed. Raises `UserError` for other files."
+    "name -> bytes of the parts of a TorchScript archive that are needed; raises `UserError` for other files."
     try:
         with zipfile.ZipFile(path) as file:
-            names = [i.filename.partition('/')[2] for i in file.infolist()]
-            if 'data.pkl' in names and 'constants.pkl' not in names: raise UserError(f'{path} holds weights without a program; expected TorchScript (torch.jit.save) or ONNX, so export the generator')
-            if len(set(names)) < len(names) or sum(i.file_size for i in file.infolist()) > _LIMIT: raise UserError(f'{path} is refused: it holds a part twice, or more than {_LIMIT >> 30} GiB; export the generator again')
-            parts = {n: file.read(i) for n, i in zip(names, file.infolist()) if _part(n)}
+            entries = {i.filename.partition('/')[2]: i for i in file.infolist()}
+            if len(entries) < len(file.infolist()) or sum(i.file_size for i in file.infolist()) > _LIMIT:
+                raise UserError(f'{path} is refused: it holds a part twice, or more than {_LIMIT >> 30} GiB; '
+                                'export the generator again')
+            parts = {n: file.read(i) for n, i in entries.items() if _PART.fullmatch(n)}
     except UserError: raise
-    except Exception as e: raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # a damaged zip fails in many ways
-    if not {'data.pkl', 'constants.pkl'} <= set(parts) or parts.get('byteorder', b'little') != b'little': raise UserError(f'{path} is a zip file, but not TorchScript (little-endian, as torch.jit.save writes it); export the generator again')
+    except Exception as e: # a damaged zip fails in many ways
+        raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e
+    if 'data.pkl' in parts and 'constants.pkl' not in parts:
+        raise UserError(f'{path} holds weights without a program; expected TorchScript (torch.jit.save) or ONNX, '
+                        'so export the generator')
+    if 'data.pkl' not in parts or parts.get('byteorder', b'little') != b'little':
+        raise UserError(f'{path} is a zip file, but not TorchScript (little-endian, as torch.jit.save writes it); '
+                        'export the generator again')
     return parts
 
 # %% ../../nbs/2_objects/07_exported.ipynb #64a213a9
@@ -43,59 +50,85 @@ def _packed(parts):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #a39f79b8
 _BYTES = dict(Double=8, Float=4, Half=2, BFloat16=2, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1)
+_LISTS = 'build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag'
 
-class _Program(_Reader):
+def _first(x, *_):
+    "A list, without what is said of its type."
+    return x
+
+class _Program(Reader):
     "Follows a pickle of a TorchScript archive; notes the sizes of the tensors."
     def __init__(self, path, parts, kind):
-        super().__init__(path, {f'torch.{k}Storage': n for k, n in _BYTES.items()} | {f'torch.jit._pickle.{k}': self._first for k in ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')}
-                         | {'torch._utils._rebuild_tensor_v2': self._tensor, 'collections.OrderedDict': dict, 'torch.device': Inert})
+        super().__init__(parts[f'{kind}.pkl'], path, {
+            **{f'torch.{k}Storage': n for k, n in _BYTES.items()}, **{f'torch.jit._pickle.{k}': _first for k in _LISTS},
+            'torch._utils._rebuild_tensor_v2': self._tensor, 'collections.OrderedDict': plain_dict,
+            'torch.device': Inert})
         self.parts, self.kind, self.sizes = parts, kind, []
 
-    def _first(self, x, *_): return x
+    def stand_in(self, name):
+        "A class of the archive's own code stays inert; those of `torch.classes` are C++."
+        own = name.startswith('__torch__.') and 'torch.classes' not in name
+        return Inert if own else super().stand_in(name)
 
-    def _name(self, name):
-        whole = '.'.join(name)
-        if whole.startswith('__torch__.') and 'torch.classes' not in whole: self.allowed[whole] = Inert # a class of the archive's own code; those of `torch.classes` are C++
-        super()._name(name)
-
-    def BINPERSID(self, _):
-        _, kind, place, device, n = self._pop()
-        content = self.parts.get(f'{self.kind}/{place}', b'')
-        if type(n) is not int or not 0 <= n*kind.call <= len(content): raise ValueError(f'{n} numbers are claimed, {len(content)//kind.call} are there')
-        self.stack.append(('storage', n))
+    def persistent_load(self, pid):
+        "How many numbers a storage holds."
+        _, kind, place, _, n = pid
+        if type(place) is not str or type(n) is not int: raise ValueError('a storage of an impossible size')
+        there = len(self.parts.get(f'{self.kind}/{place}', b''))//kind.stand_in
+        if not 0 <= n <= there: raise ValueError(f'{n} numbers are claimed, {there} are there')
+        return 'storage', n
 
     def _tensor(self, storage, offset, size, stride, *_):
-        if storage[0] != 'storage' or not all(type(x) is tuple and all(type(i) is int and i >= 0 for i in x) for x in (size, stride, (offset,))) or len(size) != len(stride): raise ValueError('a tensor of an impossible size')
-        if 0 not in size and offset + sum((n - 1)*s for n, s in zip(size, stride)) >= storage[1]: raise ValueError(f'a tensor of {list(size)} in {storage[1]} numbers')
+        whole = all(type(x) is tuple and all(type(i) is int and i >= 0 for i in x) for x in (size, stride, (offset,)))
+        if storage[0] != 'storage' or not whole or len(size) != len(stride):
+            raise ValueError('a tensor of an impossible size')
+        if 0 not in size and offset + sum((n - 1)*s for n, s in zip(size, stride)) >= storage[1]:
+            raise ValueError(f'a tensor of {list(size)} in {storage[1]} numbers')
         self.sizes.append(size)
 
 # %% ../../nbs/2_objects/07_exported.ipynb #9b16370d
 def _sizes(parts, path):
-    """The sizes of all tensors in an archive. Raises `UserError` for one that would run code while it is loaded, asks
+    """The sizes of all tensors in an archive; raises `UserError` for one that would run code while it is loaded, asks
     for a foreign name or is damaged."""
     if any(b'__setstate__' in content for name, content in parts.items() if name.startswith('code/')):
-        raise UserError(f'{path} is refused: it has a method __setstate__, which would run while the file is loaded; nothing was executed; export the generator with torch.jit.trace')
-    found = []
-    for kind in ('data', 'constants'):
-        try: (reader := _Program(path, parts, kind)).read(parts[f'{kind}.pkl'])
-        except UserError: raise
-        except Exception as e: raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e # damaged instructions can fail in any way
-        found += reader.sizes
-    return found
+        raise UserError(f'{path} is refused: it has a method __setstate__, which would run while the file is loaded; '
+                        'nothing was executed; export the generator with torch.jit.trace')
+    readers = [_Program(path, parts, kind) for kind in ('data', 'constants')]
+    try:
+        for reader in readers: reader.load()
+    except UserError: raise
+    except Exception as e: # damaged instructions can fail in any way
+        raise unreadable(path, e, 'TorchScript, as torch.jit.save writes it') from e
+    return [size for reader in readers for size in reader.sizes]
 
 # %% ../../nbs/2_objects/07_exported.ipynb #5c3020d7
-OPERATIONS = {f'{space}::{name}' for space, names in dict( # what a program may do; add to it what you trust
-    prim='''Constant ListConstruct ListUnpack TupleConstruct TupleUnpack TupleIndex DictConstruct GetAttr If Loop NumToTensor RaiseException Uninitialized data device dtype isinstance layout max min
-        unchecked_cast unchecked_unwrap_optional''',
-    aten='''Bool Float FloatImplicit Int IntImplicit ScalarImplicit __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__ __range_length _convolution _set_item abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d all any bilinear
-        add add_ addcdiv addcmul addmm affine_grid_generator append arange avg_pool2d baddbmm batch_norm bmm broadcast_to cat ceil celu celu_ chunk clamp clamp_ clamp_max clamp_min clamp_min_ clone col2im concat constant_pad_nd contiguous
-        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos cumsum detach dim div div_ dropout dropout_ einsum elu elu_ embedding eq erf exp expand expand_as eye feature_dropout feature_dropout_ flatten flip floor floor_divide
-        floordiv format full full_like gather ge gelu glu grid_sampler group_norm gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ im2col index index_select instance_norm is_floating_point item layer_norm le leaky_relu leaky_relu_ len lerp
-        linalg_norm linalg_vector_norm linear linspace list log log2 log_sigmoid log_softmax logical_and logical_not logical_or lt masked_fill masked_fill_ matmul max max_pool2d maximum mean meshgrid min minimum mish mish_ mm movedim mul mul_ narrow ne neg
-        new_full new_ones new_zeros norm numel one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad2d relu relu6 relu_ remainder repeat repeat_interleave replication_pad2d reshape rms_norm
-        roll round rsqrt rsub scaled_dot_product_attention select selu selu_ sigmoid sigmoid_ sign silu silu_ sin size slice softmax softplus split split_with_sizes sqrt square squeeze stack std str sub sub_ sum t tanh tanh_ tensor
-        tile to transpose triu tril type_as unbind unflatten unsqueeze upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
-        _upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa var var_mean view view_as warn where zeros zeros_like''').items() for name in names.split()}
+OPERATIONS = {f'{space}::{name}' for space, names in dict( # what a program may do
+    prim='''
+        Constant DictConstruct GetAttr If ListConstruct ListUnpack Loop NumToTensor RaiseException TupleConstruct
+        TupleIndex TupleUnpack Uninitialized data device dtype isinstance layout max min unchecked_cast
+        unchecked_unwrap_optional''',
+    aten='''
+        Bool Float FloatImplicit Int IntImplicit ScalarImplicit abs adaptive_avg_pool1d adaptive_avg_pool2d
+        adaptive_avg_pool3d add add_ addcdiv addcmul addmm affine_grid_generator all __and__ any append arange
+        avg_pool2d baddbmm batch_norm bilinear bmm broadcast_to cat ceil celu celu_ chunk clamp clamp_ clamp_max
+        clamp_min clamp_min_ clone col2im concat constant_pad_nd __contains__ contiguous conv1d conv2d conv3d
+        conv_transpose1d conv_transpose2d conv_transpose3d _convolution cos cumsum __derive_index detach dim div div_
+        dropout dropout_ einsum elu elu_ embedding eq erf exp expand expand_as eye feature_dropout feature_dropout_
+        flatten flip floor floor_divide floordiv format full full_like gather ge gelu __getitem__ glu grid_sampler
+        group_norm gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ im2col index index_select
+        instance_norm __is__ is_floating_point __isnot__ item layer_norm le leaky_relu leaky_relu_ len lerp linalg_norm
+        linalg_vector_norm linear linspace list log log2 log_sigmoid log_softmax logical_and logical_not logical_or lt
+        masked_fill masked_fill_ matmul max max_pool2d maximum mean meshgrid min minimum mish mish_ mm movedim mul mul_
+        narrow ne neg new_full new_ones new_zeros norm __not__ numel one_hot ones ones_like __or__ pad permute
+        pixel_shuffle pixel_unshuffle pow prelu prod __range_length reciprocal reflection_pad2d relu relu6 relu_
+        remainder repeat repeat_interleave replication_pad2d reshape rms_norm roll round rsqrt rsub
+        scaled_dot_product_attention select selu selu_ _set_item sigmoid sigmoid_ sign silu silu_ sin size slice softmax
+        softplus split split_with_sizes sqrt square squeeze stack std str sub sub_ sum t tanh tanh_ tensor tile to
+        transpose tril triu type_as unbind unflatten unsqueeze upsample_bicubic2d _upsample_bicubic2d_aa
+        upsample_bilinear2d _upsample_bilinear2d_aa _upsample_lanczos2d_aa upsample_linear1d upsample_nearest1d
+        upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+        _upsample_nearest_exact3d upsample_trilinear3d var var_mean view view_as warn where zeros zeros_like
+    ''').items() for name in names.split()}
 
 # %% ../../nbs/2_objects/07_exported.ipynb #3e5a6c74
 def _nodes(block):
@@ -106,75 +139,75 @@ def _nodes(block):
 
 # %% ../../nbs/2_objects/07_exported.ipynb #e7a51399
 def _program(path):
-    """The compiled `forward` of a TorchScript file, not yet run, and the sizes of its tensors. Raises `UserError` for
+    """The compiled `forward` of a TorchScript file, not yet run, and the sizes of its tensors; raises `UserError` for
     an unsafe, damaged or foreign file."""
     parts = _parts(path)
     sizes = _sizes(parts, path)
     try: forward = torch.jit.load(_packed(parts), map_location='cpu').eval().float()._c._get_method('forward')
-    except Exception as e: raise unreadable(path, e, 'TorchScript with a method forward') from e # code that does not compile, parts that do not fit
+    except Exception as e: # code that does not compile, parts that do not fit
+        raise unreadable(path, e, 'TorchScript with a method forward') from e
     needed = [a.name for a in forward.schema.arguments[1:] if not a.has_default_value()]
-    if len(needed) != 1: raise UserError(f"{path} takes {len(needed)} inputs ({', '.join(needed) or 'none'}); expected one, the noise, so export the generator with the others filled in")
+    if len(needed) != 1:
+        raise UserError(f"{path} takes {len(needed)} inputs ({', '.join(needed) or 'none'}); expected one, the noise, "
+                        'so export the generator with the others filled in')
     odd = sorted({n.kind() for n in _nodes(forward.inlined_graph)} - OPERATIONS)
-    if odd: raise UserError(f'{path} is refused: it uses {" and ".join(odd[:3])}, not among the operations that only compute pictures from noise; nothing was executed; export the generator without, or add what you trust to synthdet.exported.OPERATIONS')
+    if odd:
+        raise UserError(f'{path} is refused: it uses {" and ".join(odd[:3])}, not among the operations that only '
+                        'compute pictures from noise; nothing was executed; export the generator without, or add what '
+                        'you trust to synthdet.objects.exported.OPERATIONS')
     return forward, sizes
 
-# %% ../../nbs/2_objects/07_exported.ipynb #57dfb07e
-def _varint(b, at):
-    "A number of variable length, and where it ends."
-    value = shift = 0
-    while b[at] > 127: value |= (b[at] & 127) << shift; shift += 7; at += 1
-    return value | b[at] << shift, at + 1
-
-def _fields(b):
-    "Pairs of number and value of the fields of a message; raises ValueError or IndexError for what is none."
-    at = 0
-    while at < len(b):
-        key, at = _varint(b, at)
-        if key & 7 == 0: value, at = _varint(b, at)
-        elif key & 7 in (1, 5): value, at = None, at + (8 if key & 7 == 1 else 4)
-        elif key & 7 == 2: n, at = _varint(b, at); value, at = b[at:at + n], at + n
-        else: raise ValueError('not a message of protocol buffers')
-        if at > len(b): raise ValueError('a message that is cut short')
-        yield key >> 3, value
-
 # %% ../../nbs/2_objects/07_exported.ipynb #acb6c566
-_MESSAGES = dict(model={7: 'graph', 25: 'function'}, function={7: 'node', 11: 'attribute'}, graph={1: 'node', 5: 'tensor', 15: 'sparse'}, sparse={1: 'tensor', 2: 'tensor'},
-                 node={5: 'attribute'}, attribute={5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse', 23: 'sparse'}) # field -> the message in it that may hold tensors
+_MESSAGES = dict( # message -> its fields that may hold tensors, and what they are
+    model={7: 'graph', 25: 'function'}, function={7: 'node', 11: 'attribute'},
+    graph={1: 'node', 5: 'tensor', 15: 'sparse'}, sparse={1: 'tensor', 2: 'tensor'}, node={5: 'attribute'},
+    attribute={5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse', 23: 'sparse'})
 
-def _elsewhere(b, kind='model'):
+def _elsewhere(content, kind='model'):
     "Does a tensor of this ONNX message lie in another file?"
-    fields = list(_fields(b))
+    from google.protobuf.empty_pb2 import Empty
+    from google.protobuf.unknown_fields import UnknownFieldSet
+    fields = [(f.field_number, f.data) for f in UnknownFieldSet(Empty.FromString(content))]
     if kind == 'tensor': return any(k == 13 or (k == 14 and v) for k, v in fields)
-    return any(_elsewhere(v, _MESSAGES[kind][k]) for k, v in fields if k in _MESSAGES[kind] and isinstance(v, memoryview))
+    inner = _MESSAGES[kind]
+    return any(_elsewhere(v, inner[k]) for k, v in fields if k in inner and isinstance(v, bytes))
 
 # %% ../../nbs/2_objects/07_exported.ipynb #2fb37123
 def _session(path):
-    """A session of onnxruntime. Raises `UserError` when that is not installed, for a damaged file and for tensors in
+    """A session of onnxruntime; raises `UserError` when that is not installed, for a damaged file and for tensors in
     other files."""
     try: import onnxruntime
-    except ImportError: raise UserError(f"{path}: reading ONNX needs onnxruntime, which is not installed; install it: pip install 'synthdet[onnx]'") from None
+    except ImportError:
+        raise UserError(f"{path}: reading ONNX needs onnxruntime, which is not installed; "
+                        "install it: pip install 'synthdet[onnx]'") from None
     content = path.read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
+    options.use_deterministic_compute = True
     try:
-        if _elsewhere(memoryview(content)): raise UserError(f'{path} is refused: it refers to other files for its weights; save it as one file')
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads, options.use_deterministic_compute = 4, torch.get_num_threads(), True
-        return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
-    except UserError: raise
-    except Exception as e: raise unreadable(path, e, 'an ONNX file') from e # neither a message nor, for onnxruntime, a graph
+        elsewhere = _elsewhere(content)
+        if not elsewhere: return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
+    except Exception as e: raise unreadable(path, e, 'an ONNX file') from e # no message, or for onnxruntime no graph
+    raise UserError(f'{path} is refused: it refers to other files for its weights; save it as one file')
 
 # %% ../../nbs/2_objects/07_exported.ipynb #65114a70
 _FLOATS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
 
 def _graph(path):
-    """A function of a batch, its input's sizes (None where they are open). Raises `UserError` for other inputs and
+    """A function of a batch, its input's sizes (None where they are open); raises `UserError` for other inputs and
     outputs than noise and a picture."""
     session = _session(path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = ', '.join(f'{i.name} {i.type} {i.shape}' for i in inputs) or 'none'
-    if len(inputs) != 1 or inputs[0].type not in _FLOATS: raise UserError(f'{path} takes {len(inputs)} inputs ({names}); expected one, the noise as floats, so export the generator with the others filled in')
-    if len(outputs) != 1: raise UserError(f"{path} gives {len(outputs)} outputs ({', '.join(o.name for o in outputs)}); expected one, the pictures, so export the generator without the others")
+    if len(inputs) != 1 or inputs[0].type not in _FLOATS:
+        raise UserError(f'{path} takes {len(inputs)} inputs ({names}); expected one, the noise as floats, '
+                        'so export the generator with the others filled in')
+    if len(outputs) != 1:
+        raise UserError(f"{path} gives {len(outputs)} outputs ({', '.join(o.name for o in outputs)}); expected one, "
+                        'the pictures, so export the generator without the others')
     shape = [s if isinstance(s, int) else None for s in inputs[0].shape]
-    if len(shape) not in (2, 4) or shape[2:] not in ([], [1, 1]): raise UserError(f'{path} takes an input {names}; expected noise [B,nz] or [B,nz,1,1]')
+    if len(shape) not in (2, 4) or shape[2:] not in ([], [1, 1]):
+        raise UserError(f'{path} takes an input {names}; expected noise [B,nz] or [B,nz,1,1]')
     name, kind = inputs[0].name, _FLOATS[inputs[0].type]
     return (lambda z: torch.from_numpy(np.array(session.run(None, {name: z.numpy().astype(kind)})[0]))), shape
 
@@ -182,16 +215,31 @@ def _graph(path):
 class _Bad(UserError): "Pictures of the right kind that show nothing."
 
 def _images(x, path):
-    "float32 [B,3,H,W] of what a generator returned. Raises `UserError` for anything but pictures."
+    "float32 [B,3,H,W] of what a generator returned; raises `UserError` for anything but pictures."
     what = f'a tensor {list(x.shape)}' if isinstance(x, torch.Tensor) else f'a {type(x).__name__}'
-    if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape: raise UserError(f'{path} returned {what}; expected pictures [B,3,H,W]')
+    if not isinstance(x, torch.Tensor) or x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape:
+        raise UserError(f'{path} returned {what}; expected pictures [B,3,H,W]')
     if x.dtype == torch.uint8: x = x/127.5 - 1
-    if not x.is_floating_point(): raise UserError(f'{path} returned {x.dtype}; expected floats in -1..1, or uint8')
-    if not x.isfinite().all(): raise _Bad(f'{path} returned NaN or infinity; its weights are damaged or not those of a trained generator')
+    if not x.is_floating_point():
+        raise UserError(f'{path} returned {x.dtype}; expected floats in -1..1, or uint8')
+    untrained = 'its weights are damaged or not those of a trained generator'
+    if not x.isfinite().all(): raise _Bad(f'{path} returned NaN or infinity; {untrained}')
     low, high = x.amin((1, 2, 3)), x.amax((1, 2, 3))
-    if (low == high).any(): raise _Bad(f'{path} returned a picture of one colour; its weights are damaged or not those of a trained generator')
-    if max(-low.min(), high.max()) > 8: raise _Bad(f'{path} returned numbers from {low.min():.3g} to {high.max():.3g}; expected floats in -1..1, or uint8')
+    if (low == high).any(): raise _Bad(f'{path} returned a picture of one colour; {untrained}')
+    if max(-low.min(), high.max()) > 8:
+        raise _Bad(f'{path} returned numbers from {low.min():.3g} to {high.max():.3g}; expected floats in -1..1, '
+                   'or uint8')
     return x.float()
+
+# %% ../../nbs/2_objects/07_exported.ipynb #21baf317
+def _noise(z, nz, path):
+    "Noise as float32 [B,nz] on the CPU; raises `UserError` for noise of another size or with values that are none."
+    what = f'{z.dtype} {list(z.shape)}' if isinstance(z, torch.Tensor) else type(z).__name__
+    flat = isinstance(z, torch.Tensor) and (z.dim() == 2 or z.dim() == 4 and z.shape[2:] == (1, 1))
+    if not flat or not z.is_floating_point() or not len(z) or nz not in (None, z.shape[1]):
+        raise UserError(f"noise is {what}, expected floats [B,{nz or 'nz'}] for {path}")
+    if not z.isfinite().all(): raise UserError(f'noise holds NaN or infinity; expected normal noise for {path}')
+    return z.float().cpu().flatten(1)
 
 # %% ../../nbs/2_objects/07_exported.ipynb #622e57e6
 def _tail(e):
@@ -213,11 +261,11 @@ class Exported(nn.Module):
         super().__init__()
         self.path, self.run, self.nz, self.flat, self.batch = path, run, nz, flat, batch
 
-    def __reduce__(self): return load_exported, (self.path, self.nz)
+    def __reduce__(self): return load_exported, (self.path, self.nz) # another process reads the file again
 
     @torch.no_grad()
     def forward(self, z):
-        """Pictures of noise. Raises `UserError` for noise of another size and for anything but pictures.
+        """Draw pictures of noise.
 
         Parameters
         ----------
@@ -225,58 +273,75 @@ class Exported(nn.Module):
 
         Returns
         -------
-        float32 [B,3,H,W], about -1..1, not clamped
+        torch.Tensor : float32 [B,3,H,W], about -1..1, not clamped
+
+        Raises
+        ------
+        UserError : noise of another size, and anything but pictures
         """
-        ok = isinstance(z, torch.Tensor) and z.is_floating_point() and (z.dim() == 2 or (z.dim() == 4 and z.shape[2:] == (1, 1))) and len(z) and self.nz in (None, z.shape[1])
-        if not ok: raise UserError(f"noise is {f'{z.dtype} {list(z.shape)}' if isinstance(z, torch.Tensor) else type(z).__name__}, expected floats [B,{self.nz or 'nz'}] for {self.path}")
-        if not z.isfinite().all(): raise UserError(f'noise holds NaN or infinity; expected normal noise for {self.path}')
-        z = z.float().cpu().flatten(1)[(...,) if self.flat else (..., None, None)]
-        n = self.batch or len(z)
-        short = torch.cat([z, z[:1].expand(-len(z) % n, *z.shape[1:])])
-        try: parts = [self.run(part) for part in short.split(n)]
-        except Exception as e: raise UserError(f"{self.path} failed with noise {list(z.shape)}: {_tail(e)}; expected noise of the size it was exported for") from e # whatever the program raises
+        z = _noise(z, self.nz, self.path)
+        whole = torch.cat([z, z[:1].expand(-len(z) % (self.batch or len(z)), -1)])
+        shaped = whole if self.flat else whole[..., None, None]
+        try: parts = [self.run(part) for part in shaped.split(self.batch or len(z))]
+        except Exception as e: # whatever the program raises
+            raise UserError(f'{self.path} failed with noise {list(z.shape)}: {_tail(e)}; '
+                            'expected noise of the size it was exported for') from e
         return torch.cat([_images(p, self.path) for p in parts])[:len(z)]
 
 # %% ../../nbs/2_objects/07_exported.ipynb #9026e7f5
 def _try(G, n):
-    """Does `G` make pictures of noise of length `n`, good or bad? Raises `UserError` when not, and when the same
-    noise gives others."""
+    """Draw with noise of length `n`, twice; raises `UserError` when that gives no pictures, good or bad, or others the
+    second time."""
     z = torch.linspace(-1, 1, 2*n).view(2, n)
     try: same = torch.equal(G(z), G(z))
     except _Bad: return # told when it is used
-    if not same: raise UserError(f'{G.path} draws noise of its own, so that its pictures do not follow from their numbers; export it with constant noise')
+    if not same:
+        raise UserError(f'{G.path} draws noise of its own, so that its pictures do not follow from their numbers; '
+                        'export it with constant noise')
 
 def _fitting(path, run, sizes):
     "An `Exported` for the only length of noise that works; with an open length when it cannot be told."
     works = {}
     for n in sorted({n for size in sizes for n in size if 0 < n <= 1 << 16}):
         for flat in (True, False):
-            try: _try(G := Exported(path, run, n, flat, None), n)
+            G = Exported(path, run, n, flat, None)
+            try: _try(G, n)
             except UserError: continue
             works.setdefault(n, G)
-    return next(iter(works.values())) if len(works) == 1 else Exported(path, run, None, not works or any(G.flat for G in works.values()), None)
+    if len(works) == 1: return works.popitem()[1]
+    return Exported(path, run, None, not works or any(G.flat for G in works.values()), None)
 
 # %% ../../nbs/2_objects/07_exported.ipynb #1a2d9b13
-def load_exported(path, nz=None) -> Exported:
-    """Read an exported generator; nothing runs that could do more than compute. Raises `UserError` for a missing,
-    damaged, unsafe or foreign file, for other inputs or sizes, and for one that draws noise of its own.
+def load_exported(path, nz:int|None=None) -> Exported:
+    """Read an exported generator; nothing runs that could do more than compute.
 
     Parameters
     ----------
     path : TorchScript (torch.jit.save) or ONNX file of a generator: noise [B,nz] or [B,nz,1,1] -> pictures [B,3,H,W],
         float in -1..1 or uint8
     nz : length of the noise, where the file does not tell
+
+    Returns
+    -------
+    Exported : in evaluation mode
+
+    Raises
+    ------
+    UserError : the file is missing, damaged, unsafe or of another kind, takes other inputs or sizes, or draws noise of
+        its own
     """
     path = existing(path)
-    if nz is not None and (type(nz) is not int or nz < 1): raise UserError(f'nz is {nz!r}, expected the length of the noise, such as 128')
+    if nz is not None and (type(nz) is not int or nz < 1):
+        raise UserError(f'nz is {nz!r}, expected the length of the noise, such as 128')
     with open(path, 'rb') as f: zipped = f.read(4) == b'PK\x03\x04'
     if zipped:
         run, sizes = _program(path)
         G = _fitting(path, run, [[nz]] if nz else sizes)
-        if nz and not G.nz: _try(Exported(path, run, nz, True, None), nz)
-    else:
-        run, (batch, own, *rest) = _graph(path)
-        if None not in (nz, own) and nz != own: raise UserError(f'{path} takes noise of length {own}, not {nz}; leave nz out')
-        G = Exported(path, run, own or nz, not rest, batch)
-        if G.nz: _try(G, G.nz)
+        if nz and not G.nz: _try(Exported(path, run, nz, True, None), nz) # tells why not
+        return G.eval()
+    run, (batch, own, *rest) = _graph(path)
+    if None not in (nz, own) and nz != own:
+        raise UserError(f'{path} takes noise of length {own}, not {nz}; leave nz out')
+    G = Exported(path, run, own or nz, not rest, batch)
+    if G.nz: _try(G, G.nz)
     return G.eval()
