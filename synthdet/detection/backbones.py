@@ -6,7 +6,7 @@
 __all__ = ['BottomRightConv2d', 'pad_bottom_right', 'Backbone', 'load_backbone', 'imagenet_file', 'make_backbone']
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #ae778a73
-import os
+import logging, os
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -18,21 +18,20 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_
 from timm.models import efficientnet
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
-from torch.func import functional_call
 
-from ..core import choose, UserError
-from .settings import BACKBONES
+from ..core import UserError
+from .settings import ANY, BACKBONES
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #74c79bc8
 class BottomRightConv2d(nn.Conv2d):
     "A 3x3 convolution of stride 2 that pads below and to the right only."
     def forward(self, x):
-        """The forward pass.
+        """Halve a map, [B,C,H,W] -> [B,C',H//2,W//2].
 
         Parameters
         ----------
-        x : [B,C,H,W] -> [B,C',H//2,W//2]
+        x : float [B,C,H,W]
         """
         x = F.pad(x, (0, 1, 0, 1))
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
@@ -76,52 +75,96 @@ def _steps(module, prefix=''):
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #dc144c95
 class Backbone(nn.Module):
-    """A chain of timm modules that returns the maps after some of them.
+    """A timm network that returns some of its feature maps.
 
     Parameters
     ----------
-    body : timm network that runs its children one after the other
-    taps : names of the modules whose outputs are wanted
-    mean : RGB mean of the input normalisation, 0..1
-    std : RGB standard deviation of it
+    body : chain of modules that are run one after the other, or a network that returns a list of maps
+    taps : names of the modules of the chain whose outputs are wanted, or positions in the list
+    scales : anchor side / image side, one per tap
     bn_momentum : share of the new batch in the running averages of batch norm
     """
-    def __init__(self, body:nn.Module, taps, mean, std, bn_momentum=.01):
+    def __init__(self, body:nn.Module, taps, scales, bn_momentum=.1):
         super().__init__()
-        steps = list(_steps(body))
-        self.steps, self.taps = steps[:steps.index(taps[-1])+1], tuple(taps)
-        self.cut = {s.split('.')[0] for s in steps} - {s.split('.')[0] for s in self.steps} | {body.default_cfg['classifier']}
-        for name in self.cut: setattr(body, name, nn.Identity())
+        self.taps, self.scales, self.steps, self.cut = tuple(taps), tuple(scales), [], set()
+        if isinstance(taps[0], str): self._cut_off(body)
         for m in body.modules():
             if isinstance(m, nn.BatchNorm2d): m.momentum = bn_momentum
         self.body = body
-        self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
+        for k in ('mean', 'std'): # of the input, RGB, 0..1
+            self.register_buffer(k, torch.tensor(body.default_cfg[k]).view(3, 1, 1), persistent=False)
 
-    def forward(self, images):
-        """The forward pass.
+    def _cut_off(self, body):
+        "Find the steps up to the last tap, and take out of `body` what comes after them."
+        steps = list(_steps(body))
+        self.steps = steps[:steps.index(self.taps[-1])+1]
+        first = lambda names: {n.split('.')[0] for n in names}
+        self.cut = first(steps) - first(self.steps) | {body.default_cfg['classifier']}
+        for name in self.cut: setattr(body, name, nn.Identity())
+
+    def forward(self, images) -> list:
+        """Compute the maps.
 
         Parameters
         ----------
-        images : float [B,3,H,W] in 0..1 -> list of [B,C,h,w]
+        images : float [B,3,H,W] in 0..1
+
+        Returns
+        -------
+        list : of [B,C,h,w], one per tap
         """
         x, maps = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last), []
+        if not self.steps: return self._listed(self.body(x))
         for name in self.steps:
             x = self.body.get_submodule(name)(x)
             if name in self.taps: maps.append(x)
         return maps
 
+    def _listed(self, found):
+        "The wanted ones of a list of maps, channels first."
+        if getattr(self.body, 'output_fmt', None) == 'NHWC': found = [m.permute(0, 3, 1, 2) for m in found]
+        return [found[i] for i in self.taps]
+
     @torch.no_grad()
-    def shapes(self, height, width):
-        """The shapes of the maps for one image size; nothing is computed.
+    def shapes(self, height, width) -> list:
+        """Tell the shapes of the maps for one image size.
 
         Parameters
         ----------
-        height, width : of the input, in pixels -> [(C,h,w), ...]
+        height, width : of the input, in pixels
+
+        Returns
+        -------
+        list : of (C,h,w), one per tap
+
+        Raises
+        ------
+        UserError : when the network does not take images of that size
         """
-        state = {k: v.to('meta') for k, v in [*self.named_parameters(), *self.named_buffers()]}
-        maps = functional_call(self, state, torch.empty(2, 3, height, width, device='meta'))
+        training = self.training
+        try: maps = self.eval()(torch.zeros(1, 3, height, width, device=self.mean.device))
+        except (AssertionError, RuntimeError, ValueError) as e:
+            why = str(e).split('\n')[0]
+            raise UserError(f"the backbone does not take images of {width} x {height} pixels ({why}); choose another "
+                            "image_size or another backbone") from None
+        finally: self.train(training)
         return [tuple(m.shape[1:]) for m in maps]
+
+# %% ../../nbs/5_detection/01_backbones.ipynb #71e40740
+def _features(name):
+    "The timm network `name` as a list of maps. Raises `UserError` for one that is unknown or has no maps."
+    if not timm.is_model(name):
+        raise UserError(f"backbone {name!r} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
+                        "timm.list_models() gives")
+    try: return timm.create_model(name, features_only=True)
+    except (AttributeError, RuntimeError, TypeError) as e: # what a network without maps answers is not agreed upon
+        raise UserError(f"backbone {name!r} gives no feature maps ({str(e).splitlines()[0]}); choose another") from None
+
+# %% ../../nbs/5_detection/01_backbones.ipynb #2af77802
+def _nearest(strides, wanted):
+    "The position of the deepest map whose stride is nearest to the one that is wanted."
+    apart = [abs(s - wanted) for s in strides]
+    return max(i for i, a in enumerate(apart) if a == min(apart))
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #f136101f
 def _mend_eps(module, state, eps):
@@ -133,8 +176,22 @@ def _mend_eps(module, state, eps):
             state[gain] = state[gain].float() * ((state[var].float() + m.eps) / (state[var].float() + eps)).sqrt()
     return state
 
+# %% ../../nbs/5_detection/01_backbones.ipynb #0bd99d41
+def _as_maps(name, state, path):
+    "The published weights of a timm network under the names of its list of maps."
+    whole = timm.create_model(name, num_classes=0)
+    heads = whole.default_cfg['classifier']
+    heads = tuple(f'{h}.' for h in ((heads,) if isinstance(heads, str) else heads))
+    fit_weights(whole, {k: v for k, v in state.items() if not k.startswith(heads)}, path)
+    overlay, logger = dict(state_dict=whole.state_dict()), logging.getLogger('timm.models._builder')
+    level = logger.level
+    logger.setLevel(logging.ERROR) # it warns of what comes after the last map, which is checked above
+    try: maps = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay)
+    finally: logger.setLevel(level)
+    return maps.state_dict()
+
 # %% ../../nbs/5_detection/01_backbones.ipynb #8eda0b58
-def load_backbone(backbone:Backbone, state:dict, path, eps=1e-5) -> Backbone:
+def load_backbone(backbone:Backbone, state:dict, path) -> Backbone:
     """Fill a backbone with timm weights. Raises `UserError` when they do not fit.
 
     Parameters
@@ -142,10 +199,13 @@ def load_backbone(backbone:Backbone, state:dict, path, eps=1e-5) -> Backbone:
     backbone : network to fill
     state : tensors as timm publishes them; a classifier among them is left out
     path : where they came from, for the message
-    eps : what the file's owner added to the variances
     """
-    state = {k: v for k, v in state.items() if k.split('.')[0] not in backbone.cut}
-    fit_weights(backbone.body, _mend_eps(backbone.body, state, eps), path)
+    body = backbone.body
+    if backbone.steps:
+        state = {k: v for k, v in state.items() if k.split('.')[0] not in backbone.cut}
+        state = _mend_eps(body, state, eps=1e-5)
+    else: state = _as_maps(body.default_cfg['architecture'], state, path)
+    fit_weights(body, state, path)
     return backbone
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #8ed8706a
@@ -164,7 +224,8 @@ def _timm_file(name):
     source = cfg.hf_hub_id, 'model.safetensors'
     cached = try_to_load_from_cache(*source)
     if isinstance(cached, str): return Path(cached), None
-    if constants.HF_HUB_OFFLINE or not _reachable(hf_hub_url(*source)): return None, f'{source[0]} is not in the cache and there is no network'
+    if constants.HF_HUB_OFFLINE or not _reachable(hf_hub_url(*source)):
+        return None, f'{source[0]} is not in the cache and there is no network'
     try: return Path(hf_hub_download(*source)), None
     except (OSError, ValueError) as e: return None, f'{source[0]} cannot be downloaded ({type(e).__name__})'
 
@@ -177,27 +238,30 @@ def imagenet_file(name) -> Path:
     name : name of a backbone
     """
     folder = os.environ.get('SYNTHDET_WEIGHTS')
-    found = [p for p in sorted(Path(folder).glob(f'{name}*')) if p.suffix in ('.safetensors', '.pth', '.pt')] if folder else []
-    if found: return found[0]
-    file, why = _timm_file(name)
+    here = sorted(Path(folder).glob(f'{name}[._-]*')) if folder else []
+    file = next((p for p in here if p.suffix in ('.safetensors', '.pth', '.pt')), None)
+    if not file: file, why = _timm_file(name)
     if file: return file
-    raise UserError(f"no ImageNet weights for {name!r}: {why}; give weights='path/of/file.safetensors', or put {name}.safetensors into a folder "
-                    "and name the folder in SYNTHDET_WEIGHTS, or choose weights='none'")
+    raise UserError(f"no ImageNet weights for {name!r}: {why}; give weights='path/of/file.safetensors', or put "
+                    f"{name}.safetensors into a folder and name the folder in SYNTHDET_WEIGHTS, or choose "
+                    "weights='none'")
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #bb484c71
-def make_backbone(name='mobilenetv1_100', weights='none', bn_momentum=None) -> Backbone:
-    """A backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit.
+def make_backbone(name='mobilenetv1_100', weights='none') -> Backbone:
+    """Make a backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit.
 
     Parameters
     ----------
-    name : one of `BACKBONES`
+    name : one of `BACKBONES`, or of timm's networks; a `Backbone` is given back as it is
     weights : 'none' (random), 'imagenet' or the path of a file
-    bn_momentum : share of the new batch in the running averages of batch norm; None for the layout's own
     """
-    layout = choose('backbone', name, BACKBONES)
-    body = _body(name, layout.keras)
-    backbone = Backbone(body, layout.taps, body.default_cfg['mean'], body.default_cfg['std'],
-                        layout.bn_momentum if bn_momentum is None else bn_momentum)
+    if isinstance(name, Backbone): return name
+    layout = BACKBONES.get(name, ANY)
+    if isinstance(layout.taps[0], str): body, taps = _body(name, layout.keras), layout.taps
+    else:
+        body = _features(name)
+        taps = [_nearest(body.feature_info.reduction(), s) for s in layout.taps]
+    backbone = Backbone(body, taps, layout.scales, layout.bn_momentum)
     if weights == 'none': return backbone
     path = imagenet_file(name) if weights == 'imagenet' else weights
     return load_backbone(backbone, read_weights(path), path)

@@ -8,16 +8,19 @@ __all__ = ['RULES', 'COCO_KEYS', 'predict', 'Matches', 'match_detections', 'Curv
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #3c50e1c4
 from typing import NamedTuple
+
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from torchvision.ops import box_convert
+
 from ..core import choose, UserError
 from .train import as_floats
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
 @torch.no_grad()
 def predict(model, dataset, batch_size=16, device=None) -> list:
-    """The model's detections on every image of `dataset`, in evaluation mode.
+    """Find the objects in every image of a data set, with the model in evaluation mode.
 
     Parameters
     ----------
@@ -42,22 +45,27 @@ def predict(model, dataset, batch_size=16, device=None) -> list:
     return found
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #7ebc9901
-def _flat(items, extra):
-    """All images' boxes float64 [N,4], labels [N], extra [N] and the image number [N] as arrays.
+def _paired(predictions, targets):
+    "Raise `UserError` when there is not one of each per image."
+    if len(predictions) != len(targets):
+        raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
 
-    Parameters
-    ----------
-    items : list of dicts of tensors, one per image
-    extra : third column: 'scores' of predictions, 'difficult' of targets (zeros where absent)
-    """
+# %% ../../nbs/5_detection/06_evaluate.ipynb #640dddcd
+def _joined(parts, shape):
+    "The tensors of all images as one float64 array."
+    return torch.cat([torch.zeros(shape, dtype=torch.float64), *(p.detach().cpu().double() for p in parts)]).numpy()
+
+def _flat(items, extra):
+    """All images' boxes float64 [N,4], labels [N], the column `extra` [N] (zeros where absent) and the image number [N]
+    as arrays; raises `UserError` for a column of another length."""
     boxes = [d['boxes'].reshape(-1, 4) for d in items]
-    sizes = [len(b) for b in boxes]
-    columns = [[d['labels'] for d in items], [d[extra] if extra in d else torch.zeros(n) for d, n in zip(items, sizes)]]
-    for name, column in zip(('labels', extra), columns):
-        for i, (c, n) in enumerate(zip(column, sizes)):
-            if c.numel() != n: raise UserError(f"image {i}: {c.numel()} {name} for {n} boxes; expected one each")
-    cat = lambda parts, shape: torch.cat([torch.zeros(shape, dtype=torch.float64)] + [p.detach().cpu().double() for p in parts]).numpy()
-    return cat(boxes, (0, 4)), cat(columns[0], 0).astype(np.int64), cat(columns[1], 0), np.repeat(np.arange(len(items)), sizes)
+    sizes, columns = [len(b) for b in boxes], {}
+    for name in ('labels', extra):
+        columns[name] = [d[name] if name in d else torch.zeros(n) for d, n in zip(items, sizes)]
+        wrong = next(((i, c.numel(), n) for i, (c, n) in enumerate(zip(columns[name], sizes)) if c.numel() != n), None)
+        if wrong: raise UserError('image {}: {} {what} for {} boxes; expected one each'.format(*wrong, what=name))
+    labels, more = (_joined(columns[name], 0) for name in ('labels', extra))
+    return _joined(boxes, (0, 4)), labels.astype(np.int64), more, np.repeat(np.arange(len(items)), sizes)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #773f9943
 def _pair_iou(a, b):
@@ -105,7 +113,7 @@ class Matches(NamedTuple):
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #74474218
 def match_detections(predictions, targets, iou=.5, *, difficult=True) -> Matches:
-    """Match detections to boxes by the VOC rule; raises `UserError` when the lists differ in length.
+    """Match detections to boxes by the VOC rule.
 
     Parameters
     ----------
@@ -113,8 +121,12 @@ def match_detections(predictions, targets, iou=.5, *, difficult=True) -> Matches
     targets : list of {boxes, labels} in the same order; `difficult` bool [N] optional
     iou : overlap that counts as found, inclusive
     difficult : do difficult boxes neither count nor cost?
+
+    Raises
+    ------
+    UserError : when the lists differ in length, or a column from its boxes
     """
-    if len(predictions) != len(targets): raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
+    _paired(predictions, targets)
     boxes, labels, scores, image = _flat(predictions, 'scores')
     truth, truth_labels, hard, truth_image = _flat(targets, 'difficult')
     hard = hard.astype(bool) & difficult
@@ -157,7 +169,7 @@ def _curve(m, label, optimistic):
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #23273249
 def precision_recall(predictions, targets, iou=.5, *, label=1, rule='voc') -> Curve:
-    """The precision-recall curve of one class; raises `UserError` when the ground truth holds no box of it.
+    """Draw up the precision-recall curve of one class.
 
     Parameters
     ----------
@@ -166,11 +178,15 @@ def precision_recall(predictions, targets, iou=.5, *, label=1, rule='voc') -> Cu
     iou : overlap that counts as found, inclusive
     label : class
     rule : key of `RULES`
+
+    Raises
+    ------
+    UserError : when the ground truth holds no box of the class, or the rule is unknown
     """
     choose('rule', rule, RULES)
     m = match_detections(predictions, targets, iou, difficult=rule != 'authors')
-    if label not in m.positives: raise UserError(f"the ground truth holds no box of class {label}; its classes are {sorted(m.positives)}")
-    return _curve(m, label, rule == 'authors')
+    if label in m.positives: return _curve(m, label, rule == 'authors')
+    raise UserError(f"the ground truth holds no box of class {label}; its classes are {sorted(m.positives)}")
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #8f8112ef
 def _all_point(curve):
@@ -192,7 +208,7 @@ RULES = {
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #61704283
 def average_precision(predictions, targets, iou=.5, rule='voc') -> float:
-    """Average precision, mean over the classes of the ground truth (Blanger, Hirata and Jiang 2020, section IV).
+    """Average the precision over recall, and that over the classes of the ground truth.
 
     Parameters
     ----------
@@ -204,33 +220,35 @@ def average_precision(predictions, targets, iou=.5, rule='voc') -> float:
     Returns
     -------
     float : 0..1; nan when the ground truth holds no box
+
+    Source: Blanger, Hirata and Jiang 2020, section IV.
     """
     area = choose('rule', rule, RULES)
     m = match_detections(predictions, targets, iou, difficult=rule != 'authors')
-    return float(np.mean([area(_curve(m, c, rule == 'authors')) for c in m.positives])) if m.positives else float('nan')
+    if not m.positives: return float('nan')
+    return float(np.mean([area(_curve(m, c, rule == 'authors')) for c in m.positives]))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #ab46f9cf
 def _coco(items, classes, scored):
     "A COCO index of boxes; annotations and images are numbered from 1."
     rows = []
     for image, d in enumerate(items, 1):
-        boxes = d['boxes'].detach().cpu().double().reshape(-1, 4)
-        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        area = d['area'] if 'area' in d and not scored else xywh[:, 2] * xywh[:, 3]
-        crowd = d['iscrowd'] if 'iscrowd' in d and not scored else torch.zeros(len(boxes))
-        scores = d['scores'] if scored else torch.zeros(len(boxes))
-        for box, label, a, c, s in zip(xywh.tolist(), d['labels'].tolist(), area.tolist(), crowd.tolist(), scores.tolist()):
-            rows.append(dict(id=len(rows) + 1, image_id=image, category_id=label, bbox=box, area=a, iscrowd=int(c), score=s))
+        xywh = box_convert(d['boxes'].detach().cpu().double().reshape(-1, 4), 'xyxy', 'xywh')
+        none, known = torch.zeros(len(xywh)), {} if scored else d
+        columns = dict(bbox=xywh, category_id=d['labels'], area=known.get('area', xywh[:, 2] * xywh[:, 3]),
+                       iscrowd=known.get('iscrowd', none).long(), score=d['scores'] if scored else none)
+        for values in zip(*(c.tolist() for c in columns.values())):
+            rows.append(dict(zip(columns, values), id=len(rows) + 1, image_id=image))
     images = [dict(id=i + 1) for i in range(len(items))]
     return COCO(dict(images=images, annotations=rows, categories=[dict(id=c, name=str(c)) for c in classes]))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #be854ee9
-COCO_KEYS = ('ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large', 'ar1', 'ar10', 'ar100', 'ar_small', 'ar_medium', 'ar_large')
+COCO_KEYS = ('ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large',
+             'ar1', 'ar10', 'ar100', 'ar_small', 'ar_medium', 'ar_large')
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #26468c5b
 def coco_metrics(predictions, targets) -> dict:
-    """COCO's twelve box metrics: small is under 32 x 32 pixels, large from 96 x 96; raises `UserError` when the lists
-    differ in length.
+    """Compute COCO's twelve box metrics: small is under 32 x 32 pixels, large from 96 x 96.
 
     Parameters
     ----------
@@ -240,11 +258,16 @@ def coco_metrics(predictions, targets) -> dict:
     Returns
     -------
     dict : `COCO_KEYS` -> 0..1, or None where the ground truth holds no box of that size
+
+    Raises
+    ------
+    UserError : when the lists differ in length
     """
-    if len(predictions) != len(targets): raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
+    _paired(predictions, targets)
     classes = sorted({c for t in targets for c in t['labels'].tolist()})
     if not classes: return dict.fromkeys(COCO_KEYS)
-    run = COCOeval_faster(_coco(targets, classes, scored=False), _coco(predictions, classes, scored=True), 'bbox', print_function=lambda *_: None)
+    truth, found = _coco(targets, classes, scored=False), _coco(predictions, classes, scored=True)
+    run = COCOeval_faster(truth, found, 'bbox', print_function=lambda *_: None)
     run.run()
     return {k: None if v < 0 else float(v) for k, v in zip(COCO_KEYS, run.stats)}
 
@@ -260,8 +283,8 @@ def _defined(value):
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #7deafc1f
 def evaluate(predictions, targets) -> dict:
-    """Every score of a test: `ap50` (VOC), `ap50_authors` (scores from 0.5, their rule), `ap50_coco` and COCO's other
-    eleven.
+    """Compute every score of a test: `ap50` (VOC), `ap50_authors` (scores from 0.5, their rule), `ap50_coco` and COCO's
+    other eleven.
 
     Parameters
     ----------
@@ -274,11 +297,12 @@ def evaluate(predictions, targets) -> dict:
     """
     coco = coco_metrics(predictions, targets)
     authors = average_precision(_confident(predictions, .5), targets, rule='authors')
-    return dict(ap50=_defined(average_precision(predictions, targets)), ap50_authors=_defined(authors), ap50_coco=coco.pop('ap50'), **coco)
+    return dict(ap50=_defined(average_precision(predictions, targets)), ap50_authors=_defined(authors),
+                ap50_coco=coco.pop('ap50'), **coco)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cc82a0df
 def validator(dataset, batch_size=16):
-    """A function that scores a model on `dataset`; raises `UserError` when the data set holds no box.
+    """Make the function with which a training scores its model; raises `UserError` for a data set without a box.
 
     Parameters
     ----------
@@ -290,7 +314,9 @@ def validator(dataset, batch_size=16):
     function of the model -> {ap50, ap50_authors}, each 0..1
     """
     targets = [dataset[i][1] for i in range(len(dataset))]
-    if not sum(len(t['boxes']) for t in targets): raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it annotated images")
+    if not sum(len(t['boxes']) for t in targets):
+        raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it "
+                        "annotated images")
     def validate(model):
         predictions = predict(model, dataset, batch_size)
         authors = average_precision(_confident(predictions, .5), targets, rule='authors')

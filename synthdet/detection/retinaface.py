@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['STRIDES', 'ANCHORS', 'Body', 'FPN', 'SSH', 'Head', 'priors', 'match_faces', 'encode_points', 'decode_points',
-           'class_loss', 'face_losses', 'reference', 'original', 'long320', 'long640', 'check_size', 'RetinaFace',
+           'class_loss', 'face_losses', 'original', 'long320', 'long640', 'reference', 'check_size', 'RetinaFace',
            'relative', 'retinaface', 'load_retinaface']
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #1a7eb513
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torchvision.ops import box_convert, box_iou, nms
 
 from ..core import choose, named, UserError
 from .settings import SIZES
-from .ssd import decode, encode, pad_targets
+from .ssd import as_size, check_input, decode, encode, pad_targets
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
@@ -37,19 +36,22 @@ class Body(nn.Module):
     "MobileNetV1 of width 0.25 without its classifier."
     def __init__(self):
         super().__init__()
-        self.stage1 = nn.Sequential(_conv(3, 8, stride=2), _separable(8, 16), _separable(16, 32, 2), _separable(32, 32), _separable(32, 64, 2), _separable(64, 64))
+        self.stage1 = nn.Sequential(_conv(3, 8, stride=2), _separable(8, 16), _separable(16, 32, 2),
+                                    _separable(32, 32), _separable(32, 64, 2), _separable(64, 64))
         self.stage2 = nn.Sequential(_separable(64, 128, 2), *[_separable(128, 128) for _ in range(5)])
         self.stage3 = nn.Sequential(_separable(128, 256, 2), _separable(256, 256))
 
-    def forward(self, x):
-        """The forward pass.
+    def forward(self, x) -> list:
+        """Compute maps of 64, 128 and 256 channels, of strides 8, 16 and 32.
 
         Parameters
         ----------
-        x : [B,3,H,W] -> maps of 64, 128 and 256 channels
+        x : float [B,3,H,W]
         """
         maps = []
-        for stage in (self.stage1, self.stage2, self.stage3): maps.append(x := stage(x))
+        for stage in (self.stage1, self.stage2, self.stage3):
+            x = stage(x)
+            maps.append(x)
         return maps
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #0dba3be4
@@ -60,7 +62,13 @@ class FPN(nn.Module):
         self.output1, self.output2, self.output3 = (_conv(w, 64, 1) for w in widths)
         self.merge1, self.merge2 = _conv(64, 64), _conv(64, 64)
 
-    def forward(self, maps):
+    def forward(self, maps) -> list:
+        """Bring the maps to 64 channels and add each to the next finer one.
+
+        Parameters
+        ----------
+        maps : three of [B,C,h,w], the finest first
+        """
         a, b, c = self.output1(maps[0]), self.output2(maps[1]), self.output3(maps[2])
         b = self.merge2(b + F.interpolate(c, b.shape[-2:], mode='nearest'))
         return [self.merge1(a + F.interpolate(b, a.shape[-2:], mode='nearest')), b, c]
@@ -75,6 +83,12 @@ class SSH(nn.Module):
         self.conv7X7_2, self.conv7x7_3 = _conv(16, 16), _conv(16, 16, act=False)
 
     def forward(self, x):
+        """Look at a map through windows of 3, 5 and 7 cells.
+
+        Parameters
+        ----------
+        x : float [B,64,h,w]
+        """
         wide = self.conv5X5_1(x)
         return torch.cat([self.conv3X3(x), self.conv5X5_2(wide), self.conv7x7_3(self.conv7X7_2(wide))], 1).relu()
 
@@ -86,26 +100,26 @@ class Head(nn.Module):
         self.values, self.conv1x1 = values, nn.Conv2d(64, 2*values, 1)
 
     def forward(self, x):
-        """The forward pass.
+        """Read a map: [B,h*w*2,values].
 
         Parameters
         ----------
-        x : [B,64,h,w] -> [B,h*w*2,values]
+        x : float [B,64,h,w]
         """
         return self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #8df7b23c
 STRIDES = 8, 16, 32 # pixels of the input per cell of each map
-ANCHORS = dict(reference=((16, 32), (64, 128), (256, 512)), small=((10, 20), (32, 64), (128, 256))) # sides on each map, pixels
+ANCHORS = dict(reference=((16, 32), (64, 128), (256, 512)), # sides on each map, pixels
+               small=((10, 20), (32, 64), (128, 256)))
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3878a808
 def priors(height, width, anchors='reference') -> torch.Tensor:
-    """The boxes that the detector corrects.
+    """Lay out the boxes that the detector corrects.
 
     Parameters
     ----------
-    height : of the network's input, pixels
-    width : of the network's input, pixels
+    height, width : of the network's input, pixels
     anchors : one of ANCHORS
 
     Returns
@@ -145,7 +159,7 @@ def match_faces(iou, present, low=.2, high=.35) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #a08bbca3
 def encode_points(points, anchors) -> torch.Tensor:
-    """Landmarks as offsets from anchors.
+    """Express landmarks as offsets from anchors.
 
     Parameters
     ----------
@@ -160,7 +174,7 @@ def encode_points(points, anchors) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #a8240798
 def decode_points(offsets, anchors) -> torch.Tensor:
-    """Offsets back to landmarks: the inverse of `encode_points`.
+    """Turn offsets back into landmarks: the inverse of `encode_points`.
 
     Parameters
     ----------
@@ -175,7 +189,7 @@ def decode_points(offsets, anchors) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #024ac43b
 def class_loss(logits, positive, ratio=7) -> torch.Tensor:
-    """Cross-entropy of the positives and of the hardest negatives of each image.
+    """Sum the cross-entropy of the positives and of the hardest negatives of each image.
 
     Parameters
     ----------
@@ -194,13 +208,13 @@ def class_loss(logits, positive, ratio=7) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #4aed4173
 def face_losses(offsets, logits, points, anchors, boxes, present, landmarks, valid) -> dict:
-    """The reference's losses; without a single landmark in the batch theirs is zero and has no gradient.
+    """Compute the reference's losses; without a landmark in the batch theirs is zero and has no gradient.
 
     Parameters
     ----------
     offsets : float [B,N,4] from the network
     logits : float [B,N,2] from the network
-    points : float [B,N,10] from the network, or None: landmarks are off
+    points : float [B,N,10] from the network
     anchors : float [N,4] from `priors`
     boxes : float [B,M,4] xyxy, shares of the image; zeros for padding
     present : bool [B,M]: False for padding
@@ -211,15 +225,16 @@ def face_losses(offsets, logits, points, anchors, boxes, present, landmarks, val
     -------
     dict : bbox_regression (counted twice), classification, landmarks
     """
-    found = match_faces(box_iou(boxes.flatten(0, 1), box_convert(anchors, 'cxcywh', 'xyxy')).view(*boxes.shape[:2], -1), present)
+    iou = box_iou(boxes.flatten(0, 1), box_convert(anchors, 'cxcywh', 'xyxy')).view(*boxes.shape[:2], -1) # [B,M,N]
+    found = match_faces(iou, present)
     positive = found >= 0
     image, anchor = positive.nonzero(as_tuple=True)
     face = found[positive]
     goal, n = encode(boxes[image, face], anchors[anchor]), positive.sum().clamp(min=1)
-    losses = dict(bbox_regression=2 * F.smooth_l1_loss(offsets[positive], goal, reduction='sum') / n, classification=class_loss(logits, positive) / n,
-                  landmarks=offsets.new_zeros(()))
+    losses = dict(bbox_regression=2 * F.smooth_l1_loss(offsets[positive], goal, reduction='sum') / n,
+                  classification=class_loss(logits, positive) / n, landmarks=offsets.new_zeros(()))
     has = valid[image, face]
-    if points is not None and has.any():
+    if has.any():
         goal = encode_points(landmarks[image, face][has], anchors[anchor][has])
         losses['landmarks'] = F.smooth_l1_loss(points[positive][has], goal, reduction='sum') / has.sum()
     return losses
@@ -229,31 +244,34 @@ def _scaled(h, w, k):
     "A size times `k`, rounded."
     return round(h*k), round(w*k)
 
+def original(h, w):
+    "The size it has."
+    return h, w
+
+def long320(h, w):
+    "Long side 320."
+    return _scaled(h, w, 320 / max(h, w))
+
+def long640(h, w):
+    "Long side 640."
+    return _scaled(h, w, 640 / max(h, w))
+
 def reference(h, w):
     "Short side 1600, long side at most 2150."
     k = 1600 / min(h, w)
     return _scaled(h, w, k if round(k * max(h, w)) <= 2150 else 2150 / max(h, w))
 
-def original(h, w): return h, w
-def long320(h, w): return _scaled(h, w, 320/max(h, w))
-def long640(h, w): return _scaled(h, w, 640/max(h, w))
-
 # %% ../../nbs/5_detection/03_retinaface.ipynb #d8cb27d0
 def check_size(size):
-    """A size as `RetinaFace` takes it; raises `UserError` for an impossible one.
+    """Give a size as `RetinaFace` takes it: the name, or (height, width); raises `UserError` for an impossible one.
 
     Parameters
     ----------
-    size : a name in SIZES, a side, or (height, width)
-
-    Returns
-    -------
-    the name, or (height, width)
+    size : a name in `SIZES`, a side, or (height, width), pixels
     """
-    if isinstance(size, str): return choose('image_size', size, SIZES) and size
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or any(type(s) is not int or s < 32 for s in pair): raise UserError(f"image_size={size!r} is not possible; give a side or (height, width) of at least 32 pixels, or one of {', '.join(SIZES)}")
-    return pair
+    if not isinstance(size, str): return as_size(size)
+    choose('image_size', size, SIZES)
+    return size
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #5059228d
 class RetinaFace(nn.Module):
@@ -263,87 +281,100 @@ class RetinaFace(nn.Module):
     Parameters
     ----------
     size : from `check_size`: what images are resized to; a name counts in evaluation only
-    landmarks : find landmarks, and learn them where targets have some?
     anchors : one of ANCHORS
     score_thresh : a detection's score is above this
     nms_thresh : of two boxes that overlap more, the weaker goes
     """
-    def __init__(self, size='original', landmarks=True, anchors='reference', score_thresh=.02, nms_thresh=.4):
+    def __init__(self, size='original', anchors='reference', score_thresh=.02, nms_thresh=.4):
         super().__init__()
         self.body, self.fpn, self.ssh1, self.ssh2, self.ssh3 = Body(), FPN(), SSH(), SSH(), SSH()
         self.ClassHead, self.BboxHead, self.LandmarkHead = (nn.ModuleList(Head(n) for _ in STRIDES) for n in (2, 4, 10))
-        self.size, self.landmarks, self.anchors, self.score_thresh, self.nms_thresh = size, landmarks, anchors, score_thresh, nms_thresh
+        self.size, self.anchors, self.score_thresh, self.nms_thresh = size, anchors, score_thresh, nms_thresh
         self.register_buffer('mean', torch.tensor([104., 117, 123]).view(3, 1, 1), persistent=False)
 
-    def raw(self, x):
-        """What the heads say about every anchor.
-
-        Parameters
-        ----------
-        x : float [B,3,H,W] BGR, mean subtracted -> offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10]
-            or None
-        """
-        maps = [ssh(m) for ssh, m in zip((self.ssh1, self.ssh2, self.ssh3), self.fpn(self.body(x)))]
-        read = lambda heads: torch.cat([head(m) for head, m in zip(heads, maps)], 1).float()
-        return read(self.BboxHead), read(self.ClassHead), read(self.LandmarkHead) if self.landmarks else None
-
     def forward(self, images, targets=None):
-        """The forward pass.
+        """Compute the losses in training mode, the detections in evaluation mode.
 
         Parameters
         ----------
-        images, targets : list of float RGB [3,H,W] in 0..1
+        images : list of float RGB [3,H,W] in 0..1
+        targets : list of {boxes float [n,4] xyxy pixels, labels [n], all 1; landmarks float [n,5,2] pixels,
+            landmarks_valid bool [n] optional}
+
+        Returns
+        -------
+        dict of scalars, or list of {boxes, scores, labels, landmarks} in each image's own pixels
         """
-        if any(not i.is_floating_point() for i in images): raise UserError(f'the detector was given {images[0].dtype} images; expected float in 0..1, so divide uint8 by 255')
+        check_input(images, targets, self.training)
         before = [tuple(i.shape[-2:]) for i in images]
-        by_name = isinstance(self.size, str) and named('image_size', 'original' if self.training else self.size, SIZES)
-        sizes = [by_name(*hw) if by_name else self.size for hw in before]
-        small = next((hw for pair in zip(before, sizes) for hw in pair if min(hw) < max(STRIDES)), None)
-        if small: raise UserError(f'an image of {small[1]} x {small[0]} pixels is smaller than a cell of the coarsest map; expected sides of at least {max(STRIDES)} pixels, so enlarge it or set image_size')
+        sizes = [self.size_of(*hw) for hw in before]
         if self.training: return self.losses(images, targets, before, sizes)
-        together = len({*before}) == 1
-        groups = [torch.stack(list(images))] if together else [i[None] for i in images]
+        groups = [torch.stack(list(images))] if len({*before}) == 1 else [i[None] for i in images]
         return [d for x, hw, size in zip(groups, before, sizes) for d in self.detections(x, hw, size)]
 
+    def size_of(self, h, w):
+        "What an image of h x w is resized to."
+        size = self.size
+        if isinstance(size, str): size = named('image_size', 'original' if self.training else size, SIZES)(h, w)
+        small = next((s for s in ((h, w), size) if min(s) < max(STRIDES)), None)
+        if not small: return size
+        raise UserError(f'an image of {small[1]} x {small[0]} pixels is smaller than a cell of the coarsest map; '
+                        f'expected sides of at least {max(STRIDES)} pixels, so enlarge it or set image_size')
+
     def prepare(self, x, size):
-        """Images at `size` as the network takes them.
+        """Bring images to a size, BGR, the mean subtracted, as `raw` takes them.
 
         Parameters
         ----------
-        x, size : float RGB [B,3,H,W] in 0..1 -> what `raw` takes
+        x : float RGB [B,3,H,W] in 0..1
+        size : (height, width)
         """
         if tuple(x.shape[-2:]) != size: x = F.interpolate(x, size, mode='bilinear', align_corners=False)
         return x.flip(1) * 255 - self.mean
 
+    def raw(self, x) -> tuple:
+        """Say what the heads find at every anchor: offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10].
+
+        Parameters
+        ----------
+        x : float [B,3,H,W] from `prepare`
+        """
+        maps = [ssh(m) for ssh, m in zip((self.ssh1, self.ssh2, self.ssh3), self.fpn(self.body(x)))]
+        read = lambda heads: torch.cat([head(m) for head, m in zip(heads, maps)], 1).float()
+        return read(self.BboxHead), read(self.ClassHead), read(self.LandmarkHead)
+
     def losses(self, images, targets, before, sizes):
         "The losses of a batch."
-        if targets is None: raise UserError('a detector in training mode needs targets; call .eval() to detect')
-        if len({*sizes}) > 1: raise UserError(f'images of {len({*sizes})} sizes cannot be learned from in one batch; set image_size to a side, or bring them to one size')
-        if any((t['labels'] != 1).any() for t in targets): raise UserError('labels must all be 1 (face): RetinaFace knows one class; keep one class, or take another detector')
+        if len({*sizes}) > 1:
+            raise UserError(f'images of {len({*sizes})} sizes cannot be learned from in one batch; set image_size to a '
+                            'side, or bring them to one size')
+        if any((t['labels'] != 1).any() for t in targets):
+            raise UserError('labels must all be 1 (face): RetinaFace knows one class; keep one class, or take another '
+                            'detector')
         x = torch.cat([self.prepare(i[None], s) for i, s in zip(images, sizes)])
-        return face_losses(*self.raw(x), priors(*sizes[0], self.anchors).to(x.device), *relative(targets, before, x.device))
+        anchors = priors(*sizes[0], self.anchors).to(x.device)
+        return face_losses(*self.raw(x), anchors, *relative(targets, before, x.device))
 
     def detections(self, x, before, size):
         "The faces of images of one size, in their own pixels, by descending score."
         anchors, scale = priors(*size, self.anchors).to(x.device), x.new_tensor(before[::-1]) # width, height
         offsets, logits, points = self.raw(self.prepare(x, size))
         boxes, scores = decode(offsets, anchors) * scale.repeat(2), logits.softmax(-1)[..., 1]
-        out = []
+        longer, out = x.new_tensor([0, 0, 1, 1]), [] # the reference counts pixels
         for k in range(len(x)):
             i = (scores[k] > self.score_thresh).nonzero()[:, 0]
-            i = i[nms(boxes[k, i] + x.new_tensor([0, 0, 1, 1]), scores[k, i], self.nms_thresh)] # the reference counts pixels: sides are one longer
-            out.append(dict(boxes=boxes[k, i], scores=scores[k, i], labels=torch.ones_like(i)))
-            if points is not None: out[-1]['landmarks'] = decode_points(points[k, i], anchors[i]) * scale
+            i = i[nms(boxes[k, i] + longer, scores[k, i], self.nms_thresh)]
+            out.append(dict(boxes=boxes[k, i], scores=scores[k, i], labels=torch.ones_like(i),
+                            landmarks=decode_points(points[k, i], anchors[i]) * scale))
         return out
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #08a959a4
 def relative(targets, before, device) -> tuple:
-    """Targets as `face_losses` takes them; faces without landmarks are marked so.
+    """Pad targets to what `face_losses` takes; faces without landmarks are marked so.
 
     Parameters
     ----------
-    targets : list of {boxes float [n,4] xyxy pixels, labels; landmarks float [n,5,2], landmarks_valid bool [n]
-        optional}
+    targets : as `RetinaFace` takes them
     before : (height, width) of each image
     device : where the result is wanted
 
@@ -351,7 +382,7 @@ def relative(targets, before, device) -> tuple:
     -------
     tuple : boxes [B,M,4], present bool [B,M], landmarks [B,M,5,2], valid bool [B,M]; shares of the image, padded
     """
-    scale = [b.new_tensor([w, h]) for t, (h, w) in zip(targets, before) for b in [t['boxes'].float()]]
+    scale = [torch.tensor([w, h], dtype=torch.float32, device=t['boxes'].device) for t, (h, w) in zip(targets, before)]
     boxes, labels = pad_targets([dict(t, boxes=t['boxes'] / s.repeat(2)) for t, s in zip(targets, scale)], device)
     landmarks, valid = boxes.new_zeros(*boxes.shape[:2], 5, 2), torch.zeros_like(labels, dtype=torch.bool)
     for k, (t, s) in enumerate(zip(targets, scale)):
@@ -363,53 +394,52 @@ def relative(targets, before, device) -> tuple:
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #ae72b3e3
 def _fill(model, path):
-    """Fill a detector, or its backbone from a classifier's file. Raises `UserError` naming the first entry that is
-    missing and the first that is unexpected."""
-    state = {k.removeprefix('module.'): v for k, v in read_weights(path).items()}
-    part = model
-    if 'stage1.0.0.weight' in state: part, state = model.body, {k: v for k, v in state.items() if not k.startswith('fc.')}
-    own = part.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith('num_batches_tracked')]
-    unexpected = [k for k in state if k not in own]
-    if missing and unexpected: raise UserError(f'{path} is not a RetinaFace of MobileNet 0.25: {missing[0]!r} is missing and {unexpected[0]!r} is unexpected '
-                                               f'({len(missing)} and {len(unexpected)} such entries); give a file of this network')
+    "Fill a detector, or its backbone from a classifier's file; raises `UserError` when it does not fit."
+    state, part = {k.removeprefix('module.'): v for k, v in read_weights(path).items()}, model
+    if 'stage1.0.0.weight' in state:
+        part, state = model.body, {k: v for k, v in state.items() if not k.startswith('fc.')}
     fit_weights(part, state, path)
     return model
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #67fcd6ee
-def retinaface(weights='none', landmarks=True, image_size='original', *, anchors='reference', num_classes=2,
-               score_thresh=.02, nms_thresh=.4) -> RetinaFace:
-    """The paper's face detector. Raises `UserError` for impossible sizes, more than one class and weights that do not
-    fit.
+def retinaface(weights='none', image_size='original', *, anchors='reference', num_classes=2, score_thresh=.02,
+               nms_thresh=.4) -> RetinaFace:
+    """Build the paper's face detector.
 
     Parameters
     ----------
     weights : 'none' (random), or the path of a detector's or a backbone's weights
-    landmarks : find landmarks, and learn them where targets have some?
-    image_size : what images are resized to: one of SIZES, a side or (height, width)
-    anchors : one of ANCHORS: what the weights were trained with
+    image_size : what images are resized to: one of `SIZES`, a side or (height, width), pixels
+    anchors : one of `ANCHORS`: what the weights were trained with
     num_classes : with the background
     score_thresh : a detection's score is above this
     nms_thresh : of two boxes that overlap more, the weaker goes
+
+    Raises
+    ------
+    UserError : for impossible sizes, more than one class and weights that do not fit
+
+    Source: Blanger, Hirata and Jiang 2020, Table V; Deng et al. 2020, RetinaFace.
     """
-    if num_classes != 2: raise UserError(f'num_classes={num_classes} is not possible: RetinaFace finds one class and the background (2); take another detector for more')
+    if num_classes != 2:
+        raise UserError(f'num_classes={num_classes} is not possible: RetinaFace finds one class and the background '
+                        '(2); take another detector for more')
     choose('anchors', anchors, ANCHORS)
-    model = RetinaFace(check_size(image_size), landmarks, anchors, score_thresh, nms_thresh)
-    if weights == 'imagenet': raise UserError("no ImageNet weights are known for 'retinaface'; give the path of the backbone's file (mobilenetV1X0.25_pretrain.tar), or choose weights='none'")
-    return model if weights == 'none' else _fill(model, weights)
+    model = RetinaFace(check_size(image_size), anchors, score_thresh, nms_thresh)
+    if weights == 'none': return model
+    if weights != 'imagenet': return _fill(model, weights)
+    raise UserError("no ImageNet weights are known for 'retinaface'; give the path of the backbone's file "
+                    "(mobilenetV1X0.25_pretrain.tar), or choose weights='none'")
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #92f98c33
 def load_retinaface(path, **options) -> RetinaFace:
-    """A trained detector. Raises `UserError` when the file does not hold one.
+    """Load a trained detector, in evaluation mode; raises `UserError` when the file does not hold one.
 
     Parameters
     ----------
     path : file of a whole detector
     **options : of `retinaface`
-
-    Returns
-    -------
-    RetinaFace : in evaluation mode
     """
-    if any(k.removeprefix('module.').startswith('stage1.') for k in read_weights(path)): raise UserError(f'{path} holds only a backbone; to start from it use retinaface(weights=...)')
+    if any(k.removeprefix('module.').startswith('stage1.') for k in read_weights(path)):
+        raise UserError(f'{path} holds only a backbone; to start from it use retinaface(weights=...)')
     return retinaface(path, **options).eval()

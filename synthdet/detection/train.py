@@ -6,19 +6,24 @@
 __all__ = ['AMP', 'as_floats', 'adam', 'sgd', 'train']
 
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
-import io, json, math, pickle, time
+import math, time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from tqdm.auto import tqdm
-from ..core import choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic
+
+from ..core import (
+    append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic)
 from .settings import OPTIMIZERS, Schedule
+from ..resume import load_state, save_state
 from ..settings import to_row
 from ..weights import fit_weights, read_weights, save_weights
 
 # %% ../../nbs/5_detection/05_train.ipynb #cbc64271
 def as_floats(images, device) -> list:
-    """Images as detectors take them; raises `UserError` when they are not uint8.
+    """Give images as detectors take them; raises `UserError` when they are not uint8.
 
     Parameters
     ----------
@@ -44,144 +49,155 @@ def adam(weights, lr, fused):
     "Adam with Keras' epsilon, the authors' optimiser."
     return torch.optim.Adam(weights, lr, (.9, .999), 1e-7, fused=fused)
 
+# %% ../../nbs/5_detection/05_train.ipynb #28d870df
 def sgd(weights, lr, fused):
     "Gradient descent with momentum and weight decay, RetinaFace's optimiser."
     return torch.optim.SGD(weights, lr, momentum=.9, weight_decay=5e-4, fused=fused)
 
+# %% ../../nbs/5_detection/05_train.ipynb #11223eab
+class _Run(NamedTuple):
+    "A training under way; `at` is its record, `config` what makes it this run."
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    at: dict
+    config: dict
+    out: Path
+    device: torch.device
+
 # %% ../../nbs/5_detection/05_train.ipynb #77d359cc
-def _step(model, optimizer, scaler, batch, device, dtype, seed):
+def _step(run, batch, step):
     "One optimiser step on `batch`; the losses, total first, still on the device."
+    model, optimizer, scaler, _, c, _, device = run
     images, targets = batch
     images = as_floats(images, device)
-    targets = [{k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
+    send = lambda v: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+    targets = [{k: send(v) for k, v in t.items()} for t in targets]
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(generator(c['seed'], 'step', step).integers(2**62)))
+        dtype = AMP[c['amp']]
         with torch.autocast(device.type, dtype, enabled=dtype is not None): losses = model(images, targets)
     total = sum(losses.values())
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(total).backward()
-    scaler.step(optimizer); scaler.update()
+    scaler.step(optimizer)
+    scaler.update()
     return dict(loss=total.detach(), **{k: v.detach() for k, v in losses.items()})
+
+# %% ../../nbs/5_detection/05_train.ipynb #54b4fa75
+def _set_rate(optimizer, config, step):
+    "Bring the optimiser to the rate of a step."
+    if not config['decay']: return
+    for group in optimizer.param_groups: group['lr'] = config['lr'] * .1**sum(step > d for d in config['decay'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #b299eaa6
 def _rows(pending, lr):
     "Rows of metrics from `(step, losses, seconds)`; raises `UserError` at the first loss that is not a finite number."
-    table = torch.stack([torch.stack([v.float() for v in losses.values()]) for _, losses, _ in pending]).tolist() # one transfer for all
-    for (step, losses, _), values in zip(pending, table):
+    table = torch.stack([torch.stack([v.float() for v in losses.values()]) for _, losses, _ in pending]).tolist()
+    rows = []
+    for (step, losses, seconds), values in zip(pending, table):
         bad = [k for k, v in zip(losses, values) if not math.isfinite(v)]
-        if bad: raise UserError(f"the loss is not finite at step {step} ({', '.join(bad)}); nothing was written since the last save; "
-                                f"lower lr (now {lr:g}), look at the boxes of that batch, or use amp='bf16' in place of 'fp16'")
-    return [dict(step=step, **{k: round(v, 6) for k, v in zip(losses, values)}, seconds=round(s, 3)) for (step, losses, s), values in zip(pending, table)]
+        if bad:
+            raise UserError(f"the loss is not finite at step {step} ({', '.join(bad)}); nothing was written since the "
+                            f"last save; lower lr (now {lr:g}), look at the boxes of that batch, or use amp='bf16' in "
+                            "place of 'fp16'")
+        rounded = {k: round(v, 6) for k, v in zip(losses, values)}
+        rows.append(dict(step=step, **rounded, seconds=round(seconds, 3)))
+    return rows
 
 # %% ../../nbs/5_detection/05_train.ipynb #c16df48b
-def _save(out, at, **modules):
-    "Write out/state.pt atomically: the record `at`, and the states of `modules`."
-    memory = io.BytesIO() # torch.save hides a full disk behind a RuntimeError; write_atomic names it
-    torch.save(dict(at, **{k: m.state_dict() for k, m in modules.items()}), memory)
-    write_atomic(out/'state.pt', memory.getvalue())
-
-# %% ../../nbs/5_detection/05_train.ipynb #d3155c71
-def _check_weights(model, at):
-    "Raise `UserError` when a weight is not finite, before it can replace a good file."
+def _save(run):
+    "Write the state, and the best weights when they are these; raises `UserError` for weights that are not finite."
+    model, optimizer, scaler, at, config, out, _ = run
     if not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point()):
-        raise UserError(f"the weights are not finite after step {at['step']}; nothing was written since the last save; lower lr (now {at['config']['lr']:g})")
-
-# %% ../../nbs/5_detection/05_train.ipynb #ee45d686
-def _load(path):
-    "The state in `path`, None when there is none yet; raises `UserError` when it cannot be read."
-    if not path.exists(): return None
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as e:
-        raise UserError(f"{path}: cannot read the state ({type(e).__name__}); delete the file to start over") from None
+        raise UserError(f"the weights are not finite after step {at['step']}; nothing was written since the last save; "
+                        f"lower lr (now {config['lr']:g})")
+    save_state(out, at, config, model=model, optimizer=optimizer, scaler=scaler)
+    if at['best_step'] == at['step']: save_weights(model, out/'best.safetensors', step=at['step'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #6be04858
-def _check_state(at, out, config, steps, weights):
-    "Raise `UserError` when the state `at` in `out` is not one that this run would have written."
-    theirs, done = at['config'], at['step']
-    wrong = [f"{k} is {theirs.get(k)!r} there and {v!r} here" for k, v in config.items() if theirs.get(k) != v]
-    if at['steps'] > steps: wrong.append(f"steps is {at['steps']} there and {steps} here")
-    if at['steps'] == done < steps and done % config['eval_every']: wrong.append(f"it ended with a validation after {done} steps, where a run of {steps} has none")
-    if 'model' not in at and not _finished(at, out, steps): wrong.append(f"only the weights of its {done} steps were kept (keep_state=False), so it cannot go on")
-    if weights not in (at['weights'], at['best_weights']): wrong.append('the model starts from other weights (build it with the same seed)')
-    if wrong: raise UserError(f"{out/'state.pt'} is the state of another run: {'; '.join(wrong)}; choose another folder for this run, or delete that one")
+def _foreign(at, steps, every, weights):
+    "What makes a record another run's than one of `steps` from these weights, in words."
+    done = at['step']
+    if at.get('steps') == done < steps and done % every:
+        yield f'it ended with a validation after {done} steps, where a run of {steps} has none'
+    if weights not in (at.get('weights'), at.get('best_weights')):
+        yield 'the model starts from other weights (build it with the same seed)'
+
+# %% ../../nbs/5_detection/05_train.ipynb #9767eae2
+def _start(model, config, out, device):
+    "The run in `out` as far as it has come."
+    optimizer = named('optimizer', config['optimizer'], OPTIMIZERS)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer(weights, config['lr'], device.type in ('cpu', 'cuda'))
+    scaler = torch.amp.GradScaler(device.type, enabled=config['amp'] == 'fp16')
+    first, steps, every = digest(model.state_dict()), config['steps'], config['eval_every']
+    at = load_state(out, config, check=lambda at: [*_foreign(at, steps, every, first)],
+                    model=model, optimizer=optimizer, scaler=scaler)
+    if at is None:
+        at = dict(weights=first, best_weights='', step=0, best_step=None, best_score=None, best_ap50=None, rows=[],
+                  seconds=0.)
+        write_atomic(out/'metrics.jsonl', '') # what ran before the first save is no part of this run
+    at['steps'] = steps
+    return _Run(model, optimizer, scaler, at, config, out, device)
 
 # %% ../../nbs/5_detection/05_train.ipynb #f1e8e8a8
-def _finished(at, out, steps):
-    "Has the run in `out` come to its end?"
-    return at['step'] == steps and all((out/f'{k}.safetensors').exists() for k in ('best', 'last'))
-
-# %% ../../nbs/5_detection/05_train.ipynb #5fe47f27
-def _append(path, rows):
-    "Add rows to a metrics file that the state can rewrite whole; raises `UserError` when the disk refuses."
-    try:
-        with open(path, 'a', encoding='utf-8') as f: f.writelines(json.dumps(r, allow_nan=False) + '\n' for r in rows)
-    except OSError as e: raise UserError(f"cannot write {path}: {e.strerror or e}; free some space and start again, the run continues from its last save") from None
+def _finished(run):
+    "Has the run come to its end?"
+    whole = all((run.out/f'{k}.safetensors').exists() for k in ('best', 'last'))
+    return whole and run.at['step'] == run.config['steps']
 
 # %% ../../nbs/5_detection/05_train.ipynb #ea06259c
-def _validate(model, validate, at):
-    "Score the model in evaluation mode and note in `at` whether it is the best so far; the scores."
-    if validate is None: # nothing to compare: the latest weights are the best
-        if at['step'] == at['steps']: at.update(best_step=at['step'], best_weights=digest(model.state_dict()))
-        return {}
-    model.eval()
-    scores = validate(model)
-    model.train()
-    select, last = at['config']['select'], at['step'] == at['steps']
-    score = scores.get('ap50' if select == 'last' else select)
-    if score is None or not math.isfinite(score):
-        raise UserError(f"validation gave {select}={score} at step {at['step']}; expected a number, so give `validate` images with boxes")
-    if last if select == 'last' else at['best_score'] is None or score > at['best_score']:
-        at.update(best_score=score, best_ap50=scores.get('ap50'), best_step=at['step'], best_weights=digest(model.state_dict()))
+def _validate(run, validate):
+    "Score the model in evaluation mode and note in the record whether these weights are to be kept; the scores."
+    model, at, select = run.model, run.at, run.config['select']
+    scores, score, better = {}, None, at['step'] == at['steps']
+    if validate is not None:
+        model.eval()
+        scores = validate(model)
+        model.train()
+    if validate is not None and select != 'last':
+        score = scores.get(select)
+        if score is None or not math.isfinite(score):
+            raise UserError(f"validation gave {select}={score} at step {at['step']}; expected a number, so give "
+                            "`validate` images with boxes")
+        better = at['best_score'] is None or score > at['best_score']
+    if better:
+        at.update(best_score=score, best_ap50=scores.get('ap50'), best_step=at['step'],
+                  best_weights=digest(model.state_dict()))
     return {k: round(v, 6) if isinstance(v, float) else v for k, v in scores.items()}
 
-# %% ../../nbs/5_detection/05_train.ipynb #f1a48108
-def _prepare(model, at, out, device):
-    "Optimiser and scaler; they, the model and the files in `out` brought to the step that `at` is at."
-    optimizer = named('optimizer', at['config']['optimizer'], OPTIMIZERS)([p for p in model.parameters() if p.requires_grad], at['config']['lr'], device.type in ('cpu', 'cuda'))
-    scaler = torch.amp.GradScaler(device.type, enabled=at['config']['amp'] == 'fp16')
-    write_atomic(out/'metrics.jsonl', ''.join(json.dumps(r) + '\n' for r in at['rows'])) # without what ran after the last save
-    for torn in out.glob('.*.tmp'): torn.unlink() # of killed processes
-    (out/'last.safetensors').unlink(missing_ok=True) # written when the run ends, and the sign that it did
-    if 'model' in at:
-        for thing, key in ((model, 'model'), (optimizer, 'optimizer'), (scaler, 'scaler')): thing.load_state_dict(at.pop(key))
-    if at['step'] and at['best_step'] == at['step']: save_weights(model, out/'best.safetensors', step=at['step'])
-    return optimizer, scaler
-
 # %% ../../nbs/5_detection/05_train.ipynb #3df752f2
-def _fit(model, at, batches, out, *, validate, save_every, device):
-    "Run the steps from `at['step']` to `at['steps']`, writing metrics, state and best weights as they fall due."
-    optimizer, scaler = _prepare(model, at, out, device)
-    c, steps, started = at['config'], at['steps'], time.perf_counter() - at['seconds']
-    patience = 1 if device.type == 'cpu' else 10 # steps between looks at the losses: each look waits for a GPU
+def _fit(run, batches, validate, save_every):
+    "Run the steps that are left, writing metrics, state and best weights as they fall due."
+    at, c, steps, started = run.at, run.config, run.config['steps'], time.perf_counter() - run.at['seconds']
+    patience = 1 if run.device.type == 'cpu' else 10 # steps between looks at the losses
     pending, source = [], iter(batches(at['step']))
-    model.train()
+    run.model.train()
     with tqdm(total=steps, initial=at['step'], disable=not interactive(), desc='train', leave=False) as bar:
         for step in range(at['step'] + 1, steps + 1):
             batch = next(source, None)
-            if batch is None: raise UserError(f"the batches ended before step {step} of {steps}; give an endless stream, or fewer steps")
-            for group in optimizer.param_groups if c['decay'] else (): group['lr'] = c['lr'] * .1**sum(step > d for d in c['decay'])
-            losses = _step(model, optimizer, scaler, batch, device, AMP[c['amp']], int(generator(c['seed'], 'step', step).integers(2**62)))
+            if batch is None:
+                raise UserError(f"the batches ended before step {step} of {steps}; give an endless stream, or fewer "
+                                "steps")
+            _set_rate(run.optimizer, c, step)
+            losses = _step(run, batch, step)
             at.update(step=step, seconds=time.perf_counter() - started)
             pending.append((step, losses, at['seconds']))
-            validates, saves = step % c['eval_every'] == 0 or step == steps, step % save_every == 0 or step == steps
+            validates, saves = (step % n == 0 or step == steps for n in (c['eval_every'], save_every))
             if len(pending) < patience and not (validates or saves): continue
             rows, pending = _rows(pending, c['lr']), []
-            if validates: rows[-1].update(_validate(model, validate, at))
-            _append(out/'metrics.jsonl', rows)
+            if validates: rows[-1].update(_validate(run, validate))
+            append_jsonl(run.out/'metrics.jsonl', *rows, sync=False) # the state can rewrite it
             at['rows'] += rows
-            if saves or at['best_step'] == step:
-                _check_weights(model, at)
-                _save(out, at, model=model, optimizer=optimizer, scaler=scaler)
-            if at['best_step'] == step: save_weights(model, out/'best.safetensors', step=step)
-            bar.update(len(rows)); bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
+            if saves or at['best_step'] == step: _save(run)
+            bar.update(len(rows))
+            bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #c88c1e9f
 def train(model, batches, steps, out, schedule=Schedule(), *, validate=None, save_every=None, amp='none', device=None,
-          seed=0, key='', keep_state=True, **changes) -> dict:
-    """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights
-    (section IV, and the released code's Adam). Raises `UserError` for a state of another run, a loss that is not
-    finite, batches that end early and a disk that refuses.
+          seed=0, key='', **changes) -> dict:
+    """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights.
 
     Parameters
     ----------
@@ -190,20 +206,25 @@ def train(model, batches, steps, out, schedule=Schedule(), *, validate=None, sav
         there on
     steps : optimiser steps
     out : folder of this run: metrics.jsonl, state.pt, best.safetensors, last.safetensors
-    schedule : rate, optimiser, validations and which checkpoint is kept; its batch size only names the run
-    validate : function of the model -> dict with `ap50`, and the score of `schedule.select`, in 0..1; None: the last
+    schedule : `Schedule`: rate, optimiser, validations, which checkpoint is kept; its batch size only names the run
+    validate : function of the model -> dict of scores, 0..1: `ap50`, and the one of `schedule.select`; None: the last
         weights are the best
-    save_every : steps between saves of the state, besides every new best; None: as `eval_every`
+    save_every : steps between saves of the state, besides every new best; None: as validations
     amp : key of `AMP`
     device : where to train; None: the GPU when there is one
     seed : of the model's own randomness (dropout, sampled anchors)
     key : what else makes this run this run: data, arm; a state with another key is refused
-    keep_state : keep the optimiser's state of a finished run, so that `steps` can be raised later?
     **changes : settings of the schedule that differ: lr=1e-4, eval_every=20, ...
 
     Returns
     -------
     dict : history (rows of metrics.jsonl), best_step, best_ap50 (None without `validate`), seconds, steps
+
+    Raises
+    ------
+    UserError : a state of another run, a loss that is not finite, batches that end early, a disk that refuses
+
+    Source: Blanger, Hirata and Jiang 2020, section IV, and the released code's Adam.
     """
     for k in changes: choose('setting', k, {f.name: f for f in fields(Schedule)})
     schedule = replace(schedule, **changes)
@@ -214,14 +235,13 @@ def train(model, batches, steps, out, schedule=Schedule(), *, validate=None, sav
         if not value > 0: raise UserError(f"{name} is {value}; expected more than 0")
     model.to(device, memory_format=torch.channels_last if device.type == 'cuda' else torch.preserve_format)
     config = dict(to_row(schedule), decay=[int(d*steps) for d in schedule.decay], amp=amp, seed=seed, key=key,
-                  validated=validate is not None)
-    weights, at = digest(model.state_dict()), _load(out/'state.pt')
-    if at: _check_state(at, out, config, steps, weights)
-    else: at = dict(config=config, weights=weights, best_weights='', step=0, best_step=None, best_score=None, best_ap50=None, rows=[], seconds=0.)
-    if not _finished(at, out, steps):
-        at['steps'] = steps
-        _fit(model, at, batches, out, validate=validate, save_every=save_every, device=device)
+                  steps=steps, validated=validate is not None)
+    run = _start(model, config, out, device)
+    if not _finished(run):
+        (out/'last.safetensors').unlink(missing_ok=True) # the sign of the end, of a shorter run perhaps
+        if run.at['best_step'] == run.at['step']: # killed before they were written
+            save_weights(model, out/'best.safetensors', step=run.at['step'])
+        _fit(run, batches, validate, save_every)
         save_weights(model, out/'last.safetensors', step=steps)
-        if not keep_state: _save(out, at)
     fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
-    return dict(history=at['rows'], **{k: at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')})
+    return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')})

@@ -8,11 +8,12 @@ __all__ = ['SETTINGS', 'GroundTruth', 'read_ground_truth', 'wider_name', 'write_
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #859662c4
 import tarfile, warnings
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 from scipy.io import loadmat
+
 from ..core import UserError, write_atomic
 from .evaluate import Curve, RULES
 
@@ -38,47 +39,63 @@ class GroundTruth(NamedTuple):
 # %% ../../nbs/5_detection/07_widerface.ipynb #234d52f8
 def _mat(path, names):
     "Variables of a MATLAB file, each a list (events) of lists (images); raises `UserError` for a file that is another."
-    if not path.is_file(): raise UserError(f"{path}: no such file; expected wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat and wider_hard_val.mat of WIDER FACE in that folder")
+    this = "expected the file of WIDER FACE's eval_tools"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat "
+                        "and wider_hard_val.mat of WIDER FACE in that folder")
     try: found = loadmat(path, variable_names=names)
     except Exception as e: # a damaged or foreign file can fail in any way
-        raise UserError(f"{path}: cannot be read as a MATLAB 5 file ({type(e).__name__}); expected the file of WIDER FACE's eval_tools, so fetch it again") from None
-    for n in names:
-        if n not in found: raise UserError(f"{path}: has no {n!r}; expected the file of WIDER FACE's eval_tools, version of 31 March 2017")
-    try: return [[np.asarray(e) if n == 'event_list' else [np.asarray(i) for i in e[:, 0]] for e in found[n][:, 0]] for n in names]
-    except (IndexError, TypeError): raise UserError(f"{path}: {', '.join(names)} should be lists of lists, one per event; expected the file of WIDER FACE's eval_tools, version of 31 March 2017") from None
+        raise UserError(f"{path}: cannot be read as a MATLAB 5 file ({type(e).__name__}); {this}, so fetch it "
+                        "again") from None
+    absent = next((n for n in names if n not in found), None)
+    if absent: raise UserError(f"{path}: has no {absent!r}; {this}, version of 31 March 2017")
+    images = lambda name, event: np.asarray(event) if name == 'event_list' else [np.asarray(i) for i in event[:, 0]]
+    try: return [[images(n, e) for e in found[n][:, 0]] for n in names]
+    except (IndexError, TypeError):
+        raise UserError(f"{path}: {', '.join(names)} should be lists of lists, one per event; {this}, version of 31 "
+                        "March 2017") from None
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #038846ab
+def _counting(path, images, boxes, first):
+    "Which faces count in the setting of a file, bool [M]; raises `UserError` when it does not go with the boxes."
+    which = [w.ravel().astype(np.int64) for e in _mat(path, ('gt_list',))[0] for w in e]
+    if len(which) != len(images) or any(((w < 1) | (w > len(b))).any() for w, b in zip(which, boxes)):
+        raise UserError(f"{path}: does not belong to wider_face_val.mat ({len(which)} images for {len(images)}, or "
+                        "numbers of faces that are not there); take all four files from one version")
+    counts = np.zeros(first[-1], bool)
+    for w, start in zip(which, first): counts[start + w - 1] = True # faces are numbered from 1
+    return counts
+
+# %% ../../nbs/5_detection/07_widerface.ipynb #d90ae744
 def read_ground_truth(folder) -> GroundTruth:
-    """The official ground truth of the validation set; raises `UserError` for files that are missing, of another
-    version, or that do not belong together.
+    """Read the official ground truth of the validation set.
 
     Parameters
     ----------
     folder : holds wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat, wider_hard_val.mat
+
+    Raises
+    ------
+    UserError : for files that are missing, of another version, or that do not belong together
     """
     folder = Path(folder)
     events, files, faces = _mat(folder/'wider_face_val.mat', ('event_list', 'file_list', 'face_bbx_list'))
     images = tuple(f'{e.item()}/{f.item()}' for e, fs in zip(events, files) for f in fs)
     boxes = [b.reshape(-1, 4) for e in faces for b in e]
     first = np.cumsum([0] + [len(b) for b in boxes])
-    counts = {}
-    for s in SETTINGS:
-        path = folder/f'wider_{s}_val.mat'
-        which = [w.ravel().astype(np.int64) for e in _mat(path, ('gt_list',))[0] for w in e]
-        if len(which) != len(images) or any(((w < 1) | (w > len(b))).any() for w, b in zip(which, boxes)): raise UserError(f"{path}: does not belong to wider_face_val.mat ({len(which)} images for {len(images)}, or numbers of faces that are not there); take all four files from one version")
-        counts[s] = np.zeros(first[-1], bool)
-        for w, start in zip(which, first): counts[s][start + w - 1] = True # faces are numbered from 1
+    counts = {s: _counting(folder/f'wider_{s}_val.mat', images, boxes, first) for s in SETTINGS}
     return GroundTruth(images, np.concatenate(boxes).astype(np.float64), first, counts)
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #69cc4034
 def _rows(detection):
     "x, y, width, height in whole pixels, and the score: float64 [N,5]."
-    corners = np.trunc(detection['boxes'].detach().cpu().double().numpy().reshape(-1, 4))
-    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2], detection['scores'].detach().cpu().double().numpy()[:, None]], 1)
+    boxes, scores = (detection[k].detach().cpu().double().numpy() for k in ('boxes', 'scores'))
+    corners = np.trunc(boxes.reshape(-1, 4))
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2], scores[:, None]], 1)
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #11a6ed96
 def wider_name(file) -> str:
-    """What an image is called here: event/name.
+    """Name an image as it is called here: event/name.
 
     Parameters
     ----------
@@ -88,13 +105,16 @@ def wider_name(file) -> str:
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #4a169820
 def write_wider(predictions, folder) -> Path:
-    """Write detections in the official layout, by descending score; raises `UserError` for boxes and scores that are
-    not numbers.
+    """Write detections in the official layout, by descending score.
 
     Parameters
     ----------
     predictions : dict 'event/name' -> {boxes float [N,4] xyxy pixels, scores float [N]}
     folder : new files are added, old ones of the same name replaced
+
+    Raises
+    ------
+    UserError : for boxes and scores that are not numbers
     """
     folder = Path(folder)
     for name, detection in predictions.items():
@@ -106,9 +126,14 @@ def write_wider(predictions, folder) -> Path:
 # %% ../../nbs/5_detection/07_widerface.ipynb #273d93d6
 def _checked(rows, where):
     "Rows by descending score, and whether they had to be sorted; raises `UserError` for what is no detection."
-    if not np.isfinite(rows).all(): raise UserError(f"{where}: a detection is not made of finite numbers ({' '.join(f'{v:g}' for v in rows[~np.isfinite(rows).all(1)][0])}); expected x y width height score, so correct or remove it")
-    scores = rows[:, 4]
-    if len(rows) and not 0 <= scores.min() <= scores.max() <= 1: raise UserError(f"{where}: scores lie in {scores.min():g}..{scores.max():g}; expected 0..1, so write probabilities")
+    scores, odd = rows[:, 4], ~np.isfinite(rows).all(1)
+    if odd.any():
+        row = ' '.join(f'{v:g}' for v in rows[odd][0])
+        raise UserError(f"{where}: a detection is not made of finite numbers ({row}); expected x y width height score, "
+                        "so correct or remove it")
+    if len(rows) and not 0 <= scores.min() <= scores.max() <= 1:
+        raise UserError(f"{where}: scores lie in {scores.min():g}..{scores.max():g}; expected 0..1, so write "
+                        "probabilities")
     if (scores[1:] <= scores[:-1]).all(): return rows, False
     return rows[np.argsort(-scores, kind='stable')], True
 
@@ -117,10 +142,15 @@ def _parse(text, where):
     "Name and rows float64 [N,5] of a prediction file; raises `UserError` for a file of another kind."
     name, _, rest = text.strip().partition('\n')
     count, _, rest = rest.partition('\n')
-    if not name.strip() or not count.strip(): raise UserError(f"{where}: is empty or cut short; expected the image's name, the number of detections (0 is fine) and a line 'x y width height score' for each")
+    if not name.strip() or not count.strip():
+        raise UserError(f"{where}: is empty or cut short; expected the image's name, the number of detections (0 is "
+                        "fine) and a line 'x y width height score' for each")
     try: rows = np.array(rest.split(), np.float64).reshape(-1, 5)
-    except ValueError: raise UserError(f"{where}: has lines that are not 'x y width height score'; correct the file") from None
-    if count.strip() != str(len(rows)): raise UserError(f"{where}: announces {count.strip()[:20]} detections and holds {len(rows)}; write the file again")
+    except ValueError:
+        raise UserError(f"{where}: has lines that are not 'x y width height score'; correct the file") from None
+    if count.strip() != str(len(rows)):
+        raise UserError(f"{where}: announces {count.strip()[:20]} detections and holds {len(rows)}; write the file "
+                        "again")
     return name.strip().split('/')[-1].removesuffix('.jpg'), rows
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #1cb4d60b
@@ -131,14 +161,38 @@ def _texts(path):
         return
     try:
         with tarfile.open(path) as tar:
-            for m in tar:
-                if m.isfile() and m.name.endswith('.txt'): yield Path(m.name).parent.name, f'{path}: {m.name}', tar.extractfile(m).read().decode(errors='replace')
-    except (OSError, EOFError, tarfile.TarError) as e: raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of prediction files, so check the path") from None
+            for m in (m for m in tar if m.isfile() and m.name.endswith('.txt')):
+                text = tar.extractfile(m).read().decode(errors='replace')
+                yield Path(m.name).parent.name, f'{path}: {m.name}', text
+    except (OSError, EOFError, tarfile.TarError) as e:
+        raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of "
+                        "prediction files, so check the path") from None
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #317cba7d
+def _detections(source):
+    "(image, where it was found, rows) of every image in a folder, an archive or a dict."
+    if isinstance(source, dict):
+        for name, detection in source.items(): yield name, name, _rows(detection)
+        return
+    for event, where, text in _texts(Path(source)):
+        name, rows = _parse(text, where)
+        yield f'{event}/{name}', where, rows
+
+# %% ../../nbs/5_detection/07_widerface.ipynb #9a9c83c7
+def _complete(source, images, found):
+    "Raise `UserError` when images have no predictions."
+    missing = [n for n in images if n not in found]
+    if not missing: return
+    event = missing[0].split('/')[0]
+    known = any(n.split('/')[0] == event for n in found)
+    what = f'{missing[0]!r} is missing' if known else f'event folder {event!r} is missing'
+    where = 'predictions' if isinstance(source, dict) else source
+    raise UserError(f"{where}: {what} ({len(missing)} of {len(images)} images have no predictions); give one for each, "
+                    "with 0 detections where nothing was found")
+
+# %% ../../nbs/5_detection/07_widerface.ipynb #80c2b3d6
 def read_predictions(source, images) -> list:
-    """The detections of every image; unsorted ones are sorted, with a warning. Raises `UserError` for images that are
-    unknown or missing and for bad files.
+    """Read the detections of every image; unsorted ones are sorted, with a warning.
 
     Parameters
     ----------
@@ -148,20 +202,21 @@ def read_predictions(source, images) -> list:
     Returns
     -------
     list : float64 [N,5] for each image: x, y, width, height, score, by descending score
+
+    Raises
+    ------
+    UserError : for images that are unknown or missing, and for bad files
     """
     known, found, unsorted = set(images), {}, 0
-    if isinstance(source, dict): items = ((name, name, _rows(d)) for name, d in source.items())
-    else: items = ((f'{event}/{name}', where, rows) for event, where, text in _texts(Path(source)) for name, rows in [_parse(text, where)])
-    for name, where, rows in items:
-        if name not in known: raise UserError(f"{where}: {name!r} is not an image of the ground truth, whose first is {images[0]!r}; predict on that set, and keep its names of events and images")
+    for name, where, rows in _detections(source):
+        if name not in known:
+            raise UserError(f"{where}: {name!r} is not an image of the ground truth, whose first is {images[0]!r}; "
+                            "predict on that set, and keep its names of events and images")
         found[name], late = _checked(rows, where)
         unsorted += late
-    missing = [n for n in images if n not in found]
-    if missing:
-        events = Counter(n.split('/')[0] for n in found)
-        what = f"event folder {missing[0].split('/')[0]!r} is missing" if missing[0].split('/')[0] not in events else f"{missing[0]!r} is missing"
-        raise UserError(f"{'predictions' if isinstance(source, dict) else source}: {what} ({len(missing)} of {len(images)} images have no predictions); give one for each, with 0 detections where nothing was found")
-    if unsorted: warnings.warn(f'the detections of {unsorted} images were not sorted by descending score; they were sorted')
+    _complete(source, images, found)
+    if unsorted:
+        warnings.warn(f'the detections of {unsorted} images were not sorted by descending score; they were sorted')
     return [found[n] for n in images]
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #64954ee1
@@ -169,9 +224,9 @@ def _best_face(rows, boxes):
     "For each detection [N,5] the face [M,4] that it overlaps most, and by how much."
     a, b = rows[:, None, :4], boxes[None]
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
-    both = np.prod(np.clip(high - low + 1, 0, None), -1)            # [N,M]
+    both = np.prod(np.clip(high - low + 1, 0, None), -1) # [N,M]
     union = np.prod(a[..., 2:] + 1, -1) + np.prod(b[..., 2:] + 1, -1) - both
-    iou = np.divide(both, union, out=np.zeros_like(both), where=union > 0)     # some annotated faces have no area
+    iou = np.divide(both, union, out=np.zeros_like(both), where=union > 0) # some annotated faces have no area
     best = iou.argmax(1)
     return best, iou[np.arange(len(rows)), best]
 
@@ -183,8 +238,7 @@ def _stretched(rows):
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #e7783c43
 def wider_curves(predictions, ground_truth, iou=.5) -> dict:
-    """Precision and recall by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are
-    not whole.
+    """Compute precision and recall by the protocol of WIDER FACE.
 
     Parameters
     ----------
@@ -196,14 +250,20 @@ def wider_curves(predictions, ground_truth, iou=.5) -> dict:
     Returns
     -------
     dict : setting -> `Curve` over a thousand thresholds
+
+    Raises
+    ------
+    UserError : for predictions or ground truth that are not whole
     """
     t = ground_truth if isinstance(ground_truth, GroundTruth) else read_ground_truth(ground_truth)
     rows = read_predictions(predictions, t.images)
     scores, face, hit = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for r, s, start, end in zip(rows, _stretched(rows), t.first, t.first[1:]):
-        if start == end or not len(r): continue                     # as the protocol: on a picture without faces nothing is wrong
+        if start == end or not len(r): continue # as the protocol: on a picture without faces nothing is wrong
         which, overlap = _best_face(r, t.boxes[start:end])
-        scores.append(s); face.append(which + start); hit.append(overlap >= iou)
+        scores.append(s)
+        face.append(which + start)
+        hit.append(overlap >= iou)
     scores, face, hit = (np.concatenate(x) for x in (scores, face, hit))
     return {s: _curve(scores, face, hit, counts) for s, counts in t.counts.items()}
 
@@ -211,17 +271,17 @@ def wider_curves(predictions, ground_truth, iou=.5) -> dict:
 def _curve(scores, face, hit, counts):
     "The curve of one setting, from each detection's score, best face and whether it hits it."
     thresholds = 1 - np.arange(1, 1001)/1000
-    passed = 1000 - np.searchsorted(thresholds[::-1], scores, 'right')        # the first threshold that each score reaches; 1000: none
+    passed = 1000 - np.searchsorted(thresholds[::-1], scores, 'right') # the first that each score reaches; 1000: none
     total = lambda which: np.bincount(passed[which], minlength=1001)[:1000].cumsum()
-    finds = np.flatnonzero(hit & counts[face]) if len(face) else np.zeros(0, np.int64)
-    finds = finds[np.unique(face[finds], return_index=True)[1]]               # the best-scored detection of each face
-    found, proposals = total(finds), total(~hit | counts[face] if len(face) else slice(0))
-    return Curve(found / max(counts.sum(), 1), np.divide(found, proposals, out=np.zeros(1000), where=proposals > 0), thresholds)
+    finds = np.flatnonzero(hit & counts[face])
+    finds = finds[np.unique(face[finds], return_index=True)[1]] # the best-scored detection of each face
+    found, proposals = total(finds), total(~hit | counts[face])
+    precision = np.divide(found, proposals, out=np.zeros(1000), where=proposals > 0)
+    return Curve(found / max(counts.sum(), 1), precision, thresholds)
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #cd3f77fa
 def wider_ap(predictions, ground_truth) -> dict:
-    """Average precision by the protocol of WIDER FACE; raises `UserError` for predictions or ground truth that are
-    not whole.
+    """Compute average precision by the protocol of WIDER FACE.
 
     Parameters
     ----------
@@ -232,5 +292,11 @@ def wider_ap(predictions, ground_truth) -> dict:
     Returns
     -------
     dict : easy, medium, hard -> 0..1
+
+    Raises
+    ------
+    UserError : for predictions or ground truth that are not whole
+
+    Source: the paper's Table V; all-point interpolation, as the VOC's of 2010.
     """
     return {s: RULES['voc'](c) for s, c in wider_curves(predictions, ground_truth).items()}
