@@ -204,7 +204,7 @@ def eyespot(g, pattern, at, colours):
     distance = np.hypot(at.rho-rho, (at.phi-phi)*rho*1.5)/size
     for rgb, edge in zip(colours, (1, .75, .3)): mix(pattern, rgb, (edge-distance)*4+.5)
 
-# %% ../../nbs/1_data/02_butterflies.ipynb #b317d82a
+# %% ../../nbs/1_data/02_butterflies.ipynb #e53ee6a0
 def spots(g, at):
     "Draw a row of spots along the rim, one between each two veins: how deep inside one a point is."
     size, away = g.uniform(.025, .05), np.hypot(at.rho-g.uniform(.86, .92), at.cell*1.3)
