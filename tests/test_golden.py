@@ -53,10 +53,11 @@ from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.masks.segment import make_segmenter
 from synthdet.masks.settings import Gate, Masks, OPEN, own_gate, SEGMENTERS
 from synthdet.objects.dmgan import Generator, TextEncoder
-from synthdet.objects.gan64 import GanConfig, Generator64, train_gan
+from synthdet.objects.gan64 import Generator64
+from synthdet.objects.gantrain import train_gan
 from synthdet.objects.generated import Generated
 from synthdet.objects.objects import DEFAULTS, make_objects
-from synthdet.objects.settings import Objects
+from synthdet.objects.settings import GanConfig, Objects
 from synthdet.objects.stylegan2 import Layout, StyleGAN2
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.synthesis.compose import compose
@@ -174,7 +175,7 @@ def make_stream(name):
 def cutter(name):
     "A segmenter; one that cuts along given masks is naive when the compositor is told so."
     if name != "naive": return make_segmenter(name)
-    return replace(make_segmenter("alpha"), whole=True)
+    return replace(make_segmenter("alpha"), whole=True, content=None)
 
 
 def stream(name):

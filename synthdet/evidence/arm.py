@@ -101,6 +101,7 @@ def _bent(arm):
     "The settings of a protocol as the domain and the kind of experiment change them."
     protocol, domain, changes = arm.protocol, arm.data.domain, {}
     if domain == 'wider': changes['select'] = 'last'
+    if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha') # they are drawn
     if protocol == 'released' and domain == 'cars': changes['options'] = 'centre_crop=True'
     if protocol == 'released' and arm.synthesis.n_fake:
         changes.update(pretrain_steps=arm.pretrain_steps//2, order='first')
