@@ -397,9 +397,9 @@ def _layout_of_arguments(attributes):
         if k not in own: raise UserError(f'its argument {k} is missing; expected the generator of StyleGAN2-ADA')
     layers = _number('num_layers', mapping.pop('num_layers', 8), 1, 64)
     widths = _widths(own.pop('img_resolution'), synthesis.pop('channel_base', 32768), synthesis.pop('channel_max', 512))
-    if own.get('c_dim'): mapping['embed_features'] = mapping.get('embed_features') or own['w_dim']
-    else: mapping['embed_features'] = 0
-    mapping['layer_features'] = (mapping.get('layer_features') or own['w_dim'],)*(layers - 1)
+    usual = lambda name: own['w_dim'] if mapping.get(name) is None else mapping[name]
+    mapping['embed_features'] = usual('embed_features') if own.get('c_dim') else 0
+    mapping['layer_features'] = (usual('layer_features'),)*(layers - 1)
     if 'activation' in mapping: mapping['mapping_activation'] = mapping.pop('activation')
     taps = synthesis.get('resample_filter')
     if isinstance(taps, list): synthesis['resample_filter'] = tuple(taps)
