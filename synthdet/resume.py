@@ -106,7 +106,7 @@ def _differences(theirs, config, at, kept):
     for k, v in config.items():
         if k == 'steps' or theirs.get(k) == v: continue
         says = f'{theirs.get(k)!r} there and {v!r} here'
-        yield f'it saw other data or weights (key is {says})' if k == 'key' else f'{k} is {says}'
+        yield f'it saw other pictures or weights (key is {says})' if k == 'key' else f'{k} is {says}'
     steps, done = config['steps'], at['step']
     if done > steps: yield f'it is {done} steps along and steps is {steps}'
     if done < steps and not kept: yield f'only the record of its {done} steps was kept, so it cannot go on'

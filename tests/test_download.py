@@ -24,8 +24,11 @@ from synthdet.data.fixtures import make_fixture
 from synthdet.data.download import _version, check, download, downloads, extract, fetch, KNOWN, listing
 from synthdet.data.catalogue import DataSet, File, SETS
 
+def sha(data): return f'sha256:{hashlib.sha256(data).hexdigest()}'
+
+
 BODY = bytes(i*7 % 256 for i in range(300_000))
-SHA = f'sha256:{hashlib.sha256(BODY).hexdigest()}'
+SHA = sha(BODY)
 SOON = dict(pause=.01, timeout=1)
 
 
@@ -51,6 +54,7 @@ class Shop(BaseHTTPRequestHandler):
         start = int(asked[6:-1]) if fresh and way != 'ignores-range' else 0
         part = dict(Content_Range=f'bytes {start}-{len(data)-1}/{len(data)}') if start else {}
         code, rest = 206 if start else 200, data[start:]
+        first = data[:120_000] if len(self.asked) == 1 else data
         if way == 'gone': self.say(404)
         elif way == 'busy': self.say(503)
         elif way == 'moved': self.say(302, Location=f'/fine/{name}')
@@ -61,17 +65,21 @@ class Shop(BaseHTTPRequestHandler):
         elif way == 'short': self.say(200, data[:1000])
         elif way == 'cuts': self.say(code, rest[:120_000], length=len(rest), ETag=self.tag, **part)
         elif way == 'never-more': self.say(200, data[:1000], length=len(data))
-        elif way == 'ignores-range': self.say(200, data[:120_000] if len(self.asked) == 1 else data, length=len(data), ETag=self.tag)
+        elif way == 'ignores-range': self.say(200, first, length=len(data), ETag=self.tag)
         elif way == 'dated': self.say(code, rest[:120_000], length=len(rest), Last_Modified=self.tag, **part)
         elif way == 'nothing-more' and start == len(data): self.say(416, Content_Range=f'bytes */{len(data)}')
         elif way == 'past-end' and asked: self.say(416)
-        elif way == 'past-end': self.say(200, data if len(self.asked) > 1 else data[:10], length=len(data), ETag=self.tag)
+        elif way == 'past-end': self.say(200, data if len(self.asked) > 1 else data[:10],
+                                         length=len(data), ETag=self.tag)
         elif way == 'hangs':
-            self.send_response(200); self.send_header('Content-Length', '10'); self.end_headers()
-            self.wfile.flush(); time.sleep(2)
+            self.send_response(200)
+            self.send_header('Content-Length', '10')
+            self.end_headers()
+            self.wfile.flush()
+            time.sleep(2)
         elif way == 'changes':
             type(self).tag = f'"{len(self.asked)}"'
-            self.say(200, data[:120_000] if len(self.asked) == 1 else data, length=len(data), ETag=self.tag)
+            self.say(200, first, length=len(data), ETag=self.tag)
         else: self.say(code, rest, ETag=self.tag, **part)
 
 
@@ -83,7 +91,8 @@ def shop():
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
     yield lambda way, name='body.bin': f'http://127.0.0.1:{server.server_port}/{way}/{name}'
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
 
 
 def ways(): return [w for w, _ in Shop.asked]
@@ -111,7 +120,7 @@ def ways(): return [w for w, _ in Shop.asked]
 def test_survived(shop, tmp_path, links, calls):
     timeout = .2 if 'hangs' in links else 2
     path = download([shop(w) for w in links], tmp_path/'x'/'body.bin', SHA, pause=.001, timeout=timeout)
-    assert path.read_bytes() == BODY and [p.name for p in path.parent.iterdir()] == ['body.bin'], 'whole, and nothing beside it'
+    assert path.read_bytes() == BODY and os.listdir(path.parent) == ['body.bin'], 'whole, and nothing beside it'
     assert calls is None or ways() == calls
 
 
@@ -134,9 +143,12 @@ def test_another_day(shop, tmp_path):
     assert download([shop('cuts')], tmp_path/'third.bin', tries=3, pause=.01).read_bytes() == BODY
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(shop, tmp_path):
     "SIGKILL in the middle; the next process brings the rest."
-    code = f"import os, synthdet.data.download as d\nd.os.fsync = lambda *a: os.kill(os.getpid(), 9)\nd.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)"
+    code = ("import os, synthdet.data.download as d\n"
+            "d.os.fsync = lambda *a: os.kill(os.getpid(), 9)\n"
+            f"d.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
     assert [p.name for p in tmp_path.iterdir() if p.suffix != '.tag'] == ['body.bin.part']
     assert download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON).read_bytes() == BODY
@@ -164,17 +176,21 @@ def test_the_part_is_the_whole(shop, tmp_path):
     "Stopped between the last byte and the renaming."
     (tmp_path/'body.bin.part').write_bytes(BODY)
     (tmp_path/'body.bin.tag').write_text(f"{shop('nothing-more')}\n{Shop.tag}")
-    assert download([shop('nothing-more')], tmp_path/'body.bin', SHA, tries=1).read_bytes() == BODY and len(Shop.asked) == 1
+    assert download([shop('nothing-more')], tmp_path/'body.bin', SHA, tries=1).read_bytes() == BODY
+    assert len(Shop.asked) == 1
     (tmp_path/'other.bin.part').write_bytes(BODY[::-1])
     (tmp_path/'other.bin.tag').write_text(f"{shop('nothing-more')}\n{Shop.tag}")
-    assert 'not the known one' in refused(download, [shop('nothing-more')], tmp_path/'other.bin', SHA, tries=1)
+    said = refused(download, [shop('nothing-more')], tmp_path/'other.bin', SHA, tries=1)
+    assert 'its content is not the known one' in said
 
 
 # ---- what is reported ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('way, words', [
-    ('gone', 'HTTP 404 Not Found'), ('busy', 'HTTP 503'), ('page', 'a web page came instead of the file'), ('wrong', 'its content is not the known one'),
-    ('short', 'its content is not the known one'), ('never-more', 'broke off after 1,000 of 300,000 bytes'), ('hangs', 'timed out'), ('circle', 'redirect'), ('elsewhere', 'not allowed')])
+    ('gone', 'HTTP 404 Not Found'), ('busy', 'HTTP 503'), ('page', 'a web page came instead of the file'),
+    ('wrong', 'its content is not the known one'), ('short', 'its content is not the known one'),
+    ('never-more', 'broke off after 1,000 of 300,000 bytes'), ('hangs', 'timed out'), ('circle', 'redirect'),
+    ('elsewhere', 'not allowed')])
 def test_reported(shop, tmp_path, way, words):
     said = refused(download, [shop(way)], tmp_path/'body.bin', SHA, tries=2, pause=.001, timeout=.3)
     assert words in said and shop(way) in said and 'put it at' in said
@@ -188,7 +204,8 @@ def test_no_server_and_no_such_address(tmp_path):
 
 def test_a_users_file_is_never_touched(shop, tmp_path):
     (tmp_path/'body.bin').write_bytes(b'mine')
-    assert 'is there, but its content is not the known one' in refused(download, [shop('fine')], tmp_path/'body.bin', SHA)
+    said = refused(download, [shop('fine')], tmp_path/'body.bin', SHA)
+    assert 'is there, but its content is not the known one' in said
     assert (tmp_path/'body.bin').read_bytes() == b'mine' and not Shop.asked
     assert download([shop('fine')], tmp_path/'body.bin').read_bytes() == b'mine'
 
@@ -202,8 +219,10 @@ def test_full_disk(shop, tmp_path, monkeypatch):
 
     class Full(io.BytesIO):
         def write(self, data): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(module, 'open', lambda p, mode='r', **kw: Full() if 'w' in mode or 'a' in mode else real(p, mode, **kw), raising=False)
-    assert 'No space left on device; free some space' in refused(download, [shop('fine')], tmp_path/'body.bin', SHA, **SOON)
+    opened = lambda p, mode='r', **kw: Full() if 'w' in mode or 'a' in mode else real(p, mode, **kw)
+    monkeypatch.setattr(module, 'open', opened, raising=False)
+    said = refused(download, [shop('fine')], tmp_path/'body.bin', SHA, **SOON)
+    assert 'No space left on device; free some space' in said
 
 
 def test_read_only_folder(shop, tmp_path):
@@ -255,23 +274,23 @@ def test_tar_that_should_not_be_trusted(tmp_path, name):
     members, words = BAD[name]
     out = tmp_path/'in'/'out'
     assert words in refused(extract, make_tar(tmp_path/'bad.tgz', members), out)
-    assert sorted(p.name for p in tmp_path.rglob('*')) == ['bad.tgz', 'in', 'out'], 'nothing stays behind, inside or outside'
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['bad.tgz', 'in', 'out'], 'nothing stays, inside or outside'
 
 
 def test_zip_that_should_not_be_trusted(tmp_path):
+    up, link = make_zip(tmp_path/'up.zip', {'../x': b'x'}), make_zip(tmp_path/'link.zip', {'l': b'/etc/passwd'}, 'l')
     out = tmp_path/'in'/'out'
-    for bad, words in ((make_zip(tmp_path/'up.zip', {'../x': b'x'}), 'leads out'), (make_zip(tmp_path/'link.zip', {'l': b'/etc/passwd'}, 'l'), 'outside the folder')):
-        assert words in refused(extract, bad, out)
-    assert list(out.iterdir()) == [] and [p.name for p in out.parent.iterdir()] == ['out']
+    assert 'leads out' in refused(extract, up, out) and 'outside the folder' in refused(extract, link, out)
+    assert os.listdir(out) == [] and os.listdir(out.parent) == ['out']
 
 
 def test_bombs(tmp_path):
     big = make_zip(tmp_path/'bomb.zip', {'a/zeros': bytes(150_000_000)})
-    assert 'far more than its size promises' in refused(extract, big, tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+    assert 'far more than its size promises' in refused(extract, big, tmp_path/'out')
     raw = bytearray(big.read_bytes())                         # a header that promises ten bytes
     for at in (raw.find(b'PK\x01\x02') + 24, 22): raw[at:at+4] = (10).to_bytes(4, 'little')
     (tmp_path/'liar.zip').write_bytes(raw)
-    assert refused(extract, tmp_path/'liar.zip', tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+    assert refused(extract, tmp_path/'liar.zip', tmp_path/'out') and os.listdir(tmp_path/'out') == []
 
 
 def test_torn_archives(tmp_path):
@@ -281,7 +300,8 @@ def test_torn_archives(tmp_path):
     broken[2000] ^= 255
     for k, data in enumerate((good[:7000], good[:40], b'', b'hello', packed[:3000], bytes(broken))):
         (tmp_path/f'torn{k}').write_bytes(data)
-        assert 'download' in refused(extract, tmp_path/f'torn{k}', tmp_path/'out') and list((tmp_path/'out').iterdir()) == [], k
+        assert 'download it again' in refused(extract, tmp_path/f'torn{k}', tmp_path/'out')
+        assert os.listdir(tmp_path/'out') == [], k
 
 
 def test_files_of_the_user_stop_an_archive_before_it_starts(tmp_path):
@@ -289,7 +309,7 @@ def test_files_of_the_user_stop_an_archive_before_it_starts(tmp_path):
     (tmp_path/'out'/'s').mkdir(parents=True)
     (tmp_path/'out'/'s'/'old').write_bytes(b'mine')
     assert 'is there already, with another content' in refused(extract, tar, tmp_path/'out')
-    assert [p.name for p in (tmp_path/'out'/'s').iterdir()] == ['old'] and (tmp_path/'out'/'s'/'old').read_bytes() == b'mine'
+    assert os.listdir(tmp_path/'out'/'s') == ['old'] and (tmp_path/'out'/'s'/'old').read_bytes() == b'mine'
 
 
 def tar_bytes(members, mode='w'):
@@ -311,7 +331,8 @@ def test_damage_that_looks_like_the_end(tmp_path, kind):
     if kind in ('bz2', 'xz'): data[len(data)*2//3] ^= 255
     if kind == 'crc': data[-6] ^= 255
     (tmp_path/'bad.tar').write_bytes(data)
-    assert 'cannot be unpacked' in refused(extract, tmp_path/'bad.tar', tmp_path/'out') and list((tmp_path/'out').iterdir()) == []
+    assert 'cannot be unpacked' in refused(extract, tmp_path/'bad.tar', tmp_path/'out')
+    assert os.listdir(tmp_path/'out') == []
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path):
@@ -320,20 +341,24 @@ def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'b').write_bytes(b'mine')
     assert refused(extract, tar, tmp_path/'out').startswith(f"{tmp_path/'out'/'b'}: is there already")
-    assert [p.name for p in (tmp_path/'out').iterdir()] == ['b'] and (tmp_path/'out'/'b').read_bytes() == b'mine'
+    assert os.listdir(tmp_path/'out') == ['b'] and (tmp_path/'out'/'b').read_bytes() == b'mine'
 
 
 def test_no_archive_and_a_name_no_disk_takes(tmp_path):
     assert 'no such file' in refused(extract, tmp_path/'none.tgz', tmp_path/'out')
-    for k in ('x'*300, f"{'x'*300}/a"): assert 'holds a name of 30' in refused(extract, make_tar(tmp_path/'long.tgz', {k: b'x'}), tmp_path/'out')
+    for k in ('x'*300, f"{'x'*300}/a"):
+        assert 'holds a name of 30' in refused(extract, make_tar(tmp_path/'long.tgz', {k: b'x'}), tmp_path/'out')
 
 
 def test_links_inside(tmp_path):
     "A hard link is its file once more; a symbolic link is left out, and counted."
-    tar = make_tar(tmp_path/'a.tgz', {'d/a': b'bytes', 'd/hard': (tarfile.LNKTYPE, 'd/a'), 'd/soft': (tarfile.SYMTYPE, 'a'), 'e/after': b'more'})
+    members = {'d/a': b'bytes', 'd/hard': (tarfile.LNKTYPE, 'd/a'), 'd/soft': (tarfile.SYMTYPE, 'a'), 'e/b': b'more'}
+    tar = make_tar(tmp_path/'a.tgz', members)
     with pytest.warns(UserWarning, match='a.tgz: left out 1 symbolic links'): files = extract(tar, tmp_path/'out')
-    assert [p.relative_to(tmp_path/'out').as_posix() for p in files] == ['d/a', 'd/hard', 'e/after'] and files[1].read_bytes() == b'bytes' and files[2].read_bytes() == b'more'
-    assert 'cannot be unpacked' in refused(extract, make_tar(tmp_path/'b.tgz', {'a': b'x', 'hard': (tarfile.LNKTYPE, 'none')}), tmp_path/'b')
+    found = {p.relative_to(tmp_path/'out').as_posix(): p.read_bytes() for p in files}
+    assert found == {'d/a': b'bytes', 'd/hard': b'bytes', 'e/b': b'more'}
+    lost = make_tar(tmp_path/'b.tgz', {'a': b'x', 'hard': (tarfile.LNKTYPE, 'none')})
+    assert 'cannot be unpacked' in refused(extract, lost, tmp_path/'b')
 
 
 # ---- a data set, end to end ------------------------------------------------------------------------------------------
@@ -348,7 +373,8 @@ def birds(shop, tmp_path, monkeypatch):
     with zipfile.ZipFile(pics, 'w') as z:
         for p in sorted((made/'images').rglob('*.jpg')): z.write(p, f'images/{p.relative_to(made/"images").as_posix()}')
     Shop.files = {'tables.tgz': tar.getvalue(), 'pictures.zip': pics.getvalue()}
-    files = (File('tables.tgz', (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), '', f'sha256:{hashlib.sha256(tar.getvalue()).hexdigest()}', ('images.txt', 'bounding_boxes.txt')),
+    links, tables = (shop('gone', 'tables.tgz'), shop('cuts', 'tables.tgz')), sha(tar.getvalue())
+    files = (File('tables.tgz', links, hash=tables, marks=('images.txt', 'bounding_boxes.txt')),
              File('pictures.zip', (shop('fine', 'pictures.zip'),), 'CUB_200_2011', marks=('images',)))
     monkeypatch.setitem(SETS, 'cub', SETS['cub']._replace(files=files))
     return tmp_path/'data'
@@ -357,9 +383,9 @@ def birds(shop, tmp_path, monkeypatch):
 def test_fetch_then_load(birds):
     assert '--accept' in refused(fetch, 'cub', birds) and not birds.exists() and not Shop.asked
     assert fetch('cub', birds, accept=True, **SOON) == birds/'CUB_200_2011'
-    assert sorted(p.name for p in birds.iterdir()) == ['.downloads.lock', 'CUB_200_2011', 'downloads.json'], 'archives and scratch folders are gone'
+    assert sorted(os.listdir(birds)) == ['.downloads.lock', 'CUB_200_2011', 'downloads.json'], 'archives are gone'
     assert {k: r['unpacked'] for k, r in downloads(birds).items()} == {'tables.tgz': True, 'pictures.zip': True}
-    assert downloads(birds)['pictures.zip']['sha256'] == f"sha256:{hashlib.sha256(Shop.files['pictures.zip']).hexdigest()}"
+    assert downloads(birds)['pictures.zip']['sha256'] == sha(Shop.files['pictures.zip'])
     assert len(load_domain('birds', birds, split='official').train) == 10
     n = len(Shop.asked)
     fetch('cub', birds, **SOON)
@@ -368,13 +394,14 @@ def test_fetch_then_load(birds):
 
 def test_fetch_goes_on_after_a_failure(birds, shop, monkeypatch):
     whole = SETS['cub']
-    monkeypatch.setitem(SETS, 'cub', whole._replace(files=(whole.files[0], whole.files[1]._replace(urls=(shop('gone', 'pictures.zip'),))), marks=('images.txt', 'images')))
+    lost = whole.files[1]._replace(urls=(shop('gone', 'pictures.zip'),))
+    monkeypatch.setitem(SETS, 'cub', whole._replace(files=(whole.files[0], lost), marks=('images.txt', 'images')))
     assert 'HTTP 404' in refused(fetch, 'cub', birds, accept=True, **SOON)
     (birds/'.unpack-old').mkdir()
     monkeypatch.setitem(SETS, 'cub', whole._replace(marks=('images.txt', 'images')))
     n = ways().count('cuts')
     fetch('cub', birds, accept=True, **SOON)
-    assert ways().count('cuts') == n and not (birds/'.unpack-old').exists(), 'the tables were not fetched twice, a scratch folder is cleared'
+    assert ways().count('cuts') == n and not (birds/'.unpack-old').exists(), 'tables came once, scratch folders go'
 
 
 def test_another_file_than_the_first_time(birds):
@@ -391,12 +418,14 @@ def test_another_file_than_the_first_time(birds):
 
 def test_another_version_and_no_archive(birds, shop, monkeypatch):
     Shop.files['pictures.zip'] = b'Service unavailable'
-    assert 'damaged or no archive; try again later, or get it by hand: CUB-200-2011' in refused(fetch, 'cub', birds, accept=True, **SOON)
+    said = refused(fetch, 'cub', birds, accept=True, **SOON)
+    assert 'damaged or no archive; try again later, or get it by hand: CUB-200-2011' in said
     assert 'pictures.zip' not in downloads(birds) and not (birds/'.downloads'/'pictures.zip').exists()
     other = io.BytesIO()
     with zipfile.ZipFile(other, 'w') as z: z.writestr('CUB_200/x.txt', 'x')
     Shop.files['other.zip'] = other.getvalue()
-    monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 'free', 'x', ('new',), ('x.txt',), files=(File('other.zip', (shop('fine', 'other.zip'),)),)))
+    files = (File('other.zip', (shop('fine', 'other.zip'),)),)
+    monkeypatch.setitem(SETS, 'new', DataSet('New', 'http://home', 'free', 'x', ('new',), ('x.txt',), files=files))
     assert 'was unpacked, but x.txt are not in new' in refused(fetch, 'new', birds, **SOON)
 
 
@@ -425,14 +454,20 @@ def test_half_a_set_is_not_here(birds, monkeypatch):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize('name, first, second', [('voc2007', 'VOC2007/ImageSets/Main/train.txt', 'VOC2007/ImageSets/Main/test.txt'), ('fddb', 'FDDB-folds/FDDB-fold-01-ellipseList.txt', 'originalPics/2002/x.jpg'),
-                                                 ('wider', 'train/label.txt', 'WIDER_val/images/x.jpg')])
+@pytest.mark.parametrize('name, first, second', [
+    ('voc2007', 'VOC2007/ImageSets/Main/train.txt', 'VOC2007/ImageSets/Main/test.txt'),
+    ('fddb', 'FDDB-folds/FDDB-fold-01-ellipseList.txt', 'originalPics/2002/x.jpg'),
+    ('wider', 'train/label.txt', 'WIDER_val/images/x.jpg')])
 def test_one_of_two_archives(tmp_path, shop, monkeypatch, name, first, second):
+    "What the first brought is here; only the second, whose mark is not, is fetched."
     s, tar = SETS[name], io.BytesIO()
-    f = next(f for f in s.files if any(Path(second).match(m.split('|')[0] + k) for m in f.marks for k in ('', '/*')))
+    brings = lambda f: any(Path(second).match(m.split('|')[0] + k) for m in f.marks for k in ('', '/*'))
+    f = next(filter(brings, s.files))
     with tarfile.open(fileobj=tar, mode='w:gz') as t: t.addfile(tarfile.TarInfo(f"{s.places[0]}/{second}"))
     Shop.files = {f.name: tar.getvalue()}
-    monkeypatch.setitem(SETS, name, s._replace(ask=False, files=(*(g._replace(marks=(first,)) for g in s.files if g != f), f._replace(urls=(shop('fine', f.name),), hash='', into=''))))
+    files = [g._replace(marks=(first,)) for g in s.files if g != f]
+    files.append(f._replace(urls=(shop('fine', f.name),), hash='', into=''))
+    monkeypatch.setitem(SETS, name, s._replace(ask=False, files=tuple(files)))
     path = tmp_path/s.places[0]/first
     path.parent.mkdir(parents=True)
     path.touch()
@@ -440,11 +475,13 @@ def test_one_of_two_archives(tmp_path, shop, monkeypatch, name, first, second):
     assert (tmp_path/s.places[0]/second).exists() and len(Shop.asked) == 1
 
 
+@pytest.mark.slow
 def test_two_downloads_into_one_folder(birds):
     "The second is told to wait, and what it recorded meanwhile is not lost."
     birds.mkdir()
     with module._alone(birds):
-        code = f"from synthdet.data.download import _alone\nfrom pathlib import Path\nwith _alone(Path({str(birds)!r})): pass"
+        code = (f"from synthdet.data.download import _alone\nfrom pathlib import Path\n"
+                f"with _alone(Path({str(birds)!r})): pass")
         out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
         assert 'another download into this folder is under way' in out.stderr
         assert 'under way' in refused(fetch, 'cub', birds, accept=True, **SOON) and not Shop.asked
@@ -484,10 +521,12 @@ def test_known_versions(tmp_path):
 def test_check_counts_what_was_damaged(tmp_path):
     root = make_fixture('faces', tmp_path)
     rows = check('faces', root)
-    assert [(p, s) for p, s, _ in rows] == [('train', 'differs'), ('val', 'differs'), ('test', 'differs'), ('class_images', 'ok'), ('backgrounds', 'ok'), ('version', 'differs')]
+    states = dict.fromkeys(('train', 'val', 'test', 'version'), 'differs') | dict(class_images='ok', backgrounds='ok')
+    assert {part: state for part, state, _ in rows} == states and len(rows) == len(states)
     picture = root/'FDDB'/'originalPics'/'2002'/'02'/'11'/'big'/'img_11.jpg'
     picture.write_bytes(picture.read_bytes()[:-300])
-    assert any('img_11.jpg: cannot be read' in t for _, _, t in check('faces', root)) and not any('img_11' in t for _, _, t in check('faces', root, decode=False))
+    told = lambda **options: ' '.join(t for _, _, t in check('faces', root, **options))
+    assert 'img_11.jpg: cannot be read' in told() and 'img_11' not in told(decode=False)
     picture.unlink()
     (part, state, told), = check('faces', root)
     assert (part, state) == ('domain', 'refused') and 'no such picture' in told
@@ -509,11 +548,17 @@ def test_command(birds, capsys, monkeypatch):
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds)
     assert code == 2 and len(err.splitlines()) == 1 and '--accept' in err
     code, out, err = run(capsys, 'fetch', 'birds', '--root', birds, '--accept')
-    assert code == 1 and f"cub: {birds/'CUB_200_2011'}" in out and 'bird_splits: cannot be fetched by a command' in out, err
-    code, out, _ = run(capsys, 'check', 'birds', '--root', birds, '--options', '{"split": "official"}')
-    assert code == 1 and 'birds train         differs  10 of 10,345 images, 10 boxes' in out and 'birds backgrounds   missing' in out
-    for argv, words in ((('fetch',), 'fetch what?'), (('list', 'dogs'), "data set 'dogs' is unknown"), (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"), (('draw', 'dogs'), "fixture 'dogs' is unknown"),
-                        (('check', 'birds', '--options', '{'), 'is not JSON'), (('draw', 'birds', '--root', birds), 'is there already, and')):
+    assert code == 1 and f"cub: {birds/'CUB_200_2011'}" in out, err
+    assert 'bird_splits: cannot be fetched by a command' in out
+    code, out, _ = run(capsys, 'check', 'birds', '--root', birds, '--options', 'split=official')
+    assert code == 1 and 'birds backgrounds   missing' in out
+    assert 'birds train         differs  10 of 10,345 images, 10 boxes' in out
+    for argv, words in ((('fetch',), 'fetch what?'),
+                        (('list', 'dogs'), "data set 'dogs' is unknown"),
+                        (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"),
+                        (('draw', 'dogs'), "fixture 'dogs' is unknown"),
+                        (('check', 'birds', '--options', 'official'), 'is no setting'),
+                        (('draw', 'birds', '--root', birds), 'is there already, and')):
         code, _, err = run(capsys, *argv)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
 
@@ -528,9 +573,11 @@ def test_list_of_a_domain(birds, capsys):
     "What it is made of and what of it is here, class images and backgrounds too."
     (birds/'INRIAPerson'/'Train'/'neg').mkdir(parents=True)
     code, out, _ = run(capsys, 'list', 'birds', '--root', birds)
-    rows = {tuple(l.split()[:2]) if l[0] == 'b' else tuple(l.split()[1:3]): l for l in out.splitlines()[:8]}
-    assert code == 0 and [l.split('  ')[0] for l in out.splitlines()[1:8]] == ['boxes']*2 + ['class images']*2 + ['backgrounds']*3
-    assert 'not here' in rows['boxes', 'cub'] and 'not here' in rows['images', 'dmgan'] and f"here: {birds/'INRIAPerson'}" in rows['backgrounds', 'inria']
+    parts = ('boxes', 'class images', 'backgrounds')
+    rows = {(p, row.removeprefix(p).split()[0]): row for row in out.splitlines()[1:8] for p in parts if row.startswith(p)}
+    assert code == 0 and sorted(part for part, _ in rows) == ['backgrounds']*3 + ['boxes']*2 + ['class images']*2
+    assert 'not here' in rows['boxes', 'cub'] and 'not here' in rows['class images', 'dmgan']
+    assert f"here: {birds/'INRIAPerson'}" in rows['backgrounds', 'inria']
 
 
 def test_more_pictures_than_are_listed_do_no_harm(tmp_path):
@@ -545,7 +592,9 @@ def test_more_pictures_than_are_listed_do_no_harm(tmp_path):
 def test_only_what_is_missing_is_called_missing(tmp_path):
     root = make_fixture('birds', tmp_path/'x')
     state = lambda where=root, **options: check('birds', where, decode=False, **options)[0][:2]
-    assert state(tmp_path/'no') == ('domain', 'missing') and state(splits='x') == state(split='x') == state(backgrounds='no folder') == ('domain', 'refused')
+    assert state(tmp_path/'no') == ('domain', 'missing')
+    for wrong in (dict(splits='x'), dict(split='x'), dict(backgrounds='no folder')):
+        assert state(**wrong) == ('domain', 'refused')
     (root/'CUB_200_2011'/'images.txt').write_text('torn')
     assert state() == ('domain', 'refused')
 

@@ -23,7 +23,7 @@ def _work(orders):
             del put, thing
         del made, make
 
-# %% ../../nbs/1_data/11_ahead.ipynb #c0b2bc04
+# %% ../../nbs/1_data/11_ahead.ipynb #9d07926b
 _CLOSED = 'the bank is closed; make a new one'
 
 class _Pool:
@@ -105,21 +105,6 @@ class Bank:
         started = time.perf_counter()
         try: return self._pool.take(b, self.ahead)
         finally: self.waited += time.perf_counter() - started
-
-    def blocks(self, start:int=0):
-        """Blocks `start`, `start + 1`, ...
-
-        Parameters
-        ----------
-        start : the first block
-
-        Returns
-        -------
-        iterator without an end
-        """
-        while True:
-            yield self[start]
-            start += 1
 
     def close(self):
         "Stop, once the blocks that are being made are done; closing twice is fine."

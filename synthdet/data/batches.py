@@ -17,7 +17,7 @@ from ..boxes import hwc, unwrap
 from ..core import generator, UserError
 from .ahead import Bank
 
-# %% ../../nbs/1_data/12_batches.ipynb #ab7ba311
+# %% ../../nbs/1_data/12_batches.ipynb #3570e299
 def forkable(samples) -> bool:
     """May worker processes draw from it? Not when it says `forkable = False`.
 
@@ -184,4 +184,4 @@ def batches(samples, batch_size:int, start:int=0, workers:int=0):
 
 def _threaded(make, start):
     "Batches made ahead in a thread."
-    with Bank(make, ahead=4) as bank: yield from bank.blocks(start)
+    with Bank(make, ahead=4) as bank: yield from map(bank.__getitem__, count(start))

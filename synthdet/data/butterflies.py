@@ -36,8 +36,7 @@ def fill(layer, points, rgb):
 
 # %% ../../nbs/1_data/02_butterflies.ipynb #562d1130
 def over(image, layer, shift=0j, shade=.5, gain=1.):
-    """Lay a layer, lit by `gain`, on a uint8 RGB image in place; its shadow falls `shift` pixels (complex) away,
-    `shade` dark."""
+    "Lay a layer, lit by `gain`, on a uint8 RGB image; its shadow falls `shift` pixels (complex) away, `shade` dark."
     alpha = cv2.extractChannel(layer, 3)
     through = 255 - alpha
     if shift:
@@ -126,7 +125,8 @@ def soft(x, sigma):
     return cv2.GaussianBlur(x, (0, 0), sigma) if sigma > .25 else x
 
 # %% ../../nbs/1_data/02_butterflies.ipynb #be760bc1
-Depth = namedtuple('Depth', 'most sharp dim scale') # plants at most; least and most blur, typical length of a plant: in sides
+Depth = namedtuple('Depth', 'most sharp dim scale')
+Depth.__doc__ = "A depth of a meadow: plants at most; least and most blur, typical length of a plant, in sides."
 
 SCENERY = (Depth(9, .02, .05, .5), Depth(10, .006, .02, .4), Depth(11, 0, .007, .3))
 PORTRAIT = (Depth(6, .03, .06, .5), Depth(6, .015, .04, .4), Depth(6, .005, .02, .3))  # out of focus behind its subject
@@ -146,8 +146,8 @@ VEINS = 7
 ANGLES = np.linspace(-np.pi/2, np.pi/2, 480, dtype=np.float32)
 RAYS = np.exp(-1j*ANGLES[::4].astype(float))
 
-class Wing(namedtuple('Wing', 'phi radius')): # float32 [480] each: 0 lower to 1 upper edge; 1 is as long as a fore wing
-    "The outline of the wings of one side, as radii over angles."
+class Wing(namedtuple('Wing', 'phi radius')):
+    "A wing over ANGLES, float32 [480] each: 0 lower to 1 upper edge; radii, where 1 is as long as a fore wing."
     def outline(self):
         "The right wing as complex numbers, head up."
         return self.radius[::4]*RAYS
@@ -171,10 +171,12 @@ def fore_wing(g):
 def hind_wing(g):
     "Draw the shape of a lower wing: rounder, often scalloped, sometimes with a tail."
     tail = g.choice([0, 0, g.uniform(.15, .4)])
-    return wing(g, g.uniform(-88, -72), g.uniform(0, 20), g.uniform(.62, .9), g.uniform(.6, 1.1), g.uniform(.3, .55), g.choice([0, .02, .045]), tail)
+    return wing(g, g.uniform(-88, -72), g.uniform(0, 20), g.uniform(.62, .9), g.uniform(.6, 1.1), g.uniform(.3, .55),
+                g.choice([0, .02, .045]), tail)
 
 # %% ../../nbs/1_data/02_butterflies.ipynb #cf717578
-Grid = namedtuple('Grid', 'rho phi vein cell') # float32 [h,w]: root to rim, lower to upper edge, distances across to a vein and between veins
+Grid = namedtuple('Grid', 'rho phi vein cell')
+Grid.__doc__ = "Wing coordinates, float32 [h,w]: root to rim, lower to upper edge, distances to and between veins."
 
 @lru_cache(16)
 def grid(rows):
@@ -202,6 +204,12 @@ def eyespot(g, pattern, at, colours):
     distance = np.hypot(at.rho-rho, (at.phi-phi)*rho*1.5)/size
     for rgb, edge in zip(colours, (1, .75, .3)): mix(pattern, rgb, (edge-distance)*4+.5)
 
+# %% ../../nbs/1_data/02_butterflies.ipynb #e53ee6a0
+def spots(g, at):
+    "Draw a row of spots along the rim, one between each two veins: how deep inside one a point is."
+    size, away = g.uniform(.025, .05), np.hypot(at.rho-g.uniform(.86, .92), at.cell*1.3)
+    return size - away - np.maximum(np.abs(2*at.phi-1)-.75, 0)
+
 # %% ../../nbs/1_data/02_butterflies.ipynb #b39bcfd3
 def pattern(g, colours, rows):
     """Draw the pattern of a wing in the colours of a palette, uint8 [rows,rows*5/4,3]: gradient, band, margin, veins,
@@ -216,7 +224,7 @@ def pattern(g, colours, rows):
     mix(out, margin, 25*(at.rho-rim)+.5)
     if g.random() < .6: mix(out, margin, 12*(at.phi-g.uniform(.8, .97)+.1*at.rho)+.5)
     mix(out, margin*.6, g.uniform(.3, .9)*np.clip(60*(.012-at.vein*at.rho)+.5, 0, 1))
-    if g.random() < .6: mix(out, spot, 33*(g.uniform(.025, .05)-np.hypot(at.rho-g.uniform(.86, .92), at.cell*1.3)-np.maximum(np.abs(2*at.phi-1)-.75, 0))+.5)
+    if g.random() < .6: mix(out, spot, 33*spots(g, at)+.5)
     if g.random() < .45: eyespot(g, out, at, (margin, spot, band))
     out *= (183+97*np.sqrt(at.rho))[..., None]
     return np.clip(out, 0, 255).astype(np.uint8)
@@ -268,8 +276,11 @@ def body(g, layer):
         feeler, half = s*(.02+spread*(t+t*t)) - 1j*(.12+t*(tip-.12)), .012+.004*t
         fill(layer, centre+unit*np.concatenate([feeler-half, (feeler+half)[::-1]]), rgb)
         oval(feeler[-1], .022, .03, rgb)
-    for at, a, b in ((1j*length*.6, thick*.8, length*.62), (0, thick*1.15, .15), (-.16j, thick*.8, thick*.85)): oval(at, a, b, rgb)
-    for at, a, b in ((length*.5j, thick*.22, length*.45), (-.02j, thick*.35, .09)): oval(at-thick*.3, a, b, lit)
+    oval(1j*length*.6, thick*.8, length*.62, rgb)
+    oval(0, thick*1.15, .15, rgb)
+    oval(-.16j, thick*.8, thick*.85, rgb)
+    oval(length*.5j-thick*.3, thick*.22, length*.45, lit)
+    oval(-.02j-thick*.3, thick*.35, .09, lit)
 
 # %% ../../nbs/1_data/02_butterflies.ipynb #8c8fc8cd
 SIDES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # canvases: few, so that the look-ups are made once
@@ -357,7 +368,8 @@ def background(i:int, size=128, seed=0) -> torch.Tensor:
     """
     g = generator(seed, 'background', i)
     light = sun(g)
-    return develop(g, meadow(g, size, light), light, size*g.uniform(0, .007), g.uniform(.005, .03), int(g.integers(50, 95)))
+    image = meadow(g, size, light)
+    return develop(g, image, light, size*g.uniform(0, .007), g.uniform(.005, .03), int(g.integers(50, 95)))
 
 # %% ../../nbs/1_data/02_butterflies.ipynb #fd7d92e9
 LENGTHS = (.12, .6)  # of a butterfly, in sides of a scene
@@ -377,6 +389,7 @@ class Stage:
     "A scene being built: the image, and per butterfly what there is and what can be seen."
     def __init__(self, image, light, shade):
         self.image, self.light, self.shade, self.full, self.visible = image, light, shade, [], []
+
     def lay(self, layer, height, gain=1., labelled=False):
         "Lay a layer on top, `height` pixels above the rest."
         over(self.image, layer, self.light*height, self.shade, gain)
@@ -385,6 +398,7 @@ class Stage:
         if labelled:
             self.full.append(hides)
             self.visible.append(hides)
+
     def masks(self, least=1/3):
         "The masks of the butterflies seen well enough; bool [N,H,W]."
         keep = [v for f, v in zip(self.full, self.visible) if v.sum() > least*f.sum()]
@@ -397,9 +411,11 @@ def populate(g, size, light):
     hue = HUES[g.integers(len(HUES))]
     for x, y, length in places(g, int(g.integers(1, 5))):
         layer = put(*butterfly(g, length*size), pose(g), (x*size, y*size), length*size, size)
-        stage.lay(soft(layer, size*g.uniform(0, .006)), length*size*g.uniform(.03, .14), g.uniform(.6, 1.1), labelled=True)
+        layer = soft(layer, size*g.uniform(0, .006))
+        stage.lay(layer, length*size*g.uniform(.03, .14), g.uniform(.6, 1.1), labelled=True)
         if g.random() < .5:
-            leaves = plants(g, size, int(g.integers(1, 3)), hue, .15+.5*length, complex(x, y), .7*length, (.45, .45, 0, .1))
+            n, odds = int(g.integers(1, 3)), (.45, .45, 0, .1)
+            leaves = plants(g, size, n, hue, .15+.5*length, complex(x, y), .7*length, odds)
             stage.lay(soft(leaves, size*g.uniform(0, .01)), size*.02)
     return stage
 

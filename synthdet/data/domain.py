@@ -118,7 +118,7 @@ class Drawn(Dataset):
         item = copy.deepcopy(self.held[i])
         return (item[0], wrap(item[1], item[0].shape[-2:])) if self.classes else item
 
-# %% ../../nbs/1_data/04_domain.ipynb #40805a0c
+# %% ../../nbs/1_data/04_domain.ipynb #da415eaf
 def _drawn_by(draw):
     "What names a drawing function; None where its name does not tell all, as that of a closure."
     if getattr(draw, 'content', None) is not None: return draw.content

@@ -133,10 +133,10 @@ WAYS = cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2
 
 # %% ../../nbs/1_data/13_facecrops.ipynb #6a21c8ea
 def _arrays(item):
-    "A photograph and what its target says of each face, as arrays."
+    "A photograph and what its target says of each face, as arrays, and its number."
     image, target = item
     of_faces = lambda v: isinstance(v, torch.Tensor) and v.dim() and len(v) == len(target['labels'])
-    return hwc(image), {k: v.numpy() for k, v in target.items() if of_faces(v)}
+    return hwc(image), {k: v.numpy() for k, v in target.items() if of_faces(v)}, target.get('image_id')
 
 class FaceCrops(Dataset):
     """Endless training samples of RetinaFace: `crops[i] -> (image uint8 [3,size,size], target)`, a function of
@@ -154,14 +154,16 @@ class FaceCrops(Dataset):
         self.size, self.seed, self.loop = size, seed, Loop(Held(images, _arrays, budget_mb*2**20), seed)
 
     def __getitem__(self, i):
-        g, k = generator(self.seed, 'facecrop', int(i)), self.loop.index(i)
-        image, target = crop(*self.loop.dataset[k], g)
+        g = generator(self.seed, 'facecrop', int(i))
+        image, target, image_id = self.loop[i]
+        image, target = crop(image, target, g)
         image = recolour(image, g)
         if g.integers(2): image, target = mirror(image, target)
         scale, size = self.size/len(image), (self.size, self.size)
         image = cv2.resize(np.ascontiguousarray(image), size, interpolation=WAYS[g.integers(len(WAYS))])
         target = {k: np.float32(v*scale) if k in ('boxes', 'landmarks') else v.copy() for k, v in target.items()}
         target = {k: torch.from_numpy(v) for k, v in target.items()}
-        return chw(image), wrap(dict(target, image_id=k), size)
+        target['image_id'] = self.loop.index(i) if image_id is None else image_id
+        return chw(image), wrap(target, size)
 
     def fill(self): self.loop.fill()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_rows', 'cell', 'table', 'paired', 'grid', 'command', 'cells', 'segmenter_table', 'paired_objects']
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #dc89318f
+# %% ../../nbs/6_evidence/03_statistics.ipynb #a2314f98
 import itertools, shlex
 from dataclasses import asdict
 import numpy as np
@@ -16,7 +16,7 @@ from .arm import Arm, ARMS, resolved
 from ..masks.settings import own_gate
 from ..settings import columns, leaves, override, text_of
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #f49d9ca6
+# %% ../../nbs/6_evidence/03_statistics.ipynb #c1efa56b
 _COLUMNS = columns(Arm())
 _DEFAULTS = {_COLUMNS[l.path]: list(l.value) if isinstance(l.value, tuple) else l.value for l in leaves(Arm())}
 _FLAT = dict(objects='source', object_weights='objects.weights', mask_weights='masks.weights', weights='model.weights',
@@ -38,6 +38,7 @@ def _first_version(row):
     flat = {_FLAT.get(k, k): v for k, v in row.items()}
     flat.update({_RECIPE.get(k, k): v for k, v in recipe.items()}, **gate, compositor=compositor)
     if flat['arm'] == 'mixed': flat['share'] = .5
+    if flat.get('masks.weights') == f"redo_{flat['domain']}.safetensors": flat['masks.weights'] = '' # the domain's own
     return _DEFAULTS | flat
 
 def _row(row):
@@ -46,7 +47,7 @@ def _row(row):
     settings = {_COLUMNS.get(path, path): v for path, v in _flattened(row['settings'])}
     return _DEFAULTS | settings | {k: v for k, v in row.items() if k != 'settings'}
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #89142484
+# %% ../../nbs/6_evidence/03_statistics.ipynb #13ac2c62
 def load_rows(path, **where) -> pd.DataFrame:
     """The rows of a results file, one per run, settings and scores side by side.
 
@@ -65,7 +66,7 @@ def load_rows(path, **where) -> pd.DataFrame:
     for k, v in where.items(): rows = rows[rows[k] == v]
     return rows.reset_index(drop=True)
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #55278192
+# %% ../../nbs/6_evidence/03_statistics.ipynb #398661e3
 def cell(scores) -> str:
     """Mean ± sample standard deviation (ddof 1) of some runs, in points: '61.2 ± 0.8 (n=3)'.
 
@@ -89,7 +90,7 @@ def table(rows, index='n_real', columns='arm', score='ap50') -> pd.DataFrame:
     order = list(dict.fromkeys(rows[columns]))
     return rows.groupby([*np.atleast_1d(index), columns])[score].apply(cell).unstack(columns)[order].fillna('')
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #0a2a76e4
+# %% ../../nbs/6_evidence/03_statistics.ipynb #5b4dba96
 def paired(rows, a, b, score='ap50', on=('domain', 'n_real', 'fold', 'seed')) -> dict:
     """By how much arm `b` is better than arm `a` on the same folds.
 
@@ -117,7 +118,7 @@ def paired(rows, a, b, score='ap50', on=('domain', 'n_real', 'fold', 'seed')) ->
     mean = float(d.mean())
     return dict(mean=mean, sd=float(d.std(ddof=1)), n=len(d), low=float(mean-half), high=float(mean+half))
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #b35c3da6
+# %% ../../nbs/6_evidence/03_statistics.ipynb #477d7f87
 def grid(base, **over) -> list:
     """Arms that differ in some settings, in every combination.
 
@@ -155,7 +156,7 @@ def command(arm) -> str:
     said = [shlex.quote(f'{_COLUMNS[l.path]}={text_of(l.value)}') for l in leaves(arm) if l.value != plain[l.path]]
     return ' '.join([f'synthdet-run arms={arm.arm}', *said])
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #47fedefe
+# %% ../../nbs/6_evidence/03_statistics.ipynb #fe3c8000
 def cells(rows, arms, domain='butterflies') -> pd.DataFrame:
     """One row for each arm of a grid: the newest whose settings are the arm's, as far as its phases see them.
 
@@ -178,7 +179,7 @@ def cells(rows, arms, domain='butterflies') -> pd.DataFrame:
     if lacking: raise UserError(f"{len(lacking)} of {len(arms)} runs are missing; the first: {command(lacking[0])}")
     return pd.DataFrame(found).drop_duplicates('id').reset_index(drop=True)
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #4a865903
+# %% ../../nbs/6_evidence/03_statistics.ipynb #bc3220d6
 def segmenter_table(measured, rows) -> pd.DataFrame:
     """Masks and detection side by side, one line per segmenter, from the worst masks to the best; AP50 in points.
 
@@ -195,7 +196,7 @@ def segmenter_table(measured, rows) -> pd.DataFrame:
     order = sorted(measured, key=lambda s: measured[s]['iou'])
     return pd.DataFrame([line(s) for s in order], index=pd.Index(order, name='segmenter'))
 
-# %% ../../nbs/6_evidence/03_statistics.ipynb #37fd40b9
+# %% ../../nbs/6_evidence/03_statistics.ipynb #2e1f75b2
 def paired_objects(rows) -> pd.DataFrame:
     """Real objects and drawn ones side by side: AP50 in points, and the difference with its 95% interval.
 

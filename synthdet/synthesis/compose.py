@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..boxes import chw, hwc, resize_boxes
+from ..boxes import chw, hwc, resize_boxes, wrap
 from ..core import named
 from .augment import draw
 from .layers import Composer
@@ -20,7 +20,7 @@ from .pixels import jpeg, noise
 from .pool import Hand
 from .settings import BLENDS, COMPOSERS, MIXED, Recipe
 
-# %% ../../nbs/4_synthesis/09_compose.ipynb #73a284c9
+# %% ../../nbs/4_synthesis/09_compose.ipynb #ab815377
 @lru_cache(maxsize=64)
 def composer_of(recipe) -> tuple[Composer, Recipe]:
     """The compositor of a recipe, and the recipe of the size at which it draws.
@@ -56,7 +56,7 @@ def backdrop(background, recipe, g) -> np.ndarray:
     if recipe.background_flip and g.random() < recipe.background_flip: return cv2.flip(canvas, 1)
     return canvas if keep < 1 else canvas.copy()
 
-# %% ../../nbs/4_synthesis/09_compose.ipynb #9f3a8cf2
+# %% ../../nbs/4_synthesis/09_compose.ipynb #a9fc9ae1
 def cast_shadow(canvas, layer, strength, dx, dy):
     """Darken the ground beside an object by its blurred outline.
 
@@ -102,7 +102,7 @@ def effects(image, recipe, g) -> np.ndarray:
     if grain and (sigma := draw(recipe.image_noise, g)) > 0: image = noise(image, sigma, g)
     return jpeg(image, draw(recipe.jpeg, g)) if saved else image
 
-# %% ../../nbs/4_synthesis/09_compose.ipynb #466cebdc
+# %% ../../nbs/4_synthesis/09_compose.ipynb #87e7939c
 @cache
 def _asks(blend): return tuple(signature(blend).parameters)[3:]
 
@@ -165,14 +165,15 @@ def target(layers, recipe, with_masks=False) -> dict:
 
     Returns
     -------
-    dict : boxes float32 [N,4], labels int64 [N], masks bool [N,H,W] on request
+    dict : boxes float32 [N,4], labels int64 [N], masks bool [N,H,W] on request; as tv_tensors, so that
+        torchvision.transforms.v2 moves them with the picture
     """
     (composer, drawn), found = composer_of(recipe), [l for l in layers if l.patch.label]
     boxes = torch.tensor([composer.box(l) for l in found], dtype=torch.float32).reshape(-1, 4)
     if drawn.size != recipe.size: boxes = resize_boxes(boxes, drawn.size, recipe.size)
     out = dict(boxes=boxes, labels=torch.tensor([l.patch.label for l in found], dtype=torch.int64))
     if with_masks: out['masks'] = _masks(found, drawn.size, recipe.size)
-    return out
+    return wrap(out, recipe.size)
 
 def _masks(layers, drawn, size):
     "What is seen of each layer as bool [N,H,W]."

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Cutout', 'cut_or_reason', 'cutout', 'check_image', 'masks_of', 'scores_of']
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #55c055c9
+# %% ../../nbs/4_synthesis/03_cut.ipynb #1cf2f2d4
 from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
 from ..boxes import chw, hwc
 from ..core import UserError
-from ..masks.quality import gate, Gate, mask_score
+from ..masks.quality import gate, mask_score
+from ..masks.settings import USUAL
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #b620c7c6
+# %% ../../nbs/4_synthesis/03_cut.ipynb #8ed50828
 class Cutout(NamedTuple):
     """An object without its surroundings.
 
@@ -30,7 +31,7 @@ class Cutout(NamedTuple):
     origin: str
     whole: bool = False
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #e181ae31
+# %% ../../nbs/4_synthesis/03_cut.ipynb #f4bf9620
 def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None, whole=False):
     """(Cutout, None), or (None, the reason for which its mask was turned down).
 
@@ -52,8 +53,8 @@ def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None,
     rgba = np.dstack([hwc(image[:3]), opacity])[y:y+h, x:x+w]
     return Cutout(chw(np.ascontiguousarray(rgba)), int(label), str(origin), whole), None
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #70882cb8
-def cutout(image, mask, label=1, origin='', limits=Gate(), tight=True):
+# %% ../../nbs/4_synthesis/03_cut.ipynb #08b7abc6
+def cutout(image, mask, label=1, origin='', limits=USUAL, tight=True):
     """Cut the object under `mask` out of `image`; raises `UserError` when their sizes differ. A score is looked at
     without the mirrored picture.
 
@@ -63,18 +64,16 @@ def cutout(image, mask, label=1, origin='', limits=Gate(), tight=True):
     mask : float or bool [h,w] in 0..1
     label : class, 1..C
     origin : where the picture came from
-    limits : what a credible mask is
+    limits : `Gate`: what a credible mask is
     tight : crop to what the mask shows; False: keep the whole picture, as the paper does
 
     Returns
     -------
     Cutout, or None when the gate turns the mask down
     """
-    if tuple(image.shape[-2:]) != tuple(mask.shape):
-        raise UserError(f"mask {tuple(mask.shape)} does not fit the image {tuple(image.shape[-2:])}; give one mask value per pixel")
     return cut_or_reason(image, mask, label, origin, limits, tight=tight)[0]
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #333a346c
+# %% ../../nbs/4_synthesis/03_cut.ipynb #6aac67f0
 def check_image(image, name):
     """Raise `UserError` for what is not a picture.
 
@@ -89,7 +88,7 @@ def check_image(image, name):
     else: return
     raise UserError(f"{name} is {found}; expected a uint8 tensor [3 or 4,h,w]")
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #68587aec
+# %% ../../nbs/4_synthesis/03_cut.ipynb #2785fd94
 def _squared(image):
     "A uint8 [C,h,w] image as float [C,S,S] in 0..1 with S its longer side."
     h, w = image.shape[-2:]
@@ -102,7 +101,7 @@ def _back(mask, size):
     if tuple(mask.shape) == size: return mask
     return torch.from_numpy(cv2.resize(mask.numpy(), size[::-1], interpolation=cv2.INTER_AREA))
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #1fd5f861
+# %% ../../nbs/4_synthesis/03_cut.ipynb #c1d16fb2
 def masks_of(images, segment) -> list:
     """The mask of every image at its own size, whatever the sizes in the list.
 
@@ -124,7 +123,7 @@ def masks_of(images, segment) -> list:
         for i, m in zip(members, found): masks[i] = _back(m, tuple(images[i].shape[-2:]))
     return masks
 
-# %% ../../nbs/4_synthesis/03_cut.ipynb #35fa3f45
+# %% ../../nbs/4_synthesis/03_cut.ipynb #50e8e59a
 def scores_of(images, masks, segment) -> list:
     """The score of every mask, by what the segmenter finds in the mirrored pictures.
 

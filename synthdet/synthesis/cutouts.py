@@ -92,7 +92,8 @@ def _name(objects, segmenter, size, tight, scored):
     "What the cut-outs of `objects` are called; None when something that decides them has no name."
     own = content(objects)
     if own is None or segmenter.content is None: return None
-    return digest(own, segmenter.content, segmenter.gate, size, tight, scored, VERSIONS['objects'], VERSIONS['masks'], cv2.__version__)
+    versions = VERSIONS['objects'], VERSIONS['masks'], cv2.__version__
+    return digest(own, segmenter.content, segmenter.gate, size, tight, scored, versions)
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #381cd32e
 def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=False, cache=True,
@@ -120,8 +121,8 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     found = _cached(path) if path else None
     cutouts = _cut_all(objects, cut, segmenter.name, budget_mb) if found is None else found
     if not len(cutouts):
-        raise UserError(f"every mask was rejected ({cutouts.report()}); look at the class images, loosen the limits (Gate), "
-                        "or choose another segmenter or other weights")
+        raise UserError(f"every mask was rejected ({cutouts.report()}); look at the class images, loosen the limits "
+                        "(Gate), or choose another segmenter or other weights")
     if path and found is None: _save(path, cutouts)
     _within(cutouts, budget_mb)
     return cutouts

@@ -31,18 +31,21 @@ def claim(samples, folder, n, format, suffix):
         expected = f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"
         raise UserError(f'n={n}: expected {expected}')
     choose('format', format, FORMATS)
-    choose('suffix', suffix, ('.jpg', '.png'))
+    choose('suffix', suffix, dict.fromkeys(('.jpg', '.png')))
+    about = dict(signature=samples.signature(), format=format, suffix=suffix, masks=samples.with_masks,
+                 seed=samples.seed, recipe=to_row(samples.recipe))
     # JSON under the name of YAML, which it is too: readers of data sets take any .json for annotations
-    mark, about = folder/'stream.yaml', dict(signature=samples.signature(), format=format, suffix=suffix)
-    text = json.dumps({**about, 'masks': samples.with_masks, 'seed': samples.seed, 'recipe': to_row(samples.recipe)}, indent=1)+'\n'
+    mark, text = folder/'stream.yaml', json.dumps(about, indent=1) + '\n'
     if mark.exists() and mark.read_text() != text:
         raise UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')
-    if not mark.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
-    if not mark.exists(): write_atomic(mark, text)
+    if not mark.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
+        write_atomic(mark, text)
     have = len(list(folder.glob(f'images/*{suffix}')))
     if n < have:
-        raise UserError(f'n={n}: {folder} holds {have} images of this stream already; ask for at least {have}, or choose a new folder')
+        raise UserError(f'n={n}: {folder} holds {have} images of this stream already; '
+                        f'ask for at least {have}, or choose a new folder')
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #dd798587
 def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:

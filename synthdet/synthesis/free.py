@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['free', 'free_patch', 'plan', 'fill', 'arrange']
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #d1ef99a1
+# %% ../../nbs/4_synthesis/07_free.ipynb #73b24b34
 import math
 from functools import partial
 import cv2
@@ -14,14 +14,14 @@ from .augment import draw, geometric, photometric
 from .layers import Composer, extent, fitted, Patch, patch_of, place
 from .pixels import warp
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #06ade3fc
+# %% ../../nbs/4_synthesis/07_free.ipynb #2a31b6dd
 def _halved(part, size):
     "A cut-out of which no more than every second pixel is skipped at `size`, the root of its new area."
     while size < .5*math.sqrt(part.shape[0]*part.shape[1]) and min(part.shape[:2]) >= 8:
         part = cv2.resize(part, None, fx=.5, fy=.5, interpolation=cv2.INTER_AREA)
     return part
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #686f7658
+# %% ../../nbs/4_synthesis/07_free.ipynb #f768e985
 def free_patch(cutout, recipe, g) -> Patch:
     """A cut-out with its colours, size, aspect and orientation drawn.
 
@@ -49,7 +49,7 @@ def free_patch(cutout, recipe, g) -> Patch:
     colour = photometric(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), recipe, g)
     return patch_of(warped, cutout, recipe, colour, hard=recipe.hard_mask)
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #5bfaaece
+# %% ../../nbs/4_synthesis/07_free.ipynb #c0e4cc31
 def plan(recipe, g) -> list:
     """What a picture will hold: 1 for each object and 0 for each distractor, in the order of pasting.
 
@@ -62,7 +62,7 @@ def plan(recipe, g) -> list:
     kinds = [1]*objects + [0]*distractors
     return [kinds[k] for k in g.permutation(len(kinds))] if distractors else kinds
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #5a401980
+# %% ../../nbs/4_synthesis/07_free.ipynb #d83d18d2
 def fill(patch, texture, g) -> Patch:
     """A distractor: the outline of an object around a random piece of background.
 
@@ -78,7 +78,7 @@ def fill(patch, texture, g) -> Patch:
     y, x = int(u*(texture.shape[0]-h+1)), int(v*(texture.shape[1]-w+1))
     return patch._replace(colour=texture[y:y+h, x:x+w], label=0)
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #c4d06a8b
+# %% ../../nbs/4_synthesis/07_free.ipynb #3ec335c1
 def arrange(hand, recipe, g, textures) -> list:
     """Draw objects and distractors and lay them down.
 
@@ -99,5 +99,5 @@ def arrange(hand, recipe, g, textures) -> list:
         if not kind: patches[k] = fill(patches[k], textures[int(g.integers(len(textures)))], g)
     return place([p for p in patches if p.area], recipe, g)
 
-# %% ../../nbs/4_synthesis/07_free.ipynb #ed7aaae4
+# %% ../../nbs/4_synthesis/07_free.ipynb #e1d3a853
 free = Composer(plan, arrange, box=extent, fit=partial(fitted, average=True), tight=True)

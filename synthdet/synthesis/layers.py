@@ -87,7 +87,7 @@ def layer(patch, x, y, size) -> Layer:
     visible = patch.mask[y1-y:y2-y, x1-x:x2-x]
     return Layer(patch, x, y, window, visible, cv2.countNonZero(visible) if visible.size else 0)
 
-# %% ../../nbs/4_synthesis/06_layers.ipynb #b50d21f5
+# %% ../../nbs/4_synthesis/06_layers.ipynb #4d8d836e
 def extent(layer) -> list:
     """The box x1, y1, x2, y2 of the pixels of a layer that can be seen.
 
@@ -161,7 +161,7 @@ def place(patches, recipe, g) -> list:
             break
     return layers
 
-# %% ../../nbs/4_synthesis/06_layers.ipynb #6303d440
+# %% ../../nbs/4_synthesis/06_layers.ipynb #901b0eb6
 class Composer(NamedTuple):
     """Whose rules a picture follows.
 
@@ -183,7 +183,7 @@ class Composer(NamedTuple):
     finish: Callable = lambda image, recipe: image
     tight: bool = False
 
-# %% ../../nbs/4_synthesis/06_layers.ipynb #367e9c07
+# %% ../../nbs/4_synthesis/06_layers.ipynb #b6e7dea3
 def fitted(image, size, average=False):
     """A background at the size of the picture; the aspect is not kept, as in the paper.
 

@@ -43,8 +43,8 @@ def paper_boxes(recipe, g) -> list:
         meet = ((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])).all(-1)        # [10,N,N]
         good = np.flatnonzero(meet.sum((1, 2)) == n) # a box meets itself alone
         if len(good): return boxes[good[0]].tolist()
-    raise UserError(f"recipe: no place found for count={recipe.count} objects of scale={recipe.scale} that do not touch; "
-                    "lower their number or their scale")
+    raise UserError(f"recipe: no place found for count={recipe.count} objects of scale={recipe.scale} that do not "
+                    "touch; lower their number or their scale")
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #82337ddf
 def augment(rgba, recipe, g, bias=0) -> np.ndarray:
@@ -71,7 +71,7 @@ def augment(rgba, recipe, g, bias=0) -> np.ndarray:
     matrix = np.array([[xx, xy, xx*(x1-cx) + xy*(y1-cy) + tx + cx], [yx, yy, yx*(x1-cx) + yy*(y1-cy) + ty + cy]])
     return cv2.warpAffine(source, matrix, (w, h), flags=cv2.INTER_LINEAR)
 
-# %% ../../nbs/4_synthesis/08_paper.ipynb #d4bc97a6
+# %% ../../nbs/4_synthesis/08_paper.ipynb #f80dd3a8
 def _framed(cutout): return cv2.resize(hwc(cutout.rgba), (128, 128), interpolation=cv2.INTER_LINEAR)
 
 def paper_patch(cutout, w, h, recipe, g) -> Patch:
@@ -111,7 +111,7 @@ def released_patch(cutout, w, h, recipe, g) -> Patch:
     if cutout.whole: rgba[..., 3], box = 255, (0, 0, w, h)
     return patch_of(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR), cutout, recipe, box=box)
 
-# %% ../../nbs/4_synthesis/08_paper.ipynb #93e9ffbc
+# %% ../../nbs/4_synthesis/08_paper.ipynb #621f503b
 def arrange(hand, recipe, g, textures, make=paper_patch) -> list:
     """Draw boxes, and an object for each.
 
@@ -127,12 +127,13 @@ def arrange(hand, recipe, g, textures, make=paper_patch) -> list:
     -------
     list : of `Layer`
     """
-    made = [layer(make(hand.deal(g), x2-x1, y2-y1, recipe, g), x1, y1, recipe.size) for x1, y1, x2, y2 in paper_boxes(recipe, g)]
+    made = [layer(make(hand.deal(g), x2-x1, y2-y1, recipe, g), x1, y1, recipe.size)
+            for x1, y1, x2, y2 in paper_boxes(recipe, g)]
     return [l for l in made if l.shown or l.patch.box]
 
 paper = Composer(paper_boxes, arrange, box=extent, fit=fitted)
 
-# %% ../../nbs/4_synthesis/08_paper.ipynb #6f061ceb
+# %% ../../nbs/4_synthesis/08_paper.ipynb #3eec25aa
 def _at_320(recipe): return recipe if recipe.size == (320, 320) else replace(recipe, image_size=320)
 
 def released_box(layer) -> list:
@@ -145,4 +146,5 @@ def saved_and_resized(image, recipe):
     image, size = jpeg(image, 75), recipe.size[::-1]
     return image if image.shape[1::-1] == size else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
-released = Composer(paper_boxes, partial(arrange, make=released_patch), box=released_box, fit=fitted, as_drawn=_at_320, finish=saved_and_resized)
+released = Composer(paper_boxes, partial(arrange, make=released_patch), box=released_box, fit=fitted,
+                    as_drawn=_at_320, finish=saved_and_resized)

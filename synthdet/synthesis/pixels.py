@@ -62,7 +62,7 @@ def poisson(region, colour, alpha):
     out = cv2.seamlessClone(colour, ground, framed(mask, cv2.BORDER_CONSTANT), centre, cv2.NORMAL_CLONE)
     cv2.copyTo(np.ascontiguousarray(out[2:-2, 2:-2]), mask, region)
 
-# %% ../../nbs/4_synthesis/01_pixels.ipynb #1c8156ab
+# %% ../../nbs/4_synthesis/01_pixels.ipynb #b4230d90
 def truncated(region, colour, alpha):
     """Paste with the arithmetic of the released code: floats, truncated.
 
@@ -130,7 +130,7 @@ def noise(image, sigma, g, colour=True) -> np.ndarray:
     more, less = (v.reshape(h, w, 3) if colour else cv2.cvtColor(v, cv2.COLOR_GRAY2RGB) for v in (more, less))
     return cv2.subtract(cv2.add(image, more), less)
 
-# %% ../../nbs/4_synthesis/01_pixels.ipynb #f84a1c55
+# %% ../../nbs/4_synthesis/01_pixels.ipynb #a3c288ff
 def jpeg(image, quality) -> np.ndarray:
     """An image as it comes back from a JPEG file.
 

@@ -7,18 +7,19 @@ __all__ = ['BLENDS', 'MIXED', 'COMPOSERS', 'PAPER', 'RELEASED', 'Recipe', 'paper
 
 # %% ../../nbs/4_synthesis/00_settings.ipynb #cf1654ef
 from dataclasses import dataclass, replace
+from functools import partial
 from ..core import choose
 from ..masks.settings import Masks, resolved as resolved_masks
 from ..objects.settings import Objects
 from ..settings import opt, override, Settings
 
-# %% ../../nbs/4_synthesis/00_settings.ipynb #c8385b6b
+# %% ../../nbs/4_synthesis/00_settings.ipynb #1b89857f
 BLENDS = {name: f'synthdet.synthesis.pixels:{name}' for name in ('paste', 'feather', 'poisson', 'truncated')}
 MIXED = ('paste', 'feather', 'poisson')
 COMPOSERS = dict(free='synthdet.synthesis.free:free', paper='synthdet.synthesis.paper:paper',
                  released='synthdet.synthesis.paper:released')
 
-# %% ../../nbs/4_synthesis/00_settings.ipynb #1dc4ee7e
+# %% ../../nbs/4_synthesis/00_settings.ipynb #dae3c61c
 def _size(v):
     "A side, or (height, width)."
     sides = tuple(v) if isinstance(v, (tuple, list)) else (v,)
@@ -27,43 +28,45 @@ def _size(v):
     return sides if len(sides) == 2 else sides[0]
 
 # %% ../../nbs/4_synthesis/00_settings.ipynb #24c85bf2
+_share = partial(opt, low=0, high=1)
+
 @dataclass(frozen=True)
 class Recipe(Settings):
     "Every choice about one picture. A range is (lowest, highest), drawn from uniformly."
-    compositor:str = opt('free', 'whose rules: free, for photographs; paper; released, with the quirks of the authors\' code',
+    compositor:str = opt('free', "whose rules: free, for photographs; paper; released, as the authors' code",
                          among=lambda: COMPOSERS)
-    image_size:int = opt(None, 'side of the square picture, or height,width, px; auto: what the detector sees, else 300',
+    image_size:int = opt(None, 'side of the picture, or height,width, px; auto: what the detector sees, else 300',
                          kind=tuple, check=_size)
     count:tuple = opt((1, 3), 'labelled objects', low=0, high=100)
-    scale:tuple = opt((.15, .7), "root of the area of an object's frame, share of the shorter image side", low=.01, high=1)
-    aspect:tuple = opt((.8, 1.25), "factor on an object's width/height; where objects are whole pictures, width/height", low=.05, high=20)
-    flip:float = opt(.5, 'probability of a mirrored object', low=0, high=1)
+    scale:tuple = opt((.15, .7), "root of the area of an object's frame, share of the shorter side", low=.01, high=1)
+    aspect:tuple = opt((.8, 1.25), 'factor on its width/height; unless free, width/height itself', low=.05, high=20)
+    flip:float = _share(.5, 'probability of a mirrored object')
     crop:tuple = opt((0., 0.), 'share cut from each side of the object', low=0, high=.45)
     stretch:tuple = opt((1., 1.), 'factors on width and on height, drawn apart', low=.2, high=5)
     translate:tuple = opt((0., 0.), "shift inside the object's frame, share of its side; not in free", low=-1, high=1)
     rotate:tuple = opt((-20., 20.), 'degrees', low=-180, high=180)
     shear:tuple = opt((-8., 8.), 'degrees', low=-45, high=45)
     blur:tuple = opt((0., 1.), 'sigma of a Gaussian blur of the object, px', low=0, high=20)
-    blur_share:float = opt(.3, 'probability of that blur', low=0, high=1)
+    blur_share:float = _share(.3, 'probability of that blur')
     contrast:tuple = opt((.75, 1.25), "factor on the object's distance from grey level 127", low=0, high=5)
     noise:tuple = opt((0., 0.), 'sigma of Gaussian noise on the object, grey levels', low=0, high=128)
-    noise_colour:float = opt(.5, 'probability that noise differs between channels', low=0, high=1)
+    noise_colour:float = _share(.5, 'probability that noise differs between channels')
     multiply:tuple = opt((.75, 1.25), 'factor on brightness', low=0, high=5)
-    multiply_colour:float = opt(.2, 'probability that the factor differs between channels', low=0, high=1)
-    blend:str = opt('feather', 'how an object joins the background; mixed: one of paste, feather, poisson per picture',
+    multiply_colour:float = _share(.2, 'probability that the factor differs between channels')
+    blend:str = opt('feather', 'how an object joins its background; mixed: paste, feather or poisson per picture',
                     among=lambda: (*BLENDS, 'mixed'))
     feather:tuple = opt((1., 3.), 'px over which blend feather fades an object in', low=0, high=50)
     hard_mask:bool = opt(False, 'masks cut to 0 or 1 at the threshold before pasting')
-    mask_threshold:float = opt(.5, 'a pixel belongs to the object when its mask is above this', low=0, high=1)
-    max_overlap:float = opt(.3, 'share of an object that others may hide; 0: frames never meet', low=0, high=1)
-    truncation:float = opt(.3, "share of an object's width and height that may lie beyond the border", low=0, high=1)
-    min_visible:float = opt(.35, 'objects that would show less of themselves are placed elsewhere or left out', low=0, high=1)
-    distractors:tuple = opt((0, 2), 'unlabelled pastes: the outline of a cut-out filled with background', low=0, high=100)
-    shadow:tuple = opt((0., .5), 'darkness of the shadow an object casts', low=0, high=1)
-    background_flip:float = opt(.5, 'probability of a mirrored background', low=0, high=1)
-    background_crop:float = opt(.3, "largest share of the background's side that is cropped away", low=0, high=1)
-    effects:float = opt(.5, 'probability of shadows, and of each of the four effects on the finished picture', low=0, high=1)
-    lighting:float = opt(.25, 'effect: strongest change of brightness and colour across the picture', low=0, high=1)
+    mask_threshold:float = _share(.5, 'a pixel belongs to the object when its mask is above this')
+    max_overlap:float = _share(.3, 'share of an object that others may hide; 0: frames never meet')
+    truncation:float = _share(.3, "share of an object's width and height that may lie beyond the border")
+    min_visible:float = _share(.35, 'objects that would show less of themselves are placed elsewhere or left out')
+    distractors:tuple = opt((0, 2), 'unlabelled pastes: outlines of cut-outs filled with background', low=0, high=100)
+    shadow:tuple = _share((0., .5), 'darkness of the shadow an object casts')
+    background_flip:float = _share(.5, 'probability of a mirrored background')
+    background_crop:float = _share(.3, "largest share of the background's side that is cropped away")
+    effects:float = _share(.5, 'probability of shadows, and of each of the four effects on the finished picture')
+    lighting:float = _share(.25, 'effect: strongest change of brightness and colour across the picture')
     image_blur:tuple = opt((0., 1.), 'effect: sigma, px', low=0, high=20)
     image_noise:tuple = opt((0., 10.), 'effect: sigma, grey levels', low=0, high=128)
     jpeg:tuple = opt((30, 95), 'effect: quality', low=1, high=100)
@@ -75,14 +78,16 @@ class Recipe(Settings):
         return side if isinstance(side, tuple) else (side, side)
 
 # %% ../../nbs/4_synthesis/00_settings.ipynb #81bc6168
-_SAME = ('compositor=paper crop=0,.1 stretch=.8,1.2 translate=-.2,.2 rotate=-45,45 blur=0,.5 blur_share=.5 contrast=.75,1.5 '
-         'noise=0,12.75 multiply=.8,1.2 multiply_colour=.2 blend=paste mask_threshold=.1 max_overlap=0 truncation=0 '
-         'min_visible=0 distractors=0,0 shadow=0,0 background_flip=0 background_crop=0 effects=0')
+_SAME = ('compositor=paper crop=0,.1 stretch=.8,1.2 translate=-.2,.2 rotate=-45,45 blur=0,.5 blur_share=.5 '
+         'contrast=.75,1.5 noise=0,12.75 multiply=.8,1.2 multiply_colour=.2 blend=paste mask_threshold=.1 '
+         'max_overlap=0 truncation=0 min_visible=0 distractors=0,0 shadow=0,0 background_flip=0 background_crop=0 '
+         'effects=0')
 PAPER = dict(faces=f'{_SAME} count=1,10 scale=.05,.8 aspect=.5,2',
              birds=f'{_SAME} count=1,3 scale=.5,.9 aspect=.5,2 hard_mask=True',
              cars=f'{_SAME} count=1,5 scale=.5,1 aspect={1/3},3',
              qrcodes=f'{_SAME} count=1,10 scale=.05,.8 aspect=.5,2 hard_mask=True')
-RELEASED = {name: 'compositor=released blend=truncated' + ' mask_threshold=0'*(name in ('faces', 'qrcodes')) for name in PAPER}
+_AUTHORS = 'compositor=released blend=truncated'
+RELEASED = {**dict.fromkeys(PAPER, _AUTHORS), **dict.fromkeys(('faces', 'qrcodes'), f'{_AUTHORS} mask_threshold=0')}
 
 def paper_recipe(name, released=False, **changes) -> Recipe:
     """A recipe of the paper's experiments; raises `UserError` for another name.
@@ -100,7 +105,7 @@ def paper_recipe(name, released=False, **changes) -> Recipe:
     recipe = override(Recipe(image_size=320), choose('paper preset', name, PAPER))
     return override(override(recipe, RELEASED[name]) if released else recipe, changes)
 
-# %% ../../nbs/4_synthesis/00_settings.ipynb #fca20640
+# %% ../../nbs/4_synthesis/00_settings.ipynb #c6f22d56
 @dataclass(frozen=True)
 class Synthesis(Settings):
     "A stream of synthesised images."
@@ -108,7 +113,7 @@ class Synthesis(Settings):
     masks:Masks = Masks()
     recipe:Recipe = Recipe()
     n_fake:int = opt(0, 'how many images; 0: a new one every time', low=0)
-    reuse:int = opt(1, 'how often each object of an endless generator is pasted; others are drawn with replacement', low=1)
+    reuse:int = opt(1, 'how often each object of an endless generator is pasted', low=1)
 
 def resolved(synthesis, image_size=300, domain=None) -> Synthesis:
     """Settings in which nothing is left open: limits are numbers, the picture has a size; with a domain, the weights of

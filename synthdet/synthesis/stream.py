@@ -55,7 +55,8 @@ class Samples(Dataset):
     """
     def __init__(self, cutouts, backgrounds, recipe=None, *, seed=0, n_fake=0, with_masks=False, classes=('object',),
                  budget_mb=1024, reuse=1):
-        if not len(backgrounds): raise UserError('no background to paste on; give at least one image without the object')
+        if not len(backgrounds):
+            raise UserError('no background to paste on; give at least one image without the object')
         if n_fake < 0: raise UserError(f'n_fake={n_fake}: expected a number of images, or 0 for an endless stream')
         self.recipe, self.seed, self.n_fake, self.with_masks = recipe or Recipe(), seed, n_fake, with_masks
         self.classes, (self.composer, self.drawn) = tuple(classes), composer_of(self.recipe)
@@ -82,7 +83,8 @@ class Samples(Dataset):
 
     def drawing(self, g, background, layers):
         "Image and target of a layout."
-        return render(self.backgrounds[background], layers, self.recipe, g), target(layers, self.recipe, self.with_masks)
+        image = render(self.backgrounds[background], layers, self.recipe, g)
+        return image, target(layers, self.recipe, self.with_masks)
 
     def provenance(self, i, layout=None) -> dict:
         """Where everything in sample i comes from.
@@ -121,8 +123,8 @@ class Samples(Dataset):
         and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced. Raises `UserError`
         when the pool has no name."""
         if self.pool.content is None:
-            raise UserError(f"this stream has no name ({self.pool.report()}): "
-                            "give the generator and the segmenter of your own a `content`, text that names what they do")
+            raise UserError(f"this stream has no name ({self.pool.report()}): give the generator and the segmenter of "
+                            "your own a `content`, text that names what they do")
         n, items = len(self.backgrounds), self.backgrounds.items
         looked_at = [digest(hwc(self.backgrounds[n*k//min(n, 1000)])) for k in range(min(n, 1000))]
         names = [_origin(items, i) for i in range(n)]
@@ -148,7 +150,8 @@ def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, rec
     reuse : uses of each object of an endless generator
     """
     if not len(domain.backgrounds):
-        raise UserError(f'domain {domain.name!r} has no background; put images without the object into its backgrounds folder')
+        raise UserError(f'domain {domain.name!r} has no background; '
+                        'put images without the object into its backgrounds folder')
     or_own = lambda given, own: own if given is None else given
     objects, masks = or_own(objects, synthesis.objects), or_own(masks, synthesis.masks)
     recipe = paper_recipe(recipe) if isinstance(recipe, str) else or_own(recipe, synthesis.recipe)
