@@ -4,9 +4,9 @@ detections.
     python benchmarks/widerface.py [DETECTIONS GROUND_TRUTH]    # prints a table, writes results/widerface.json
 
 DETECTIONS is a folder or archive of prediction files, GROUND_TRUTH the folder of the four official .mat files; by
-default those of the reference folder. The port goes through settings, images, detections and thresholds in loops, as the
-protocol is told, with NumPy for the overlaps of one detection with all faces and for the search of a threshold in the scores.
-Both read the same files; reading is timed apart. One core.
+default those of the reference folder. The port goes through settings, images, detections and thresholds in loops, as
+the protocol is told, with NumPy for the overlaps of one detection with all faces and for the search of a threshold in
+the scores. Both read the same files; reading is timed apart. One core.
 """
 import json, sys, time
 from pathlib import Path

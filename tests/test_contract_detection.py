@@ -112,8 +112,9 @@ def test_a_builder_of_ones_own(tmp_path):
 def test_an_entry_of_ones_own_is_a_detector_everywhere(monkeypatch, tmp_path):
     def mine(num_classes, image_size, weights): return built('ssd', num_classes, image_size=image_size)[0]
     monkeypatch.setitem(DETECTORS, 'mine', mine)
-    model = detector(Model(detector='mine', image_size=SIDE), 4)
-    file = save_detector(model, tmp_path/'x.safetensors', settings=Model(detector='mine', image_size=SIDE), classes='abc')
+    settings = Model(detector='mine', image_size=SIDE)
+    model = detector(settings, 4)
+    file = save_detector(model, tmp_path/'x.safetensors', settings=settings, classes='abc')
     assert detector(file).size == model.size == (SIDE, SIDE)
     monkeypatch.delitem(DETECTORS, 'mine')
     assert "detector 'mine' is unknown" in refused(detector, file)
