@@ -8,10 +8,13 @@ import torch
 
 from synthdet.core import refused
 from synthdet.data.butterflies import class_image
+from synthdet.data.domain import ClassImage
 from synthdet.masks.quality import gate, mask_score
 from synthdet.masks.redonet import build_redo
 from synthdet.masks.segment import make_segmenter, Segmenter
-from synthdet.masks.settings import Gate, mask_weights, Masks, resolved, SEGMENTERS, shipped_weights, USUAL
+from synthdet.masks.settings import Gate, mask_weights, Masks, OPEN, resolved, SEGMENTERS, shipped_weights, USUAL
+from synthdet.synthesis import cutouts as module
+from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.weights import save_weights
 
 FLIES = SimpleNamespace(name='butterflies', source='synthdet.butterflies')
@@ -203,3 +206,69 @@ def test_the_border_is_that_of_the_photograph_inside_its_margins(box, value):
     whole = Gate(max_area=1.)
     assert gate(inside, whole, image=x)[1] == 'along the border' and gate(inside, whole)[1] is None
     assert mask_score(inside, inside.flip(1), x) == mask_score(inside.flip(1), inside, x.flip(2))
+
+
+# Through cut-outs
+
+def objects(n=6): return [ClassImage(class_image(i, size=48, seed=3)[0], 1, str(i)) for i in range(n)]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    "The files of a cache of one's own: a function."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path/'cache'))
+    return lambda: sorted((tmp_path/'cache').rglob('*.npz'))
+
+
+def test_three_thresholds_are_three_sets_of_cutouts_and_nothing_unnamed_is_kept(files):
+    made = [make_cutouts(objects(), Segmenter('mine', brighter(t), OPEN)) for t in (.3, .4, .5)]
+    areas = [sum(int(c.rgba[3].sum()) for c in cuts) for cuts in made]
+    assert areas == sorted(areas, reverse=True) and len(set(areas)) == 3 and files() == []
+    for t in (.3, .4, .4): make_cutouts(objects(), Segmenter('mine', brighter(t), OPEN, content=f'brighter than {t}'))
+    assert len(files()) == 2
+
+
+def test_other_weights_cut_again_though_the_file_has_the_same_name(files, untrained):
+    for seed in (0, 1): make_cutouts(objects(3), Masks('redo', untrained(seed=seed), OPEN))
+    make_cutouts(objects(3), Masks('redo', untrained(seed=1, name='again.safetensors'), OPEN))
+    assert len(files()) == 2
+
+
+@pytest.mark.parametrize('image, line', [
+    (torch.zeros(1, 48, 40, dtype=torch.uint8), 'bad.jpg is torch.uint8 [1, 48, 40]; expected a uint8 tensor'),
+    (torch.zeros(48, 48, dtype=torch.uint8), 'bad.jpg is torch.uint8 [48, 48]'),
+    (torch.full((3, 48, 48), math.nan), 'bad.jpg is torch.float32'),
+    (torch.zeros(3, 0, 48, dtype=torch.uint8), 'bad.jpg is torch.uint8 [3, 0, 48]'),
+    (torch.zeros(3, 4, 5, dtype=torch.uint8), 'S of 8 pixels or more')])
+@pytest.mark.parametrize('masks', ['grabcut', Masks('redo', 'butterflies')], ids=['grabcut', 'redo'])
+def test_a_picture_that_is_none_is_named(files, masks, image, line):
+    assert line in refused(make_cutouts, [*objects(2), ClassImage(image, 1, 'bad.jpg')], masks)
+
+
+def test_a_network_whose_every_mask_is_rejected_says_what_to_do(files, untrained):
+    told = refused(make_cutouts, objects(3), Masks('redo', untrained(), Gate(min_score=1., min_largest=0.)))
+    assert told.startswith('every mask was rejected (redo: 0 of 3 cut-outs kept; 3 rejected (poor score 3)); look at ')
+    assert 'loosen the limits (Gate)' in told and 'another segmenter' in told and not files()
+
+
+def test_the_mirrored_picture_is_only_looked_at_where_scores_are_asked_for(files):
+    seen = []
+    def half(images):
+        seen.append(len(images))
+        return images[:, 0]*0 + (torch.arange(images.shape[-1]) < images.shape[-1]//2)
+    plain = make_cutouts(objects(), half)
+    assert seen == [6] and all(map(math.isnan, plain.scores)) and plain.rejects == []
+    scored = make_cutouts(objects(), half, scores=True)
+    assert seen == [6, 6, 6] and scored.scores == [0.]*6, 'its left half and that of the mirror are not the same object'
+    assert 'poor score 6' in refused(make_cutouts, objects(), Segmenter('half', half, Gate(min_score=.1)))
+
+
+def test_scores_and_rejects_come_out_of_the_cache_as_they_went_in(files, monkeypatch):
+    blank = ClassImage(torch.full((3, 48, 48), 90, dtype=torch.uint8), 1, 'blank')
+    xs, masks = [*objects(3), blank, *objects(2)], Masks('grabcut', gate=Gate(min_score=.3))
+    first = make_cutouts(xs, masks)
+    assert [(r.index, r.reason, r.score) for r in first.rejects] == [(3, 'empty', 0.)]
+    assert first.rejected == {'empty': 1} and len(first.scores) == len(first) == 5
+    monkeypatch.setattr(module, '_cut_all', None)
+    again = make_cutouts(xs, masks)
+    assert again.scores == first.scores and again.rejects == first.rejects and again[1:3].scores == first.scores[1:3]
