@@ -30,9 +30,9 @@ def threads():
     before = set(threading.enumerate())
     yield
     gc.collect()
-    until = time.monotonic() + 5
-    while (left := [t for t in threading.enumerate() if t not in before and t.name.startswith("bank")]) and time.monotonic() < until: time.sleep(.01)
-    assert not left
+    for t in set(threading.enumerate()) - before:
+        t.join(5)
+        assert not t.is_alive()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -83,7 +83,10 @@ class Odd(Exception):
     "Not an error of this package."
 
 
-@pytest.mark.parametrize("error", [UserError("no object was found"), Odd("x"), MemoryError(), SystemExit(3), KeyError("k")])
+ERRORS = [UserError("no object was found"), Odd("x"), MemoryError(), SystemExit(3), KeyError("k")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
 def test_an_error_comes_as_it_is_and_where_it_belongs(error, threads):
     def make(b):
         if b == 3: raise error
@@ -182,11 +185,23 @@ print('done', flush=True)
 """
 
 
-@pytest.mark.parametrize("body,code", [
-    ("bank_module._stop.__defaults__ = (.5,)\nbank = Bank(lambda b: time.sleep(b*600), ahead=3); bank[0]", 0),
-    ("import torch\nbusy = Bank(lambda b: torch.randn(300, 300) @ torch.randn(300, 300), ahead=1000, workers=2); busy[0]; busy.cycle = busy\n"
-     "bank = Bank(lambda b: 1/(b - 1), ahead=3); bank[0]; bank[1]", 1),
-], ids=["asleep", "computing and failed"])
+ASLEEP = """
+bank_module._stop.__defaults__ = (.5,)
+bank = Bank(lambda b: time.sleep(b*600), ahead=3)
+bank[0]
+"""
+FAILED = """
+import torch
+busy = Bank(lambda b: torch.randn(300, 300) @ torch.randn(300, 300), ahead=1000, workers=2)
+busy[0]
+busy.cycle = busy
+bank = Bank(lambda b: 1/(b - 1), ahead=3)
+bank[0], bank[1]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body,code", [(ASLEEP, 0), (FAILED, 1)], ids=["asleep", "computing and failed"])
 def test_python_ends(body, code):
     r = subprocess.run([sys.executable, "-c", SCRIPT.format(body=body)], capture_output=True, text=True, timeout=60)
     assert r.returncode == code and ("done" in r.stdout) == (code == 0), r.stderr
