@@ -223,7 +223,8 @@ def load_domain(source, root=None, *, fallback:bool=True, **options) -> Domain:
     if isinstance(source, Domain):
         if not root and not options: return source
         raise UserError(f"domain {source.name!r} is loaded already; leave out {', '.join(options) or 'root'}")
-    if isinstance(source, DataSource): source, root, options = source.domain, root or source.root, _asked(source) | options
+    if isinstance(source, DataSource):
+        source, root, options = source.domain, root or source.root, _asked(source) | options
     build = source if callable(source) else named('domain', source, DOMAINS)
     known = {k: p for k, p in inspect.signature(build).parameters.items() if k != 'root'}
     if not fallback and 'fallback' in known: options = dict(fallback=False) | options
