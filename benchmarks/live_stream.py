@@ -19,6 +19,7 @@ from synthdet.detection.detectors import detector
 from synthdet.data.domains import load_domain
 from synthdet.evidence.arm import PROTOCOLS
 from synthdet.objects.objects import make_objects
+from synthdet.objects.settings import Objects
 from synthdet.data.batches import batches
 from synthdet.synthesis.stream import make_samples, Samples
 from synthdet.detection.train import as_floats
@@ -54,7 +55,7 @@ def seconds_per_step(feed, steps, warm=8):
 
 def alone(segmenter, weights, n=64):
     "Milliseconds of processor time that a batch costs without reuse: drawing its objects, cutting them out, composing."
-    samples, objects = stream(segmenter, 1, weights), make_objects('gan', DOMAIN, weights=weights)
+    samples, objects = stream(segmenter, 1, weights), make_objects(Objects('gan', str(weights or '')), DOMAIN)
     needed = QUICK['batch_size']*sum(map(samples.cutouts.blocks.counts, range(200)))/200 # objects of a batch, mean
     clock, times = time.perf_counter if torch.cuda.is_available() else time.process_time, {}
     start = clock(); drawn = [objects[k] for k in range(n)]; times['draw'] = (clock() - start)/n*needed
