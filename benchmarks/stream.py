@@ -22,7 +22,7 @@ from synthdet.data import butterflies
 from synthdet.synthesis.settings import Recipe
 from synthdet.boxes import chw, hwc
 from synthdet.core import run_info, write_atomic
-from synthdet.synthesis.cutouts import cutout
+from synthdet.synthesis.cut import cutout
 from synthdet.synthesis.stream import Samples
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'stream.json'
@@ -109,9 +109,10 @@ def torch_copy_paste(cutouts, backgrounds):
 
 def streams(cutouts, backgrounds):
     "The stream under three recipes."
-    base = Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), scale=SCALE, blend='feather', feather=(FEATHER, FEATHER), distractors=(0, 0), shadow=(0, 0), effects=0,
-                  background_crop=0, background_flip=0)
-    plain = replace(base, aspect=(1, 1), flip=0, rotate=(0, 0), shear=(0, 0), blur_share=0, contrast=(1, 1), multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
+    base = Recipe(image_size=SIZE, count=(OBJECTS, OBJECTS), scale=SCALE, blend='feather', feather=(FEATHER, FEATHER),
+                  distractors=(0, 0), shadow=(0, 0), effects=0, background_crop=0, background_flip=0)
+    plain = replace(base, aspect=(1, 1), flip=0, rotate=(0, 0), shear=(0, 0), blur_share=0, contrast=(1, 1),
+                    multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
     recipes = {'stream, same pastes': plain, 'stream, augmented': base, 'stream, default recipe': Recipe(image_size=SIZE)}
     return {name: Samples(cutouts, backgrounds, recipe).__getitem__ for name, recipe in recipes.items()}
 
@@ -142,7 +143,7 @@ def memory(n=20_000):
     class Many: # drawn when asked for, as files would be read
         def __len__(self): return 400
         def __getitem__(self, i): return chw(np.full((SIZE, SIZE, 3), i % 256, np.uint8))
-    samples = Samples(cutouts, Many(), Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), blend='feather'), budget_mb=64)
+    samples = Samples(cutouts, Many(), Recipe(image_size=SIZE, count=(OBJECTS, OBJECTS), blend='feather'), budget_mb=64)
     rows = []
     for i in range(n):
         samples[i]
