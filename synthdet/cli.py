@@ -43,7 +43,7 @@ def _given(a) -> dict:
 # %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
-    p = _parser('synthdet-run', f"Run an experiment notebook and print its summary; arms={','.join(ARMS)} are compared.")
+    p = _parser('synthdet-run', f"Run an experiment notebook and print its summary. Arms are {', '.join(ARMS)}.")
     p.add_argument('--notebook', help='experiment notebook (default: run_experiment of the checkout)')
     p.add_argument('--output', help='where the executed notebook goes (default: OUT/DOMAIN.ipynb)')
     a = p.parse_args(argv)
@@ -181,7 +181,7 @@ def _data(argv):
     p.add_argument('what', choices=('list', 'check', 'fetch', 'draw'))
     p.add_argument('names', nargs='*', metavar='NAME',
                    help=f"a domain ({', '.join(FACTS)}) or, to list or fetch, a data set")
-    p.add_argument('--root', help='folder in which the data sets lie, each as it was unpacked (default: data; draw: drawn)')
+    p.add_argument('--root', help='folder of the data sets, each as it was unpacked (default: data; draw: drawn)')
     p.add_argument('--accept', action='store_true', help='fetch: the terms of the data sets were read and are accepted')
     p.add_argument('--quick', action='store_true', help='check: do not decode every picture')
     p.add_argument('--options', default='', help='check: options of the domain, like split=official')

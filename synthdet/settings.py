@@ -235,13 +235,13 @@ def words(text) -> dict:
     return found
 
 def _with(settings, changes):
-    "The tree with some leaves changed at once, so that settings which belong together may change together: path -> value."
+    "The tree with some leaves (path -> value) changed at once: what belongs together may change together."
     branches = {}
     for path, value in changes.items():
         head, _, rest = path.partition('.')
         branches.setdefault(head, {})[rest] = value
-    new = {head: inner[''] if '' in inner else _with(getattr(settings, head), inner) for head, inner in branches.items()}
-    return replace(settings, **new)
+    for head, inner in branches.items(): branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
+    return replace(settings, **branches)
 
 def override(settings, changes):
     """A settings tree with some leaves changed; raises `UserError` for unknown or ambiguous names and bad values.

@@ -185,7 +185,7 @@ def read_note(path) -> dict:
 
     Returns
     -------
-    dict : name -> literal; texts only in files of version 0.1; empty where nothing was noted
+    dict : name -> literal; texts only in files of earlier versions; empty where nothing was noted
 
     Raises
     ------

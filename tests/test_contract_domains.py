@@ -177,7 +177,7 @@ def test_crops_are_refused_where_boxes_count(photographs, tmp_path):
     assert len(d.train) and len(d.backgrounds) and isinstance(d.class_images, Missing)
     for said in (refused(len, d.class_images), refused(lambda: d.class_images[0])):
         assert 'expected dmgan, or any folder as class_images=' in said
-        assert 'or ask for class_images crops, which spends the boxes of the training images' in said
+        assert 'or ask for class_images=crops, which spends the boxes of the training images' in said
     asked = load_domain(DataSource('birds', root=str(photographs), class_images='crops'), fallback=False)
     assert asked.boxes_spent == len(asked.class_images)
     other = load_domain('birds', photographs, class_images=tmp_path/'elsewhere', fallback=False)

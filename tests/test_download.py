@@ -574,7 +574,8 @@ def test_list_of_a_domain(birds, capsys):
     (birds/'INRIAPerson'/'Train'/'neg').mkdir(parents=True)
     code, out, _ = run(capsys, 'list', 'birds', '--root', birds)
     parts = ('boxes', 'class images', 'backgrounds')
-    rows = {(p, row.removeprefix(p).split()[0]): row for row in out.splitlines()[1:8] for p in parts if row.startswith(p)}
+    lines = [(p, line) for line in out.splitlines()[1:8] for p in parts if line.startswith(p)]
+    rows = {(p, line.removeprefix(p).split()[0]): line for p, line in lines}
     assert code == 0 and sorted(part for part, _ in rows) == ['backgrounds']*3 + ['boxes']*2 + ['class images']*2
     assert 'not here' in rows['boxes', 'cub'] and 'not here' in rows['class images', 'dmgan']
     assert f"here: {birds/'INRIAPerson'}" in rows['backgrounds', 'inria']

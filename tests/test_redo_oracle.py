@@ -1,4 +1,4 @@
-"ReDO against an oracle: networks, losses and a step once more, as plain functions of state dicts (Chen, Artières and Denoyer 2019, as released)."
+"ReDO (Chen, Artières and Denoyer 2019, as released) against an oracle: all of it once more, as functions of state dicts."
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +38,11 @@ def standard(x):
 
 
 def plain(s, name, x, **how): return F.conv2d(x, s[f"{name}.weight"], s.get(f"{name}.bias"), **how)
-def normed(s, name, x): return (standard(x)*s[f"{name}.weight"][:, None, None] + s[f"{name}.bias"][:, None, None]).relu()
+def normed(s, name, x):
+    scale, shift = (s[f"{name}.{k}"][:, None, None] for k in ("weight", "bias"))
+    return (standard(x)*scale + shift).relu()
+
+
 def dense(s, name, x): return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
 
 
@@ -77,7 +81,8 @@ def pyramid(s, x):
     "The features and their means over whole, half, third and sixth of the side."
     side = x.shape[-1]
     pooled = [plain(s, f"psp.{i}.1", F.avg_pool2d(x, side//parts)) for i, parts in enumerate((1, 2, 3, 6))]
-    return torch.cat([x, *(F.interpolate(p, size=(side, side), mode="bilinear", align_corners=False) for p in pooled)], 1)
+    wide = lambda p: F.interpolate(p, size=(side, side), mode="bilinear", align_corners=False)
+    return torch.cat([x, *map(wide, pooled)], 1)
 
 
 def mask_encoder(s, x):
@@ -89,8 +94,9 @@ def mask_encoder(s, x):
 
 
 def region_generator(s, net, mask, z):
-    "One region: noise makes the first 4 x 4 maps and sets every norm, the mask enters before every doubling and at the end."
-    def modulated(x, name): return (standard(x)*plain(s, f"{net}.gamma{name}", z) + plain(s, f"{net}.beta{name}", z)).relu()
+    "One region: noise makes the first 4 x 4 maps and sets every norm; the mask enters before every doubling and last."
+    def modulated(x, name):
+        return (standard(x)*plain(s, f"{net}.gamma{name}", z) + plain(s, f"{net}.beta{name}", z)).relu()
     side, j = mask.shape[-1], 0
     x = dense(s, f"{net}.dense", z.flatten(1)).reshape(len(z), -1, 4, 4)
     while x.shape[-1] < side:
@@ -102,11 +108,14 @@ def region_generator(s, net, mask, z):
     return spectral(s, f"{net}.convOut", torch.cat([modulated(x, "Out"), mask], 1)).tanh()*mask
 
 
-def region_generators(s, masks, z): return torch.stack([region_generator(s, f"net.{k}", masks[:, k, None], z[:, k]) for k in range(masks.shape[1])], 1)
+def region_generators(s, masks, z):
+    drawn = [region_generator(s, f"net.{k}", masks[:, k, None], z[:, k]) for k in range(masks.shape[1])]
+    return torch.stack(drawn, 1)
 
 
 def first_block(s, bloc, shortcut, x):
-    return halved(spectral(s, f"{bloc}.2", spectral(s, f"{bloc}.0", x).relu())) + spectral(s, f"{shortcut}.1", halved(x))
+    y = spectral(s, f"{bloc}.2", spectral(s, f"{bloc}.0", x).relu())
+    return halved(y) + spectral(s, f"{shortcut}.1", halved(x))
 
 
 def tower(s, net, k, x):
@@ -119,7 +128,11 @@ def tower(s, net, k, x):
 
 
 def discriminator(s, x): return tower(s, "", 0, attention(s, "selfAtt", first_block(s, "bloc0", "sc0", x)))
-def z_encoder(s, x): return tower(s, "net.", 1, first_block(s, "net.blocs.0", "net.sc.0", x)).reshape(len(x), -1, NZ, 1, 1)
+
+
+def z_encoder(s, x):
+    x = first_block(s, "net.blocs.0", "net.sc.0", x)
+    return tower(s, "net.", 1, x).reshape(len(x), -1, NZ, 1, 1)
 
 
 # The oracle: training
@@ -135,7 +148,8 @@ def generating(s, x, z):
     regions, fakes = draw(s, x, z)
     adversarial = -discriminator(s.discriminator, fakes).mean()
     reconstruction = (z - z_encoder(s.z_encoder, sum(regions.unbind(1)))).square().mean()
-    return dict(generator_adversarial=adversarial, z_reconstruction=reconstruction, generator_total=adversarial + 5*reconstruction)
+    return dict(generator_adversarial=adversarial, z_reconstruction=reconstruction,
+                generator_total=adversarial + 5*reconstruction)
 
 
 def judging(s, x, z, real):
@@ -186,12 +200,14 @@ def double(monkeypatch):
 def networks(size, nf, masks):
     "Networks in training mode in which no part is idle, and u and v are on their way to where they belong."
     torch.manual_seed(1)
-    nets = build_redo(dict(sizex=size, nMasks=masks, nf=nf, nz=NZ, temperature=TEMPERATURE, useSelfAttG=True, useSelfAttD=True))
+    options = dict(sizex=size, nMasks=masks, nf=nf, nz=NZ, temperature=TEMPERATURE)
+    nets = build_redo(dict(options, useSelfAttG=True, useSelfAttD=True))
     for m in (m for k in NETS for m in getattr(nets, k).train().modules()):
         if isinstance(m, torch.nn.InstanceNorm2d): m.weight.data.uniform_(.5, 1.5); m.bias.data.normal_()
         if isinstance(m, SelfAttention): m.gamma.data.fill_(.7)
         if isinstance(m, SNConv2d):
-            m.weight_orig.data *= torch.empty_like(m.weight_orig).uniform_(.2, 1.8) # orthogonal ones are there after one pass
+            w = m.weight_orig # an orthogonal one is there after one pass
+            w.data *= torch.empty_like(w).uniform_(.2, 1.8)
             m(torch.zeros(1, m.weight_orig.shape[1], 1, 1))
     for k in NETS: getattr(nets, k).double()
     return nets
@@ -283,7 +299,8 @@ def test_the_discriminators_loss_teaches_nobody_else():
 
 def test_the_schedule_is_the_released_one():
     c = RedoConfig()
-    assert (c.size, c.masks, c.nf, c.nz, c.batch, c.lr, c.lr_mask, c.weight_decay, c.z_weight) == (128, 2, 64, 32, 20, 1e-4, 1e-5, 1e-4, 5)
+    assert (c.size, c.masks, c.nf, c.nz, c.batch) == (128, 2, 64, 32, 20)
+    assert (c.lr, c.lr_mask, c.weight_decay, c.z_weight) == (1e-4, 1e-5, 1e-4, 5)
 
 
 def test_only_the_mask_encoder_has_weight_decay():
@@ -316,7 +333,8 @@ def run(tmp_path_factory):
         taken.append((images, real, z, more)); encoders.append(State(nets.mask_encoder))
         return losses
 
-    c = RedoConfig.small(nf=4, nz=NZ, steps=3, batch=4, check_every=3, average=.2, lr_mask=.1, collapse=0., z_weight=3., amp="none")
+    c = RedoConfig.small(nf=4, nz=NZ, steps=3, batch=4, check_every=3, average=.2, lr_mask=.1, collapse=0., z_weight=3.,
+                         amp="none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(redo, "redo_step", spy)
         kept = load_file(train_redo(flock, c, tmp_path_factory.mktemp("redo"))["path"])

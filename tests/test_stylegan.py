@@ -1,5 +1,4 @@
 "StyleGAN from files: both layouts against references written from the definitions, and files that must not be read."
-import importlib
 import json
 import pickle
 import sys
@@ -295,4 +294,3 @@ def test_a_size_that_the_file_lacks_is_refused(tmp_path):
     for size in (32, 12, 0): refused(path, f'size {size}', 'choose from 4, 8, 16', size=size)
 
 
-def test_the_network_is_where_its_file_is_read(): assert importlib.import_module('synthdet.stylegan').StyleGAN is StyleGAN

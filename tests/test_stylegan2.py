@@ -223,7 +223,7 @@ def hostile(marker):
                 attribute=(dumps(dict(a=Run(builtins.getattr, 1, "real"))), "builtins.getattr"), persistent=(elsewhere.getvalue(), "persistent id"),
                 loads=(dumps(Run(pickle.loads, dumps(Run(eval, touch)))), "_pickle.loads"), load=(dumps(Run(torch.load, "x")), "torch.serialization.load"),
                 inst=(b"(S'touch %b'\nios\nsystem\n." % str(marker).encode(), "os.system"), tensorflow=(dumps((Network(),)*3), "TensorFlow"), extension=(b"\x80\x02\x82\x01.", "EXT1"),
-                list=(dumps([]), "holds no network"), own=(b"\x80\x04\x8c\x12synthdet.stylegan2\x8c\x0eload_stylegan2\x93)R.", "synthdet.stylegan2.load_stylegan2"),
+                list=(dumps([]), "holds no network"), own=(b"\x80\x04\x8c\x1asynthdet.objects.stylegan2\x8c\x0eload_stylegan2\x93)R.", "synthdet.objects.stylegan2.load_stylegan2"),
                 dotted=(b"\x80\x04\x8c\x0etorch_utils\n.x\x8c\x01y\x93.", "torch_utils?.x.y"), page=(b"<html>Too many users</html>", "cannot be read"), empty=(b"", "cannot be read"))
 
 
@@ -246,7 +246,7 @@ def test_embedded_source_is_not_executed_and_nothing_is_imported(tmp_path):
     for place in ("torch_utils/persistence.py", "dnnlib/util.py"): # importable this time, and they would leave the marker too
         (tmp_path/place).parent.mkdir()
         for file in (tmp_path/place, (tmp_path/place).parent/"__init__.py"): file.write_text(f"open({str(marker)!r}, 'w')\nclass EasyDict(dict): pass\ndef _reconstruct_persistent_obj(meta): exec(meta['module_src'])")
-    code = ("import sys, torch; torch.set_num_threads(1); from synthdet.stylegan2 import load_stylegan2\nbefore = set(sys.modules)\n"
+    code = ("import sys, torch; torch.set_num_threads(1); from synthdet.objects.stylegan2 import load_stylegan2\nbefore = set(sys.modules)\n"
             "executed = []; sys.addaudithook(lambda event, a: executed.append(event) if event in ('exec', 'compile', 'os.system', 'subprocess.Popen') else None)\n"
             f"G = load_stylegan2({str(path)!r})\nnew = set(sys.modules) - before\n"
             "assert G(torch.zeros(1, 7) + 1).shape == (1, 3, 32, 32) and not {m.split('.')[0] for m in new} & {'torch_utils', 'dnnlib'}, new\n"

@@ -83,7 +83,7 @@ def drawn_scene(kind, seed, h=90, w=120, most=2):
         objects.append((x, y, a, b))
     return im, objects
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #63a67374
+# %% ../../nbs/1_data/14_fixtures.ipynb #c9776a33
 def _picture(path, kind, seed, **how):
     "Write a drawn scene; its objects."
     image, objects = drawn_scene(kind, seed, **how)
@@ -114,7 +114,7 @@ def _fddb(root, n):
         _lines(base/'FDDB-folds'/f'FDDB-fold-{fold:02}.txt', names)
         _lines(base/'FDDB-folds'/f'FDDB-fold-{fold:02}-ellipseList.txt', rows)
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #713f2578
+# %% ../../nbs/1_data/14_fixtures.ipynb #d9293dc4
 def _cub(root, n):
     "CUB-200-2011 with four classes, and the two lists of the paper's split."
     base, lists, m = root/'CUB_200_2011', root/'birds_splits', 8*n
@@ -133,7 +133,7 @@ def _cub(root, n):
     _lines(lists/'redo_split.txt', (f'{i} {(0, 0, 2, 1)[i % 4]}' for i in names))
     _lines(lists/'dmgan_test_filenames.txt', (name for i, name in names.items() if i > 4*n))
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #c80989a5
+# %% ../../nbs/1_data/14_fixtures.ipynb #53c5c482
 def _cars(root, n):
     "Stanford Cars: the devkit and torchvision's folders; the devkit tells no classes of the test part."
     base = root/'stanford_cars'
@@ -149,7 +149,7 @@ def _cars(root, n):
         if split == 'test': _mat(base/'cars_test_annos_withlabels.mat', annotations=labelled)
     _mat(base/'devkit'/'cars_meta.mat', class_names=np.array(['Round Coupe 2012', 'Square Van 2012'], object))
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #f24ff457
+# %% ../../nbs/1_data/14_fixtures.ipynb #b61df7e0
 def _landmarks(x, y, a, b):
     "Eyes, nose and corners of the mouth as RetinaFace lists them."
     points = (x-a//3, y-b//4), (x+a//3, y-b//4), (x, y), (x-a//3, y+b//3), (x+a//3, y+b//3)
@@ -171,7 +171,7 @@ def _widerface(root, n):
         _lines(base/'wider_face_split'/f'wider_face_{split}_bbx_gt.txt', official)
         if split == 'train': _lines(base/'train'/'label.txt', marked)
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #e19cb4a1
+# %% ../../nbs/1_data/14_fixtures.ipynb #5ea12c25
 def _qrcodes(root, n):
     "Photographs of QR codes with Pascal VOC files and lists."
     base, names = root/'qrcodes', {'train': [], 'test': []}
@@ -208,7 +208,7 @@ def _grounds(root, n):
         shown = [f'{name} {-1 if i % 3 else 1:2}' for i, name in enumerate(names)]
         for c in ('person', 'bird', 'car'): _lines(base/'ImageSets'/'Main'/f'{c}_{split}.txt', shown)
 
-# %% ../../nbs/1_data/14_fixtures.ipynb #2c88aece
+# %% ../../nbs/1_data/14_fixtures.ipynb #d25357e2
 TREES = dict(faces=_fddb, birds=_cub, cars=_cars, wider=_widerface, qrcodes=_qrcodes)
 
 def make_fixture(domain, folder, n=3) -> Path:

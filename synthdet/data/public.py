@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKGROUNDS', 'Crops', 'CentreCropped', 'faces', 'birds', 'cars', 'wider', 'qr_code', 'qrcodes']
 
-# %% ../../nbs/1_data/08_public.ipynb #4a111253
+# %% ../../nbs/1_data/08_public.ipynb #e1c6280d
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
 
-# %% ../../nbs/1_data/08_public.ipynb #36691ef6
+# %% ../../nbs/1_data/08_public.ipynb #d7a7ab6d
 class Crops(Dataset):
     """Cut the objects of a labelled set out at their boxes, as class images; grey pictures are left out.
 
@@ -61,7 +61,7 @@ def _grey(path):
     "Is this picture stored without colour?"
     with Image.open(path) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
 
-# %% ../../nbs/1_data/08_public.ipynb #cdca944a
+# %% ../../nbs/1_data/08_public.ipynb #9cfdc3fd
 class CentreCropped(Dataset):
     """Take class images at one size, and the middle of them, as the released code takes its cars.
 
@@ -85,7 +85,7 @@ class CentreCropped(Dataset):
         "What names these pictures, to be hashed."
         return ['centre cropped', self.size, self.crop, fingerprint(self.images)]
 
-# %% ../../nbs/1_data/08_public.ipynb #9ecbe959
+# %% ../../nbs/1_data/08_public.ipynb #4bc7e7dc
 def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
     """(class images of a public domain, where they are from): the source `wanted`, a folder, or the first source that
     is there."""
@@ -101,7 +101,7 @@ def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
     free = [wanted] if wanted else [s for s in sources if s != 'crops' or fallback]
     known = [s for s in free if s in SETS]
     ways = [how_to_get(known[-1])] if known else []
-    if spends: ways.append("or ask for class_images crops, which spends the boxes of the training images")
+    if spends: ways.append("or ask for class_images=crops, which spends the boxes of the training images")
     return Missing('; '.join([f"{root}: has no class images of {name!r}", f"expected {' or '.join(free)}, or any "
                               "folder as class_images=", *ways])), ''
 
@@ -110,7 +110,7 @@ def _found(folder):
     files = pictures(folder)
     return ClassImages(files, [1]*len(files), Path(folder).parent)
 
-# %% ../../nbs/1_data/08_public.ipynb #eb6143fe
+# %% ../../nbs/1_data/08_public.ipynb #592984b3
 def _inria(name, root):
     "INRIA's negatives, training and test."
     place = locate('inria', root)
@@ -137,7 +137,7 @@ def _listed_in_voc(root, lists, without):
 
 BACKGROUNDS = dict(inria=_inria, voc=_voc, released=_released)
 
-# %% ../../nbs/1_data/08_public.ipynb #f1fe68e4
+# %% ../../nbs/1_data/08_public.ipynb #f21cbf80
 def _backgrounds(name, root, wanted):
     "The backgrounds of a public domain: by name of BACKGROUNDS, a folder, or the first that are there."
     if wanted and wanted not in BACKGROUNDS and not Path(wanted).is_dir():
@@ -154,7 +154,7 @@ def _backgrounds(name, root, wanted):
     if not lost: return Images(files)
     raise UserError(f"{lost}: no such picture, but a list names it; expected all of them, so unpack the data set again")
 
-# %% ../../nbs/1_data/08_public.ipynb #d31f530a
+# %% ../../nbs/1_data/08_public.ipynb #2d2efb36
 def _labelled(listed, folder, classes, *, drop=False):
     """A labelled set from what an annotation file lists, boxes outside their picture refused, or left out with
     `drop`; raises `UserError` for pictures that are not there."""
@@ -171,7 +171,7 @@ def _labelled(listed, folder, classes, *, drop=False):
         notes.update(told)
     return DetectionDataset(files, targets, classes, notes)
 
-# %% ../../nbs/1_data/08_public.ipynb #510544bc
+# %% ../../nbs/1_data/08_public.ipynb #fe881f69
 def _root(name, root):
     "The folder of public data; raises `UserError` when there is none."
     if root and Path(root).is_dir(): return Path(root)
@@ -195,7 +195,7 @@ def _public(name, root, sets, class_images, backgrounds, **more):
         source=str(own if own.is_dir() else root), counts=facts.counts, preset=facts.preset,
         class_images_from=origin, boxes_spent=len(images) if isinstance(images, Crops) else 0)
 
-# %% ../../nbs/1_data/08_public.ipynb #009d451e
+# %% ../../nbs/1_data/08_public.ipynb #c5981784
 def faces(root, class_images='', backgrounds='') -> Domain:
     """Read FDDB: 1,449 / 581 / 815 photographs of 5,171 faces (paper, section 4).
 
@@ -215,7 +215,7 @@ def faces(root, class_images='', backgrounds='') -> Domain:
             sets[split] = _labelled([p._replace(id=i) for i, p in enumerate(listed)], place, ('face',))
     return _public('faces', root, sets, class_images, backgrounds)
 
-# %% ../../nbs/1_data/08_public.ipynb #2440727e
+# %% ../../nbs/1_data/08_public.ipynb #047c36a0
 def _bird_split(base, root, split, redo, dmgan):
     "dict id -> 0 train, 1 validation, 2 test; raises `UserError` for lists that are not there."
     names = {p.id: p.file for p in cub_birds(base)}
@@ -250,7 +250,7 @@ def birds(root, class_images='', backgrounds='', split:str='paper', redo='', dmg
             sets[s] = _labelled([p for p in listed if part[p.id] == k], base/'images', ('bird',))
     return _public('birds', root, sets, class_images, backgrounds, fallback=fallback)
 
-# %% ../../nbs/1_data/08_public.ipynb #17e949af
+# %% ../../nbs/1_data/08_public.ipynb #c7912fcb
 def cars(root, class_images='', backgrounds='', centre_crop:bool=False) -> Domain:
     """Read Stanford Cars: 7,144 / 1,000 / 8,041 photographs of one car each; the first 1,000 rows of the training list
     are for validation (paper, section 4).
@@ -276,7 +276,7 @@ def cars(root, class_images='', backgrounds='', centre_crop:bool=False) -> Domai
     if not centre_crop or isinstance(d.class_images, Missing): return d
     return replace(d, class_images=CentreCropped(d.class_images))
 
-# %% ../../nbs/1_data/08_public.ipynb #effc6dac
+# %% ../../nbs/1_data/08_public.ipynb #8f629846
 def wider(root, class_images='', backgrounds='', landmarks:bool=True) -> Domain:
     """Read WIDER FACE: 12,880 training images, and the 3,226 of the official validation set for both validation and
     test. Faces without area are left out.
@@ -303,7 +303,7 @@ def wider(root, class_images='', backgrounds='', landmarks:bool=True) -> Domain:
             sets['val'] = sets['test'] = part(wider_faces(official['val']), 'val')
     return _public('wider', root, sets, class_images, backgrounds)
 
-# %% ../../nbs/1_data/08_public.ipynb #3a754c88
+# %% ../../nbs/1_data/08_public.ipynb #d77281d9
 def qr_code(i) -> ClassImage:
     """Draw a QR code with its mask.
 
@@ -325,7 +325,7 @@ def qr_code(i) -> ClassImage:
     grey, mask = drawn(np.where(dark, 0, 255), 255), drawn(np.full(dark.shape, 255), 0)
     return ClassImage(chw(np.stack([grey, grey, grey, mask], -1).astype(np.uint8)), 1, f'qr_code/{i}')
 
-# %% ../../nbs/1_data/08_public.ipynb #9359f447
+# %% ../../nbs/1_data/08_public.ipynb #66f73b1a
 def _qr_photographs(base):
     "The three labelled sets of a folder in Pascal VOC form; raises `UserError` for other classes and lost pictures."
     data = read_detection(base, images=base/'JPEGImages')

@@ -55,7 +55,8 @@ def mixed(arm) -> list:
     """
     share, n_fake = arm.share, arm.synthesis.n_fake
     if share is None and not n_fake:
-        raise UserError("arm 'mixed' of an endless stream needs the share of photographs; give share=0.5 or n_fake=1000")
+        raise UserError("arm 'mixed' of an endless stream needs the share of photographs; give share=0.5, or "
+                        "n_fake=1000")
     if share in (0, 1):
         raise UserError(f"share={share:g} is one source alone; choose arm scratch_long or pretrain_only")
     return _phases(arm, (Mixture(arm.labels, arm.synthesis, share), arm.steps + arm.pretrain_steps))
@@ -100,6 +101,7 @@ def _bent(arm):
     "The settings of a protocol as the domain and the kind of experiment change them."
     protocol, domain, changes = arm.protocol, arm.data.domain, {}
     if domain == 'wider': changes['select'] = 'last'
+    if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha') # they are drawn
     if protocol == 'released' and domain == 'cars': changes['options'] = 'centre_crop=True'
     if protocol == 'released' and arm.synthesis.n_fake:
         changes.update(pretrain_steps=arm.pretrain_steps//2, order='first')

@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #2a5e1d0f
-ARM_COLOURS = dict(scratch='#888888', scratch_long='#333333', pretrain='#d95f02', pretrain_only='#e6ab02', mixed='#7570b3')
+ARM_COLOURS = dict(scratch='#888888', scratch_long='#333333', pretrain='#d95f02', pretrain_only='#e6ab02',
+                   mixed='#7570b3')
 
 def _axes(ax, height=3.6):
     "`ax`, or new ones as wide as a page, without a frame."

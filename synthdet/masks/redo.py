@@ -379,7 +379,7 @@ def _known(val, size):
     raise UserError(f"val holds {len(images)} images and masks {said(masks)}; expected one bool mask [H,W] for each, "
                     "as a tensor [M,H,W]")
 
-# %% ../../nbs/3_masks/02_redo.ipynb #9f8c3605
+# %% ../../nbs/3_masks/02_redo.ipynb #a33f08cd
 def _kept(run):
     "The path of the mask encoder, written when it is not there; raises `UserError` when there is none to write."
     path, at, c = run.out/'mask_encoder.safetensors', run.at, run.config

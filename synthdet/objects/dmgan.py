@@ -12,10 +12,10 @@ import re, reprlib, warnings
 from typing import NamedTuple
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..core import choose, digest, generator, UserError
+from .stylenet import normals, rows
 from .unpickle import read_pickle
 from ..weights import fit_weights, read_weights
 
@@ -35,12 +35,16 @@ class TextEncoder(nn.Module):
         self.rnn = nn.LSTM(embedding, hidden, batch_first=True, bidirectional=True)
 
     def forward(self, captions, lengths):
-        """The forward pass.
+        """Read captions.
 
         Parameters
         ----------
-        captions, lengths : int64 [N,W], int64 [N] in 1..W, any order -> [N,2*hidden,T], [N,2*hidden]; T the longest
-            length
+        captions : int64 [N,W]
+        lengths : int64 [N] in 1..W, in any order
+
+        Returns
+        -------
+        float [N,2*hidden,T] of the words, T the longest length, and [N,2*hidden] of the sentences
         """
         packed = pack_padded_sequence(self.encoder(captions), lengths.cpu(), batch_first=True, enforce_sorted=False)
         out, (last, _) = self.rnn(packed)
@@ -50,19 +54,15 @@ class TextEncoder(nn.Module):
 # %% ../../nbs/2_objects/05_dmgan.ipynb #879fa2bf
 class GLU(nn.Module):
     "The first half of the channels times the sigmoid of the second half."
-    def forward(self, x):
-        """The forward pass.
-
-        Parameters
-        ----------
-        x : [N,2C,...] -> [N,C,...]
-        """
+    def forward(self, x): # [N,2C,...] -> [N,C,...]
         a, b = x.chunk(2, 1)
         return a*b.sigmoid()
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #ab78e815
 def _conv(i, o): return nn.Conv2d(i, o, 3, padding=1, bias=False)
-def _double(i, o): return nn.Sequential(nn.Upsample(scale_factor=2, mode='nearest'), _conv(i, 2*o), nn.BatchNorm2d(2*o), GLU())
+def _double(i, o):
+    "Twice the side, convolved."
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode='nearest'), _conv(i, 2*o), nn.BatchNorm2d(2*o), GLU())
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #6aa37220
 class Residual(nn.Module):
@@ -78,13 +78,8 @@ class Augmentation(nn.Module):
     def __init__(self, text, condition):
         super().__init__()
         self.fc, self.glu = nn.Linear(text, 4*condition), GLU()
-    def forward(self, sentence, eps):
-        """The forward pass.
 
-        Parameters
-        ----------
-        sentence, eps : [N,text], [N,condition] -> [N,condition]
-        """
+    def forward(self, sentence, eps): # [N,text], [N,condition] -> [N,condition]
         mu, logvar = self.glu(self.fc(sentence)).chunk(2, 1)
         return mu + (.5*logvar).exp()*eps
 
@@ -95,14 +90,9 @@ class FirstStage(nn.Module):
         super().__init__()
         top = 16*gf
         self.fc = nn.Sequential(nn.Linear(inputs, top*4*4*2, bias=False), nn.BatchNorm1d(top*4*4*2), GLU())
-        for k in range(4): setattr(self, f'upsample{k + 1}', _double(top >> k, top >> k + 1))
-    def forward(self, c, z):
-        """The forward pass.
+        for k in range(4): self.add_module(f'upsample{k + 1}', _double(top >> k, top >> k + 1))
 
-        Parameters
-        ----------
-        c, z : [N,condition], [N,noise] -> [N,gf,64,64]
-        """
+    def forward(self, c, z): # [N,condition], [N,noise] -> [N,gf,64,64]
         x = self.fc(torch.cat([c, z], 1)).unflatten(1, (-1, 4, 4))
         for k in range(4): x = getattr(self, f'upsample{k + 1}')(x)
         return x
@@ -137,34 +127,50 @@ class MemoryStage(nn.Module):
         self.upsample = _double(2*gf, gf)
 
     def write(self, h, words):
-        """The state.
+        """Write the memory: each word, gated by how much it matters for the picture so far.
 
         Parameters
         ----------
-        h, words : [N,gf,H,W], [N,text,T] -> memory [N,2*gf,T]
+        h : float [N,gf,H,W]
+        words : float [N,text,T]
+
+        Returns
+        -------
+        float [N,2*gf,T]
         """
         avg = h.mean((2, 3))                                                            # [N,gf]
         gate = (self.A(words.transpose(1, 2)) + self.B(avg)[:, None]).sigmoid().mT      # [N,1,T]
         return self.M_w(words)*gate + self.M_r(avg[..., None])*(1 - gate)
 
     def read(self, h, memory, masked):
-        """The state.
+        """Let every place read from the memory.
 
         Parameters
         ----------
-        h, memory, masked : [N,gf,H,W], [N,2*gf,T], bool [N,HW or 1,T] -> what each place reads [N,gf,H,W], from which
-            words [N,HW,T]
+        h : float [N,gf,H,W]
+        memory : float [N,2*gf,T]
+        masked : bool [N,HW or 1,T]: words that a place must not read
+
+        Returns
+        -------
+        float [N,gf,H,W]: what each place reads, and [N,HW,T]: from which words
         """
         scores = h.flatten(2).mT @ self.key(memory)                                     # [N,HW,T]
         weights = scores.masked_fill(masked, -torch.inf).softmax(2)
         return (self.value(memory) @ weights.mT).unflatten(2, h.shape[2:]), weights
 
     def forward(self, h, words, masked):
-        """The forward pass.
+        """Take what the memory answers, place by place, and double the size.
 
         Parameters
         ----------
-        h, words, masked : [N,gf,H,W], [N,text,T], bool [N,HW or 1,T] -> [N,gf,2H,2W]
+        h : float [N,gf,H,W]
+        words : float [N,text,T]
+        masked : bool [N,HW or 1,T]
+
+        Returns
+        -------
+        float [N,gf,2H,2W]
         """
         answer, _ = self.read(h, self.write(h, words), masked)
         gate = self.response_gate(torch.cat([h, answer], 1))                            # [N,1,H,W]
@@ -177,7 +183,8 @@ class ImageHead(nn.Module):
     def __init__(self, gf):
         super().__init__()
         self.img = nn.Sequential(_conv(gf, 3), nn.Tanh())
-    def forward(self, h): return self.img(h)
+
+    def forward(self, h): return self.img(h) # [N,gf,H,W] -> [N,3,H,W]
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #597f9295
 class Generator(nn.Module):
@@ -200,12 +207,20 @@ class Generator(nn.Module):
         self.h_net3, self.img_net3 = MemoryStage(gf, text, blocks), ImageHead(gf)
 
     def forward(self, words, sentence, padding, z, eps, quirk=False):
-        """The forward pass.
+        """Draw pictures of three sizes.
 
         Parameters
         ----------
-        words, sentence, padding, z, eps, quirk : [N,text,T], [N,text], bool [N,T], [N,noise], [N,condition] -> 3 x
-            [N,3,S,S]
+        words : float [N,text,T]
+        sentence : float [N,text]
+        padding : bool [N,T], True where a caption has no word
+        z : float [N,noise]
+        eps : float [N,condition]
+        quirk : of `mask_rows`
+
+        Returns
+        -------
+        float [N,3,64,64], [N,3,128,128] and [N,3,256,256] in -1..1
         """
         h1 = self.h_net1(self.ca_net(sentence, eps), z)
         h2 = self.h_net2(h1, words, mask_rows(padding, h1[0, 0].numel(), quirk=quirk))
@@ -216,9 +231,10 @@ class Generator(nn.Module):
 def _integers(name, x, expected):
     "`x` as an int64 tensor. Raises `UserError` unless it holds integers only."
     try: x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError): raise UserError(f'{name} cannot be made a tensor of integers; expected {expected}') from None
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool: raise UserError(f'{name} are {str(x.dtype)[6:]}; expected integers: {expected}')
-    return x.long()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f'{name} cannot be made a tensor of integers; expected {expected}') from None
+    if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool): return x.long()
+    raise UserError(f'{name} are {str(x.dtype)[6:]}; expected integers: {expected}')
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #a2eb27c9
 def check_captions(captions, lengths, words):
@@ -235,34 +251,31 @@ def check_captions(captions, lengths, words):
     -------
     both as int64 tensors
     """
-    captions, lengths = _integers('captions', captions, f'word numbers 0..{words - 1} of shape [N,W]'), _integers('lengths', lengths, 'the number of words of each caption')
-    if captions.ndim != 2 or not captions.numel(): raise UserError(f'captions have shape {list(captions.shape)}; expected [N,W]: N captions, each padded with 0 to W words')
-    (n, w), lengths = captions.shape, lengths.to(captions.device)
-    if lengths.shape != (n,): raise UserError(f'lengths have shape {list(lengths.shape)}; expected [{n}], one per caption')
-    first = lambda bad: int(bad.nonzero()[0, 0])
-    if (bad := (lengths < 1) | (lengths > w)).any(): raise UserError(f'caption {first(bad)} has length {lengths[first(bad)]}; expected 1..{w}, as captions are {w} words wide')
-    if (bad := (captions < 0) | (captions >= words)).any():
-        raise UserError(f'caption {first(bad)} has word {captions[bad][0]}; the text encoder knows 0..{words - 1}, so use the vocabulary it was trained with')
-    after = torch.arange(w, device=captions.device) >= lengths[:, None]
-    if (bad := after & (captions != 0)).any(): raise UserError(f'caption {first(bad)} goes on after its length {lengths[first(bad)]}; put 0 there, or mend its length')
-    if (bad := (captions == 0).all(1)).any(): raise UserError(f'caption {first(bad)} has no word, only padding (0); give it at least one')
-    if ((captions == 0) & ~after).any(): warnings.warn('a caption has padding (0) within its length; the text encoder reads it, the memory does not')
+    captions = _integers('captions', captions, f'word numbers 0..{words - 1} of shape [N,W]')
+    lengths = _integers('lengths', lengths, 'the number of words of each caption').to(captions.device)
+    if captions.ndim != 2 or not captions.numel():
+        raise UserError(f'captions have shape {list(captions.shape)}; expected [N,W]: N captions, each padded with 0')
+    n, w = captions.shape
+    if lengths.shape != (n,): raise UserError(f'lengths have shape {list(lengths.shape)}; expected [{n}], one each')
+    _none((lengths < 1) | (lengths > w), f'has a length that is not in 1..{w}, and captions are {w} words wide')
+    _none(((captions < 0) | (captions >= words)).any(1),
+          f'has a word that the text encoder does not know, of 0..{words - 1}; use the vocabulary it was trained with')
+    after, empty = torch.arange(w, device=captions.device) >= lengths[:, None], captions == 0
+    _none((after & ~empty).any(1), 'goes on after its length; put 0 there, or mend its length')
+    _none(empty.all(1), 'has no word, only padding (0); give it at least one')
+    if (empty & ~after).any():
+        warnings.warn('a caption has padding (0) within its length; the text encoder reads it, the memory does not')
     return captions, lengths
 
-# %% ../../nbs/2_objects/05_dmgan.ipynb #b3628e66
-def _noise(name, x, n, size, like):
-    "`x` as a tensor [n,size] of the kind of `like`. Raises `UserError` for another size, another kind or NaN."
-    expected = f'expected standard normal numbers of shape [{n},{size}]'
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point(): raise UserError(f'{name} is {str(x.dtype)[6:] if isinstance(x, torch.Tensor) else type(x).__name__}, not a tensor of floats; {expected}')
-    if x.shape != (n, size): raise UserError(f'{name} has shape {list(x.shape)}; {expected}, for {n} captions')
-    if not x.isfinite().all(): raise UserError(f'{name} holds NaN or infinity; {expected}')
-    return x.to(like)
+def _none(bad, what):
+    "Raise `UserError` when one of the captions is bad: bool [N]."
+    if bad.any(): raise UserError(f'caption {int(bad.nonzero()[0])} {what}')
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f959165d
 def _own_eps(captions, lengths, z, size):
     "Standard normal [N,size]: row n is a function of caption n and z[n]."
-    rows = [generator(0, 'dmgan eps', digest(z[n].float(), captions[n, :length].tolist())).standard_normal(size, dtype=np.float32) for n, length in enumerate(lengths.tolist())]
-    return torch.from_numpy(np.stack(rows)).to(z)
+    names = [digest(v.float(), c[:length].tolist()) for v, c, length in zip(z, captions, lengths.tolist())]
+    return normals(size, [(0, 'dmgan eps', name) for name in names]).to(z)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #6b505c64
 class DMGAN(nn.Module):
@@ -281,7 +294,7 @@ class DMGAN(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions, lengths, z, eps=None, batch_mask_quirk=False):
-        """Draw one bird per caption. Raises `UserError` for captions or noise that do not fit and for pictures that
+        """Draw one bird per caption; raises `UserError` for captions or noise that do not fit and for pictures that
         are NaN or constant.
 
         Parameters
@@ -298,28 +311,34 @@ class DMGAN(nn.Module):
         """
         net, weight = self.generator, self.text_encoder.encoder.weight
         captions, lengths = (x.to(weight.device) for x in check_captions(captions, lengths, len(weight)))
-        z = _noise('z', z, len(captions), net.noise, weight)
-        eps = _own_eps(captions, lengths, z, net.condition) if eps is None else _noise('eps', eps, len(captions), net.condition, weight)
+        n = len(captions)
+        z = rows(z, 'z', (net.noise,), n=n).to(weight)
+        if eps is None: eps = _own_eps(captions, lengths, z, net.condition)
+        else: eps = rows(eps, 'eps', (net.condition,), n=n).to(weight)
         words, sentence = self.text_encoder(captions, lengths)
         images = net(words, sentence, captions[:, :words.shape[2]] == 0, z, eps, quirk=batch_mask_quirk)
-        if not all(x.isfinite().all() for x in images): raise UserError('the generator returned NaN or infinity; its weights are damaged or not those of a trained generator')
-        if (images[-1].amax((1, 2, 3)) == images[-1].amin((1, 2, 3))).any(): raise UserError('the generator returned a picture of one colour; its weights are damaged or not those of a trained generator')
-        return images
+        low, high = images[-1].amin((1, 2, 3)), images[-1].amax((1, 2, 3))
+        if all(x.isfinite().all() for x in images) and (low < high).all(): return images
+        raise UserError('the generator returned NaN, infinity or a picture of one colour; '
+                        'its weights are damaged or not those of a trained generator')
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #35e5be9c
+def _matrix(state, key):
+    "The shape of a matrix in a file; (0, 0) where there is none."
+    return tuple(state[key].shape) if key in state and state[key].ndim == 2 else (0, 0)
+
 def _sizes(state):
     "The options of `Generator` that a file's shapes speak for; {} when they say nothing sensible."
-    shape = lambda k: state[k].shape if k in state and state[k].ndim == 2 else (0, 0)
-    (top, inputs), (c4, text) = shape('h_net1.fc.0.weight'), shape('ca_net.fc.weight')
-    sizes = dict(gf=top//512, condition=c4//4, noise=inputs - c4//4, text=text, blocks=len({k.split('.')[2] for k in state if k.startswith('h_net2.residual.')}))
+    (top, inputs), (c4, text) = _matrix(state, 'h_net1.fc.0.weight'), _matrix(state, 'ca_net.fc.weight')
+    blocks = len({k.split('.')[2] for k in state if k.startswith('h_net2.residual.')})
+    sizes = dict(gf=top//512, condition=c4//4, noise=inputs - c4//4, text=text, blocks=blocks)
     return sizes if min(sizes.values()) > 0 else {}
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8f3e2424
 def _reader_sizes(state):
     "The options of `TextEncoder` that a file's shapes speak for."
-    shape = lambda k: state[k].shape if k in state and state[k].ndim == 2 and state[k].numel() else (1, 0)
-    (words, embedding), (_, hidden) = shape('encoder.weight'), shape('rnn.weight_hh_l0')
-    return dict(words=words, **(dict(embedding=embedding, hidden=hidden) if embedding and hidden else {}))
+    (words, embedding), (_, hidden) = _matrix(state, 'encoder.weight'), _matrix(state, 'rnn.weight_hh_l0')
+    return dict(words=words or 1, **(dict(embedding=embedding, hidden=hidden) if embedding and hidden else {}))
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8858d93e
 def _loaded(make, path, released, guess):
@@ -327,12 +346,13 @@ def _loaded(make, path, released, guess):
     `UserError`."""
     state = read_weights(path)
     shapes = lambda entries: {(k, v.shape) for k, v in entries.items() if not k.endswith('num_batches_tracked')}
-    with torch.device('meta'): nets = [make(**sizes(state)) for sizes in (released, guess)] # takes neither memory nor randomness
+    with torch.device('meta'): nets = [make(**sizes(state)) for sizes in (released, guess)] # no memory, no randomness
     net = min(nets, key=lambda n: len(shapes(n.state_dict()) ^ shapes(state))).to_empty(device='cpu')
-    for name, buffer in net.named_buffers(): buffer.zero_()                                 # counters that old files do not have
+    for buffer in net.buffers(): buffer.zero_() # counters that old files do not have
     fit_weights(net, state, path)
     for k, v in net.state_dict().items():
-        if not v.isfinite().all(): raise UserError(f'{path}: {k!r} holds NaN or infinity; the file is damaged, so get it again')
+        if not v.isfinite().all():
+            raise UserError(f'{path}: {k!r} holds NaN or infinity; the file is damaged, so get it again')
     return net
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #2de3b2c1
@@ -362,15 +382,19 @@ def read_vocabulary(path) -> Vocabulary:
     """
     content = read_pickle(path)
     if not (isinstance(content, (list, tuple)) and [type(x) for x in content] == [list, list, dict, dict]):
-        raise UserError(f'{path} is not a vocabulary; expected a pickled list of train captions, test captions, number -> word and word -> number')
+        raise UserError(f'{path} is not a vocabulary; expected a pickled list of train captions, test captions, '
+                        'number -> word and word -> number')
     v = Vocabulary(*content)
     known = {i for i, w in v.words.items() if type(i) is int and isinstance(w, str)}
     if not known or known != set(range(len(v.words))) or v.ids != {w: i for i, w in v.words.items()}:
-        raise UserError(f'{path}: its two dictionaries do not mirror each other; expected words numbered from 0, and the same the other way round')
+        raise UserError(f'{path}: its two dictionaries do not mirror each other; expected words numbered from 0, '
+                        'and the same the other way round')
+    fits = lambda c: isinstance(c, list) and c and all(type(i) is int and i in known for i in c)
     for split in ('train', 'test'):
         for k, caption in enumerate(getattr(v, split)):
-            if not (isinstance(caption, list) and caption and all(type(i) is int and i in known for i in caption)):
-                raise UserError(f'{path}: {split} caption {k} is {reprlib.repr(caption)}; expected a list of word numbers 0..{len(known) - 1}')
+            if fits(caption): continue
+            raise UserError(f'{path}: {split} caption {k} is {reprlib.repr(caption)}; '
+                            f'expected a list of word numbers 0..{len(known) - 1}')
     return v
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f7a60dd3
@@ -391,9 +415,13 @@ def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
     net = _loaded(Generator, generator, lambda state: {}, _sizes)
     reader = _loaded(TextEncoder, text_encoder, lambda state: dict(words=_reader_sizes(state)['words']), _reader_sizes)
     words, numbers = len(reader.encoder.weight), 2*reader.rnn.hidden_size
-    if numbers != net.text: raise UserError(f'{text_encoder} gives {numbers} numbers per word, {generator} takes {net.text}; use the two files that were trained together')
+    if numbers != net.text:
+        raise UserError(f'{text_encoder} gives {numbers} numbers per word, {generator} takes {net.text}; '
+                        'use the two files that were trained together')
     vocabulary = None if captions is None else read_vocabulary(captions)
-    if vocabulary and len(vocabulary.words) != words: raise UserError(f'{captions} has {len(vocabulary.words)} words, {text_encoder} knows {words}; use the vocabulary it was trained with')
+    if vocabulary and len(vocabulary.words) != words:
+        raise UserError(f'{captions} has {len(vocabulary.words)} words, {text_encoder} knows {words}; '
+                        'use the vocabulary it was trained with')
     return DMGAN(net, reader, vocabulary)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #98011b19
@@ -411,29 +439,33 @@ def tokens(text, vocabulary:Vocabulary) -> list:
     -------
     list : word numbers
     """
-    found = [w for w in (t.encode('ascii', 'ignore').decode() for t in re.findall(r'\w+', text.lower())) if w]
-    ids, unknown = [vocabulary.ids[w] for w in found if w in vocabulary.ids], [w for w in found if w not in vocabulary.ids]
-    if not ids: raise UserError(f'{text[:60]!r} has no word that the vocabulary knows; describe a bird in plain English, such as: a bird with red wings')
+    found = [t.encode('ascii', 'ignore').decode() for t in re.findall(r'\w+', text.lower())]
+    ids = [vocabulary.ids[w] for w in found if w in vocabulary.ids]
+    unknown = [w for w in found if w and w not in vocabulary.ids]
+    if not ids:
+        raise UserError(f'{text[:60]!r} has no word that the vocabulary knows; '
+                        'describe a bird in plain English, such as: a bird with red wings')
     if unknown: warnings.warn(f"not in the vocabulary, left out: {', '.join(unknown)}")
     return ids
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #1c01a7a5
 def _inputs(G, captions, gs):
     "Lists of word numbers, and a generator for each, as the arguments of `G`."
-    kept = [c if len(c) <= WORDS else [c[i] for i in sorted(g.choice(len(c), WORDS, replace=False))] for c, g in zip(captions, gs)]
+    some = lambda c, g: c if len(c) <= WORDS else [c[i] for i in sorted(g.choice(len(c), WORDS, replace=False))]
+    kept = [torch.tensor(some(c, g)) for c, g in zip(captions, gs)]
     normal = lambda size: torch.from_numpy(np.stack([g.standard_normal(size, dtype=np.float32) for g in gs]))
-    return dict(captions=nn.utils.rnn.pad_sequence([torch.tensor(c) for c in kept], batch_first=True), lengths=torch.tensor([len(c) for c in kept]),
-                z=normal(G.generator.noise), eps=normal(G.generator.condition))
+    lengths, captions = torch.tensor([len(c) for c in kept]), nn.utils.rnn.pad_sequence(kept, batch_first=True)
+    return dict(captions=captions, lengths=lengths, z=normal(G.generator.noise), eps=normal(G.generator.condition))
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e9155766
 def _vocabulary(G):
     "The vocabulary of `G`. Raises `UserError` when it was loaded without."
-    if G.vocabulary is None: raise UserError('the network was loaded without a vocabulary; give captions.pickle as the third argument of load_dmgan')
-    return G.vocabulary
+    if G.vocabulary is not None: return G.vocabulary
+    raise UserError('the network was loaded without a vocabulary; give captions.pickle as third argument of load_dmgan')
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #c900af19
 def say(G:DMGAN, texts, seed=0) -> dict:
-    """What `G` needs to draw sentences. Raises `UserError` for a sentence without a known word.
+    """What `G` needs to draw sentences; raises `UserError` for a sentence without a known word.
 
     Parameters
     ----------
@@ -445,13 +477,14 @@ def say(G:DMGAN, texts, seed=0) -> dict:
     -------
     dict : arguments of `G`: captions, lengths, z, eps
     """
-    if isinstance(texts, str) or not len(texts): raise UserError(f'sentences are {texts!r}; expected a list of at least one sentence')
-    vocabulary = _vocabulary(G)
-    return _inputs(G, [tokens(t, vocabulary) for t in texts], [generator(seed, 'dmgan say', k) for k in range(len(texts))])
+    if isinstance(texts, str) or not len(texts):
+        raise UserError(f'sentences are {texts!r}; expected a list of at least one sentence')
+    ids = [tokens(t, _vocabulary(G)) for t in texts]
+    return _inputs(G, ids, [generator(seed, 'dmgan say', k) for k in range(len(texts))])
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e231f677
 def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
-    """What `G` needs to draw objects `ks`: item k is a function of (seed, k). Raises `UserError` for an unknown split
+    """What `G` needs to draw objects `ks`: item k is a function of (seed, k); raises `UserError` for an unknown split
     or captions that are not `per_image` each.
 
     Parameters
@@ -473,7 +506,8 @@ def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
     if not ks or min(ks) < 0: raise UserError(f'objects are {ks}; expected at least one number, from 0')
     order = {p: generator(seed, 'dmgan pass', split, p).permutation(n) for p in {k//n for k in ks}}
     gs = [generator(seed, 'dmgan draw', split, k) for k in ks]
-    return _inputs(G, [captions[order[k//n][k % n]*per_image + g.integers(per_image)] for k, g in zip(ks, gs)], gs)
+    chosen = [captions[order[k//n][k % n]*per_image + g.integers(per_image)] for k, g in zip(ks, gs)]
+    return _inputs(G, chosen, gs)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #1d6fb765
 def pictures(images):

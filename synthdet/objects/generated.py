@@ -9,17 +9,17 @@ __all__ = ['GENERATORS', 'Generated', 'Kind', 'weight_files', 'generated']
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple
-import numpy as np
 import torch
 import synthdet
 from ..boxes import chw, hwc
-from ..core import choose, device as default_device, generator, hash_file, UserError
+from ..core import choose, device as default_device, hash_file, UserError
 from ..data.domain import ClassImage
 from .dmgan import draw as drawn_captions, load_dmgan, pictures as dmgan_bytes
 from .exported import load_exported
 from .gan64 import draw as drawn_gan64, load_gan64
 from .stylegan import crop_cars, load_stylegan, to_uint8
 from .stylegan2 import load_stylegan2
+from .stylenet import normals
 
 # %% ../../nbs/2_objects/08_generated.ipynb #d103bb51
 class Generated:
@@ -35,28 +35,27 @@ class Generated:
     hold : blocks that are kept
     """
     def __init__(self, draw, name, *, key=None, seed=0, block=16, hold=4):
-        if type(seed) is not int or seed < 0: raise UserError(f"objects: seed {seed!r} must be a whole number, 0 or more")
         self.draw, self.name, self.key, self.seed, self.block, self.hold = draw, name, key, seed, block, hold
-
-    @cached_property
-    def _held(self): return lru_cache(self.hold)(self._drawn)
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != '_held'} # another process draws its own
-
-    def _drawn(self, b):
-        "The pictures of block `b`. Raises `UserError` for a picture of one colour."
-        drawn = self.draw(range(b*self.block, (b + 1)*self.block), self.seed)
-        flat = (drawn.amax((1, 2, 3)) == drawn.amin((1, 2, 3))).nonzero().flatten().tolist()
-        if flat: raise UserError(f"{self.name} drew object {b*self.block + flat[0]} in one colour; "
-                                 "its weights are damaged or not those of a trained generator")
-        return [chw(hwc(x)) for x in drawn]
 
     def __len__(self): raise TypeError(f'{self.name} draws objects without an end; ask for the first n_objects of them')
 
     def __getitem__(self, k):
         if k < 0: raise IndexError(f'object {k}')
         b, i = divmod(int(k), self.block)
-        image = self._held(b)[i].clone() # a copy: what is done to it stays with the caller
+        image = self._held(b)[i].clone() # what is done to it stays with the caller
         return ClassImage(image, 1, f'{self.name} {self.seed}/{k}')
+
+    def _drawn(self, b):
+        "The pictures of block `b`. Raises `UserError` for a picture of one colour."
+        drawn = self.draw(range(b*self.block, (b + 1)*self.block), self.seed)
+        flat = (drawn.amax((1, 2, 3)) == drawn.amin((1, 2, 3))).nonzero().flatten().tolist()
+        if not flat: return [chw(hwc(x)) for x in drawn]
+        raise UserError(f"{self.name} drew object {b*self.block + flat[0]} in one colour; "
+                        "its weights are damaged or not those of a trained generator")
+
+    @cached_property
+    def _held(self): return lru_cache(self.hold)(self._drawn)
+    def __getstate__(self): return {k: v for k, v in vars(self).items() if k != '_held'} # another process draws its own
 
     @property
     def content(self):
@@ -84,20 +83,19 @@ class Kind(NamedTuple):
 # %% ../../nbs/2_objects/08_generated.ipynb #9b8f7569
 def _noise(name, G, nz, ks, seed):
     "Normal noise [B,nz] where `G` lives: row k is a function of (seed, k)."
-    z = np.stack([generator(seed, name, k).standard_normal(nz, dtype=np.float32) for k in ks])
-    return torch.from_numpy(z).to(next(iter(G.parameters()), torch.empty(0)).device)
+    return normals(nz, [(seed, name, k) for k in ks]).to(next(iter(G.parameters()), torch.empty(0)).device)
 
 def _bytes(name, x):
     "Pictures in -1..1 as bytes. Raises `UserError` for NaN."
     if x.isfinite().all(): return to_uint8(x).cpu()
     raise UserError(f'{name} drew NaN or infinity; its weights are damaged or not those of a trained generator')
 
-def _gan64(G, psi, ks, seed): return drawn_gan64(G, seed, ks.start, len(ks), len(ks))
+def _gan64(G, psi, ks, seed): return drawn_gan64(G, ks, seed)
+def _dmgan(G, psi, ks, seed): return dmgan_bytes(G(**drawn_captions(G, ks, seed))[-1]).cpu()
+def _exported(G, psi, ks, seed): return _bytes('exported', G(_noise('exported', G, G.nz, ks, seed)))
 def _stylegan(G, psi, ks, seed): return _bytes('stylegan', G(_noise('stylegan', G, G.z_dim, ks, seed), psi=psi))
 def _stylegan2(G, psi, ks, seed):
     return _bytes('stylegan2', G(_noise('stylegan2', G, G.layout.z_dim, ks, seed), psi=psi))
-def _dmgan(G, psi, ks, seed): return dmgan_bytes(G(**drawn_captions(G, ks, seed))[-1]).cpu()
-def _exported(G, psi, ks, seed): return _bytes('exported', G(_noise('exported', G, G.nz, ks, seed)))
 
 def _load_exported(path):
     "An exported generator. Raises `UserError` when its file does not tell how long its noise is."
@@ -116,13 +114,13 @@ GENERATORS = dict(
 
 # %% ../../nbs/2_objects/08_generated.ipynb #c1dc9720
 def _places(domain):
-    "Folders in which weights of a domain may lie."
-    if not domain.source or not Path(domain.source).is_dir(): return []
-    root = Path(domain.source)
-    return [p/'weights' for p in ([root, root.parent] if domain.preset else [root])] # public data lie in a folder of their root
+    "Folders in which weights of a domain may lie: public data have a folder of their own in their root, or not."
+    root = Path(domain.source or 'nowhere')
+    if not root.is_dir(): return []
+    return [p/'weights' for p in ([root, root.parent] if domain.preset else [root])]
 
 def weight_files(name, domain, weights='') -> list:
-    """The files of a generator; raises `UserError` saying what to do when they are not there or not clear.
+    """Find the files of a generator.
 
     Parameters
     ----------
@@ -133,21 +131,27 @@ def weight_files(name, domain, weights='') -> list:
     Returns
     -------
     list : paths
+
+    Raises
+    ------
+    UserError : they are not there, or there are several; what can be asked for instead is said
     """
-    patterns, advice = choose('generator', name, GENERATORS).files, 'give a path as objects.weights=, or ask for objects=real'
-    if weights and not Path(weights).is_dir():
-        if len(patterns) == 1: return [Path(weights)]
-        raise UserError(f"{weights} is no folder; {name} is read from {len(patterns)} files ({', '.join(patterns)}), so give their folder")
+    patterns = choose('generator', name, GENERATORS).files
+    if weights and len(patterns) == 1 and not Path(weights).is_dir(): return [Path(weights)]
     shipped = Path(synthdet.__file__).parent/'assets'/f'{name}_{domain.name}.safetensors'
     if not weights and shipped.is_file() and domain.source == f'synthdet.{domain.name}': return [shipped]
     places = [Path(weights)] if weights else _places(domain)
-    if not places: raise UserError(f"no weights of {name} for domain {domain.name!r} come with the package; {advice}")
-    place = next((p for p in places if p.is_dir()), places[0])
+    place = next((p for p in places if p.is_dir()), None)
+    wants = f"{name} for domain {domain.name!r} needs {' and '.join(patterns)}"
+    advice = 'give a path as objects.weights=, or ask for objects=real'
+    if place is None:
+        lack = f"there is no folder {' or '.join(map(str, places))}" if places else 'none come with the package'
+        raise UserError(f"{wants}, and {lack}; {advice}")
     found = [[f for f in sorted(place.glob(p)) if f.is_file()] for p in patterns]
     for p, files in zip(patterns, found):
         if len(files) == 1: continue
-        raise UserError(f"{place} holds {len(files)} files {p} ({', '.join(f.name for f in files[:3]) or 'none'}), "
-                        f"{name} for domain {domain.name!r} needs one; {advice}")
+        names = ', '.join(f.name for f in files[:3])
+        raise UserError(f"{wants}, and {place} holds {len(files)} {p} ({names}); {advice}")
     return [f for files in found for f in files]
 
 # %% ../../nbs/2_objects/08_generated.ipynb #2429b56e
@@ -158,8 +162,7 @@ def _has_bars(name, G, file, domain):
     return name == 'stylegan' and G.size == 512 and (domain.preset == 'cars' or 'car' in file.stem.lower())
 
 def generated(name, objects, domain, seed=0) -> Generated:
-    """Objects drawn by a generator, without an end; raises `UserError` for missing, damaged or foreign weights, for
-    psi where it does nothing, and for a domain of several classes.
+    """Draw objects with a generator, without an end.
 
     Parameters
     ----------
@@ -167,11 +170,13 @@ def generated(name, objects, domain, seed=0) -> Generated:
     objects : `Objects`: its `weights` as `weight_files` takes them, its `psi`: 1 as drawn, 0 the average style
     domain : Domain of one class
     seed : which endless series
+
+    Raises
+    ------
+    UserError : weights are missing, damaged or foreign, the domain has several classes, psi is given and means nothing
     """
-    kind = choose('generator', name, GENERATORS)
-    if len(domain.classes) > 1:
-        raise UserError(f"{name} draws one class, domain {domain.name!r} has {len(domain.classes)} "
-                        f"({', '.join(domain.classes)}); ask for objects=real or objects=images")
+    kind, c = choose('generator', name, GENERATORS), len(domain.classes)
+    if c > 1: raise UserError(f"{name} draws one class, domain {domain.name!r} has {c}; ask for objects=real or images")
     if objects.psi != 1 and not kind.truncates:
         able = ' and '.join(k for k, v in GENERATORS.items() if v.truncates)
         raise UserError(f"psi={objects.psi:g} is for {able}; leave it out for {name}")
@@ -179,5 +184,5 @@ def generated(name, objects, domain, seed=0) -> Generated:
     digests, G = [hash_file(f) for f in files], kind.load(*files)
     where, bars = torch.device('cpu') if name == 'exported' else default_device(), _has_bars(name, G, files[0], domain)
     draw = partial(kind.draw, G.to(where), objects.psi)
-    if bars: draw = partial(_between_bars, draw)
-    return Generated(draw, name, key=[digests, objects.psi, bars, where.type], seed=seed, block=kind.block)
+    key = [digests, objects.psi, bars, where.type]
+    return Generated(partial(_between_bars, draw) if bars else draw, name, key=key, seed=seed, block=kind.block)

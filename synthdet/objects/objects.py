@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'gan64', 'stylegan', 'stylegan2', 'dmgan', 'exported', 'shrink', 'has_end', 'content', 'Pictures', 'real',
-           'images', 'gan', 'make_objects']
+           'images', 'resolved', 'gan', 'make_objects']
 
 # %% ../../nbs/2_objects/09_objects.ipynb #73c7d5e3
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import cv2
 import torch
 from ..boxes import chw, hwc
 from ..core import hash_file, named, UserError
-from ..data.domain import ClassImage
+from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files
 from .generated import Generated, generated
 from .settings import Objects, OBJECTS
 
 # %% ../../nbs/2_objects/09_objects.ipynb #7835e519
-def shrink(image, size=128):
-    """Shrink `image` until its longest side is at most `size`; never enlarge.
+def shrink(image, size:int=128) -> torch.Tensor:
+    """Shrink a picture until its longest side is at most `size`; never enlarge.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def shrink(image, size=128):
 
     Returns
     -------
-    uint8 [3 or 4,h',w'], aspect kept; the image itself when it is small enough
+    uint8 [3 or 4,h',w'], aspect kept; the picture itself when it is small enough
     """
     h, w = image.shape[-2:]
     if max(h, w) <= size: return image
@@ -39,7 +40,7 @@ def shrink(image, size=128):
 
 # %% ../../nbs/2_objects/09_objects.ipynb #6097e28d
 def has_end(images) -> bool:
-    """Does a sequence have a length?
+    """Tell whether a sequence has a length.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def has_end(images) -> bool:
 
 # %% ../../nbs/2_objects/09_objects.ipynb #b7793381
 def content(images):
-    """What names the pictures of `images`; cheap for those read from files and those drawn by code.
+    """Name pictures; cheap for those read from files and those drawn by code.
 
     Parameters
     ----------
@@ -62,18 +63,12 @@ def content(images):
     """
     if hasattr(images, 'content'): return images.content
     if not has_end(images): return None
-    n, whole = len(images), lambda i: list(images[i]) if isinstance(images[i], tuple) else images[i]
-    some = [whole(i) for i in sorted({n*k//8 for k in range(8)})] if n else []
-    if hasattr(images, 'files'): return [n, [[hash_file(f) for f in images.files], [int(l) for l in images.labels]], *some]
-    if hasattr(images, 'draw'):
-        draw = images.draw
-        return [n, [repr(getattr(draw, 'keywords', None)), getattr(draw, 'func', draw).__qualname__], *some]
-    return [n, *map(whole, range(n))]
+    n, files = len(images), [hash_file(f) for f in getattr(images, 'files', ())]
+    return [n, fingerprint(images), files, *(images[i] for i in sorted({n*k//8 for k in range(8)}) if n)]
 
 # %% ../../nbs/2_objects/09_objects.ipynb #c6b758d7
 class Pictures:
-    """Class images of any sequence, looked at and shrunk on access. Raises `UserError` for what is no picture, and
-    for fewer than `n`.
+    """Class images of any sequence, looked at and shrunk on access.
 
     Parameters
     ----------
@@ -81,11 +76,15 @@ class Pictures:
     size : longest side, px; 0: as they are
     n : the first so many; 0: all
     classes : how many classes there are: labels are 1 to `classes`
+
+    Raises
+    ------
+    UserError : there are fewer than `n`; an item that is no picture, when it is asked for
     """
     def __init__(self, images, size=0, n=0, classes=1):
         if n and has_end(images) and n > len(images):
-            raise UserError(f"there are {len(images)} class images, and {n} were asked for; "
-                            "choose n_objects up to that, or 0 for all")
+            raise UserError(f"there are {len(images)} class images, and n_objects={n} were asked for; "
+                            "choose a number up to that, or 0 for all")
         self.images, self.size, self.n, self.classes = images, size, n, classes
 
     def __len__(self): return self.n or len(self.images)
@@ -103,27 +102,26 @@ class Pictures:
 
 def _class_image(item, k, classes):
     "An item as a ClassImage. Raises `UserError` for what is none."
-    if isinstance(item, torch.Tensor) and classes > 1:
-        raise UserError(f"object {k} does not tell its class and there are {classes}; give ClassImage(image, label, origin)")
-    if isinstance(item, torch.Tensor): item = (item, 1, f'object {k}')
-    image, label, origin = item if isinstance(item, tuple) and len(item) == 3 else (item, 1, '')
-    is_image = isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.dim() == 3
-    if not is_image or len(image) not in (3, 4) or 0 in image.shape:
+    image, label, origin = item if isinstance(item, tuple) and len(item) == 3 else (item, None, f'object {k}')
+    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.dim() != 3 \
+            or len(image) not in (3, 4) or 0 in image.shape:
         found = f'{image.dtype} {list(image.shape)}' if isinstance(image, torch.Tensor) else type(image).__name__
-        raise UserError(f"object {k} is {found}; expected a uint8 tensor [3 or 4,h,w], or ClassImage(image, label, origin) of one")
-    if not 1 <= int(label) <= classes: raise UserError(f"object {k} has label {label}; expected 1 to {classes}")
-    return ClassImage(image, int(label), origin)
+        raise UserError(f"object {k} is {found}; expected uint8 [3 or 4,h,w], or ClassImage(image, label, origin)")
+    if label is None and classes == 1: label = 1
+    if label in range(1, classes + 1): return ClassImage(image, int(label), origin)
+    raise UserError(f"object {k} has label {label}; expected 1 to {classes}, so give ClassImage(image, label, origin)")
 
 # %% ../../nbs/2_objects/09_objects.ipynb #f0033d9d
 def _unused(objects, *names):
     "Raise `UserError` for a setting that is given and means nothing to this source."
     for name in names:
         value = getattr(objects, name)
-        if value != getattr(Objects, name):
-            raise UserError(f"objects {objects.source!r} take no {name}, and {name}={value!r} was given; leave it out, or choose a generator")
+        if value == getattr(Objects, name): continue
+        raise UserError(f"objects={objects.source} takes no {name}, and {name}={value!r} was given; leave it out, "
+                        "or ask for a generator")
 
 def real(objects, domain, seed=0):
-    """The domain's own class images; raises `UserError` when it has none.
+    """Take the domain's own class images.
 
     Parameters
     ----------
@@ -134,53 +132,73 @@ def real(objects, domain, seed=0):
     Returns
     -------
     sequence of ClassImage
+
+    Raises
+    ------
+    UserError : there are none
     """
     _unused(objects, 'weights', 'psi')
     own = domain.class_images
-    if has_end(own) and not len(own):
-        raise UserError(f"domain {domain.name!r} has no class images; put at least one picture into its class_images folder")
-    return own
+    if not has_end(own) or len(own): return own
+    raise UserError(f"domain {domain.name!r} has no class images; put pictures into its folder class_images")
 
 # %% ../../nbs/2_objects/09_objects.ipynb #04c98113
 def images(objects, domain, seed=0) -> ClassImages:
-    """Drawn pictures from a folder; raises `UserError` when there are none.
+    """Take drawn pictures from a folder.
 
     Parameters
     ----------
     objects : `Objects`: `weights` is the folder; empty: `generated` in the folder of the domain
     domain : Domain
     seed : not used: the pictures are there already
+
+    Raises
+    ------
+    UserError : there are none
     """
     _unused(objects, 'psi')
-    root = Path(domain.source) if domain.source else None
-    if not objects.weights and not (root and root.is_dir()):
-        raise UserError(f"objects 'images' of domain {domain.name!r} come from a folder of pictures; give its path as objects.weights=")
-    place = Path(objects.weights or root/'generated')
-    several = len(domain.classes) > 1
+    root = Path(domain.source or 'nowhere')
+    if not objects.weights and not root.is_dir():
+        raise UserError(f"objects=images needs a folder of pictures for domain {domain.name!r}; "
+                        "give it as objects.weights=")
+    place, several = Path(objects.weights or root/'generated'), len(domain.classes) > 1
     pairs = [(f, k) for k, c in enumerate(domain.classes, 1) for f in image_files(place/c if several else place)]
     return ClassImages(*zip(*pairs), place)
 
 # %% ../../nbs/2_objects/09_objects.ipynb #111a28b8
-DEFAULTS = dict(faces='stylegan', cars='stylegan', birds='dmgan') # preset of a domain -> its generator; others have gan64
+DEFAULTS = dict(faces='stylegan', cars='stylegan', birds='dmgan') # preset of a domain -> generator; others: gan64
+
+def resolved(objects:Objects, domain) -> Objects:
+    """Put the generator that `gan` stands for in its place.
+
+    Parameters
+    ----------
+    objects : `Objects`
+    domain : Domain
+    """
+    return replace(objects, source=DEFAULTS.get(domain.preset, 'gan64')) if objects.source == 'gan' else objects
 
 def gan(objects, domain, seed=0) -> Generated:
-    """Objects drawn by the generator of `DEFAULTS`; raises `UserError` as `generated` does.
+    """Draw objects with the generator that `resolved` names.
 
     Parameters
     ----------
     objects : `Objects`, of which `weights` and `psi` are used
     domain : Domain
     seed : which endless series
+
+    Raises
+    ------
+    UserError : as `generated` does
     """
-    return generated(DEFAULTS.get(domain.preset, 'gan64'), objects, domain, seed)
+    return generated(resolved(objects, domain).source, objects, domain, seed)
 
 gan64, stylegan, stylegan2, dmgan, exported = (
     partial(generated, name) for name in ('gan64', 'stylegan', 'stylegan2', 'dmgan', 'exported'))
 
 # %% ../../nbs/2_objects/09_objects.ipynb #7428a166
-def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, psi=None):
-    """The class images of a name, of settings, or of what you hand in; raises `UserError` for an unknown name, missing
-    or unusable weights, a domain without class images, and for what is no picture.
+def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, psi=None) -> Pictures:
+    """Make the class images of a name, of settings, or of what you hand in.
 
     Parameters
     ----------
@@ -192,8 +210,12 @@ def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, ps
 
     Returns
     -------
-    sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin) with `content`, which names them or is None;
-    without an end `len` raises TypeError
+    Pictures : sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin) with `content`, which names them or is
+        None; without an end `len` raises TypeError
+
+    Raises
+    ------
+    UserError : an unknown name, missing or unusable weights, a domain without class images, what is no picture
     """
     if isinstance(objects, str): # the options are the older form of this call
         old = dict(size=size, weights=weights, n_objects=n, psi=psi)
@@ -204,7 +226,7 @@ def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, ps
         return Pictures(made, objects.size, objects.n_objects, classes)
     if hasattr(objects, '__getitem__'): return Pictures(objects, classes=classes)
     if not callable(objects):
-        raise UserError(f"objects {type(objects).__name__} are neither settings, a sequence of pictures nor a function that draws them; "
-                        f"give one of these, or one of {', '.join(OBJECTS)}")
+        raise UserError(f"objects are a {type(objects).__name__}; expected settings, a sequence of pictures, "
+                        f"a function that draws them, or one of {', '.join(OBJECTS)}")
     name = getattr(objects, '__name__', type(objects).__name__)
     return Pictures(Generated(objects, name, key=getattr(objects, 'content', None), seed=seed), classes=classes)

@@ -9,30 +9,32 @@ __all__ = ['LAYOUTS', 'load_stylegan', 'crop_cars', 'to_uint8']
 import math, re
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
 import torch
-from ..core import generator, UserError
-from .stylenet import StyleGAN
+from ..core import choose, UserError
+from .stylenet import normals, StyleGAN
 from ..weights import fit_weights, read_checkpoint, read_weights
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #20ea881d
 def _block_names(b, fused):
     "Own name -> rosinality's, for block `b`."
     first, second = f'synthesis.layer{2*b}.', f'synthesis.layer{2*b + 1}.'
-    names = {first + 'const': 'conv1.input'}
-    if b: names = {first + 'weight': 'conv1.0.weight' if fused else 'conv1.1.conv.weight_orig', first + 'bias': 'conv1.0.bias' if fused else 'conv1.1.conv.bias',
-                   first + 'blur.kernel': f'conv1.{1 if fused else 2}.weight'}
-    names |= {second + 'weight': 'conv2.conv.weight_orig', second + 'bias': 'conv2.conv.bias'}
-    for layer, n in ((first, 1), (second, 2)):
-        names |= {layer + 'apply_noise.weight': f'noise{n}.weight_orig', layer + 'style.weight': f'adain{n}.style.linear.weight_orig', layer + 'style.bias': f'adain{n}.style.linear.bias'}
+    names = {second + 'weight': 'conv2.conv.weight_orig', second + 'bias': 'conv2.conv.bias'}
+    if b == 0: names |= {first + 'const': 'conv1.input'}
+    elif fused: names |= {first + 'weight': 'conv1.0.weight', first + 'bias': 'conv1.0.bias'}
+    else: names |= {first + 'weight': 'conv1.1.conv.weight_orig', first + 'bias': 'conv1.1.conv.bias'}
+    if b: names |= {first + 'blur.kernel': f'conv1.{1 if fused else 2}.weight'}
+    for n, layer in enumerate((first, second), 1):
+        names |= {layer + 'apply_noise.weight': f'noise{n}.weight_orig',
+                  layer + 'style.weight': f'adain{n}.style.linear.weight_orig',
+                  layer + 'style.bias': f'adain{n}.style.linear.bias'}
     return {k: f'generator.progression.{b}.{v}' for k, v in names.items()}
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #e2a1fa41
 def _rosinality_names(dense, fused):
     """Own name -> rosinality's, for all entries that such a file holds: `dense` mapping layers, one entry of `fused`
     per block."""
-    names, kinds = {}, dict(weight='weight_orig', bias='bias')
-    for own, theirs in kinds.items():
+    names = {}
+    for own, theirs in dict(weight='weight_orig', bias='bias').items():
         names |= {f'mapping.dense{k}.{own}': f'style.{2*k + 1}.linear.{theirs}' for k in range(dense)}
         names |= {f'synthesis.output{b}.{own}': f'generator.to_rgb.{b}.conv.{theirs}' for b in range(len(fused))}
     for b, f in enumerate(fused): names |= _block_names(b, f)
@@ -69,11 +71,12 @@ def _state(path):
     if Path(path).suffix == '.safetensors': return read_weights(path)
     if Path(path).is_file(): _refuse_nvidia(path)
     file = read_checkpoint(path)
+    if not isinstance(file, dict): file = {type(file).__name__: None}
     for name in ('generator_smooth', 'g_running'):
-        if isinstance(file, dict) and isinstance(file.get(name), dict): return file[name]
-    if isinstance(file, dict) and file and all(isinstance(v, torch.Tensor) for v in file.values()): return file
-    found = ', '.join(repr(k)[:40] for k in list(file)[:4]) if isinstance(file, dict) else type(file).__name__
-    raise UserError(f'{path} holds no StyleGAN generator, but {found or "nothing"}; expected {_FILES}, or the tensors of one')
+        if isinstance(file.get(name), dict): return file[name]
+    if file and all(isinstance(v, torch.Tensor) for v in file.values()): return file
+    found = ', '.join(repr(k)[:40] for k in list(file)[:4]) or 'nothing'
+    raise UserError(f'{path} holds no StyleGAN generator, but {found}; expected {_FILES}, or the tensors of one')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #d728d09b
 def _refuse_nvidia(path):
@@ -81,17 +84,20 @@ def _refuse_nvidia(path):
     with open(path, 'rb') as f: head = f.read(1 << 16)
     if head[:2] == b'PK': return # a zip, as torch writes it; `read_checkpoint` knows what to refuse
     if any(name in head for name in (b'dnnlib.tflib', b'tensorflow', b'tfutil')):
-        raise UserError(f'{path} is a TensorFlow pickle, which is not supported: opening it would run its code; get the same network as {_FILES}')
-    if b'torch_utils.persistence' in head: raise UserError(f'{path} is a StyleGAN2-ADA pickle; open it with load_stylegan2; load_stylegan expects {_FILES}')
+        raise UserError(f'{path} is a TensorFlow pickle, which is not supported: opening it would run its code; '
+                        f'get the same network as {_FILES}')
+    if b'torch_utils.persistence' in head:
+        raise UserError(f'{path} is a StyleGAN2-ADA pickle; open it with load_stylegan2, or give {_FILES}')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #957bfbfb
 def _dim(state, key, path, ndim=1, dim=0):
     "A size in the shape of an entry. Raises `UserError` when the entry is missing or has an impossible shape."
     v = state.get(key)
     if v is None: raise UserError(f'{path} does not fit StyleGAN: {key!r} is missing; expected {_FILES}')
-    if not isinstance(v, torch.Tensor) or v.ndim != ndim or not 0 < v.shape[dim] <= 1 << 16:
-        raise UserError(f'{path} does not fit StyleGAN: {key!r} is {list(v.shape) if isinstance(v, torch.Tensor) else type(v).__name__}, expected {ndim} dimension(s) of 1 to 65536; expected {_FILES}')
-    return v.shape[dim]
+    if isinstance(v, torch.Tensor) and v.ndim == ndim and 0 < v.shape[dim] <= 1 << 16: return v.shape[dim]
+    found = list(v.shape) if isinstance(v, torch.Tensor) else type(v).__name__
+    raise UserError(f'{path} does not fit StyleGAN: {key!r} is {found}, expected {ndim} dimension(s) of 1 to 65536; '
+                    f'expected {_FILES}')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #da10b782
 def _sizes(state, path, dense, widths, colours):
@@ -100,25 +106,35 @@ def _sizes(state, path, dense, widths, colours):
     dims = [_dim(state, dense[0], path, 2, 1), *(_dim(state, k, path, 2) for k in dense)]
     return dict(widths=[_dim(state, k, path) for k in widths], dims=dims, colours=_dim(state, colours, path))
 
-def _count(state, pattern): return 1 + max((int(m[1]) for k in state if (m := re.fullmatch(pattern, str(k)))), default=0)
+def _count(state, pattern):
+    "How many numbered entries: one more than the largest number in names of this pattern."
+    found = [re.fullmatch(pattern, str(k)) for k in state]
+    return 1 + max((int(m[1]) for m in found if m), default=0)
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #7b9fe9c8
 _NUMBERS = torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64
+
+def _is_whole(v):
+    "Does a tensor hold the finite numbers that its shape claims?"
+    plain = v.dtype in _NUMBERS and v.layout is torch.strided and v.device.type == 'cpu'
+    return plain and v.numel()*v.element_size() <= v.untyped_storage().nbytes() and bool(v.isfinite().all())
 
 def _check(state, expected, path):
     """Raises `UserError` that names the first entry that is missing, unexpected, of another shape, or not made of
     finite numbers."""
     fit_weights(SimpleNamespace(state_dict=lambda: expected, load_state_dict=lambda *_, **__: None), state, path)
     for k in expected:
-        v = state[k] # a file may claim shapes that it holds no numbers for
-        whole = v.dtype in _NUMBERS and v.layout is torch.strided and v.device.type == 'cpu' and v.numel()*v.element_size() <= v.untyped_storage().nbytes()
-        if not whole or not v.isfinite().all(): raise UserError(f'{path} does not fit StyleGAN: {k!r} does not hold finite numbers throughout; the file is damaged, get it anew')
+        if not _is_whole(state[k]):
+            raise UserError(f'{path} does not fit StyleGAN: {k!r} does not hold finite numbers throughout; '
+                            'the file is damaged, get it anew')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #d6af6e2f
 def _genforce(state, path):
     "The network of a genforce file. Raises `UserError` when the file does not fit."
-    blocks, layers = _count(state, r'synthesis\.output(\d)\.bias'), _count(state, r'mapping\.dense(\d\d?)\.weight')
-    sizes = _sizes(state, path, [f'mapping.dense{k}.weight' for k in range(layers)], [f'synthesis.layer{2*b + 1}.bias' for b in range(blocks)], f'synthesis.output{blocks - 1}.bias')
+    blocks = _count(state, r'synthesis\.output(\d)\.bias')
+    dense = [f'mapping.dense{k}.weight' for k in range(_count(state, r'mapping\.dense(\d\d?)\.weight'))]
+    widths = [f'synthesis.layer{2*b + 1}.bias' for b in range(blocks)]
+    sizes = _sizes(state, path, dense, widths, f'synthesis.output{blocks - 1}.bias')
     with torch.device('meta'): G = StyleGAN(**sizes)
     _check(state, G.state_dict(), path)
     G.to_empty(device='cpu').load_state_dict(state)
@@ -127,22 +143,25 @@ def _genforce(state, path):
 # %% ../../nbs/2_objects/03_stylegan.ipynb #19ca5346
 def _rosinality(state, path):
     "The network of a rosinality file. Raises `UserError` when the file does not fit."
-    p = 'generator.progression.{}.conv'
-    blocks, layers = _count(state, r'generator\.to_rgb\.(\d)\.conv\.bias'), max(1, _count(state, r'style\.(\d\d?)\.linear\.weight_orig')//2)
-    sizes = _sizes(state, path, [f'style.{2*k + 1}.linear.weight_orig' for k in range(layers)], [p.format(b) + '2.conv.bias' for b in range(blocks)], f'generator.to_rgb.{blocks - 1}.conv.bias')
-    fused = [p.format(b) + '1.0.weight' in state for b in range(blocks)]
+    blocks = _count(state, r'generator\.to_rgb\.(\d)\.conv\.bias')
+    layers = max(1, _count(state, r'style\.(\d\d?)\.linear\.weight_orig')//2)
+    dense = [f'style.{2*k + 1}.linear.weight_orig' for k in range(layers)]
+    colours = f'generator.to_rgb.{blocks - 1}.conv.bias'
+    block = [f'generator.progression.{b}.' for b in range(blocks)]
+    sizes = _sizes(state, path, dense, [p + 'conv2.conv.bias' for p in block], colours)
+    fused = [p + 'conv1.0.weight' in state for p in block]
     with torch.device('meta'): G = StyleGAN(**sizes, fused=fused, shared_noise=True, bias_first=True, eps=1e-5)
     _check(state, _rosinality_shapes(G), path)
-    G.to_empty(device='cpu')
-    own = {k: _own(k, state[v].float(), fused=v.endswith('conv1.0.weight')) for k, v in _rosinality_names(layers, fused).items()}
-    G.load_state_dict(own, strict=False)
+    names = _rosinality_names(layers, fused)
+    own = {k: _own(k, state[v].float(), fused=v.endswith('conv1.0.weight')) for k, v in names.items()}
+    G.to_empty(device='cpu').load_state_dict(own, strict=False)
     return _complete(G)
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #58fe05a9
 def _complete(G):
     "Fill in what a rosinality file does not hold."
-    G.synthesis.lod.zero_(); G.synthesis.layer0.bias.zero_()
-    draw = lambda *shape: torch.from_numpy(generator(0, 'stylegan', *shape).standard_normal(shape, dtype=np.float32))
+    G.synthesis.lod.zero_(), G.synthesis.layer0.bias.zero_()
+    draw = lambda *shape: normals(shape, [(0, 'stylegan', *shape)])[0]
     for i in range(G.layers): getattr(G.synthesis, f'layer{i}').apply_noise.noise.copy_(draw(4 << i//2, 4 << i//2))
     G.truncation.w_avg.copy_(G.mapping(draw(10*1024, G.z_dim)).mean(0))
     return G
@@ -151,7 +170,7 @@ def _complete(G):
 LAYOUTS = {'synthesis.': _genforce, 'generator.progression.': _rosinality} # how names in a file start -> what reads it
 
 def load_stylegan(path, size=None) -> StyleGAN:
-    """Read StyleGAN's generator without executing anything. Raises `UserError` for a missing, damaged, forbidden or
+    """Read StyleGAN's generator without executing anything; raises `UserError` for a missing, damaged, forbidden or
     foreign file, naming the first entry that does not fit.
 
     Parameters
@@ -167,16 +186,16 @@ def load_stylegan(path, size=None) -> StyleGAN:
     """
     state = _state(path)
     read = next((f for start, f in LAYOUTS.items() if any(str(k).startswith(start) for k in state)), None)
-    if read is None: raise UserError(f"{path} holds no StyleGAN generator, but entries such as {str(next(iter(state), 'none'))[:60]!r}; expected {_FILES}")
+    if read is None:
+        raise UserError(f"{path} holds no StyleGAN generator, but entries such as "
+                        f"{str(next(iter(state), 'none'))[:60]!r}; expected {_FILES}")
     G = read(state, path)
-    sizes = [4 << b for b in range(G.synthesis.blocks)]
-    if size is not None and size not in sizes: raise UserError(f"{path} has no pictures of size {size}; choose from {', '.join(map(str, sizes))}")
-    G.synthesis.blocks = G.synthesis.blocks if size is None else sizes.index(size) + 1
+    if size is not None: G.synthesis.blocks = choose(f'{path}: size', size, {4 << b: b + 1 for b in range(G.layers//2)})
     return G
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #e872b220
 def crop_cars(images):
-    """The picture between the bars of the LSUN cars network. Raises `UserError` for pictures of another size.
+    """Cut off the bars of the LSUN cars network; raises `UserError` for pictures of another size.
 
     Parameters
     ----------
@@ -186,8 +205,8 @@ def crop_cars(images):
     -------
     [...,384,512], the same memory
     """
-    if tuple(images.shape[-2:]) != (512, 512): raise UserError(f'pictures are {list(images.shape)}, expected 512 x 512 from the LSUN cars network')
-    return images[..., 64:448, :]
+    if tuple(images.shape[-2:]) == (512, 512): return images[..., 64:448, :]
+    raise UserError(f'pictures are {list(images.shape)}, expected 512 x 512 from the LSUN cars network')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #85a922a9
 def to_uint8(images):

@@ -8,146 +8,132 @@ __all__ = ['NOISE', 'Layout', 'Dense', 'Mapping', 'Conv', 'ToRGB', 'Shortcut', '
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #336341ae
 import math
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from ..core import choose, generator, UserError
+from ..core import choose, UserError
+from .stylenet import normals, rows, seeds_of
 from .unpickle import read_network, RefusedName
+from ..settings import opt, Settings
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #4ececd7d
-_ACTIVATIONS = {'lrelu': (lambda x: F.leaky_relu(x, .2), math.sqrt(2)), 'relu': (F.relu, math.sqrt(2)), 'linear': (lambda x: x, 1.)} # and the gain that keeps the variance
+_ACTIVATIONS = { # and the gain that keeps the variance
+    'lrelu': (lambda x: F.leaky_relu(x, .2), math.sqrt(2)), 'relu': (F.relu, math.sqrt(2)), 'linear': (lambda x: x, 1.)}
 
-def _finite(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
-def _whole(x, least=1): return type(x) is int and least <= x <= 2**16
+def _counts(v, least, most):
+    "`v` when it is a tuple of so many whole numbers; raises ValueError otherwise."
+    if isinstance(v, tuple) and least <= len(v) <= most and all(type(x) is int for x in v): return v
+    raise ValueError(f'{least} to {most} whole numbers')
+
+def _taps(v):
+    "`v` when it can be a filter; raises ValueError otherwise."
+    fine = isinstance(v, tuple) and 1 <= len(v) <= 7 and all(type(x) in (int, float) and abs(x) < 2**16 for x in v)
+    if fine and sum(v) != 0: return v
+    raise ValueError('1 to 7 numbers whose sum is not 0')
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #a607eeaf
-@dataclass(frozen=True)
-class Layout:
-    """The sizes and options of a generator. Raises `UserError` for what cannot be built.
+_MOST = 2**16 # of any size
 
-    Attributes
-    ----------
-    z_dim : length of the noise
-    w_dim : length of a style
-    widths : channels at 4, 8, 16, ... px
-    layer_features : widths of the mapping's layers before the last
-    c_dim : length of the class vector; 0: unconditional
-    embed_features : length of the embedded class vector
-    architecture : where pictures are made: skip at every size, orig and resnet at the last
-    conv_clamp : bound of what layers return; None: unbounded
-    activation : of the synthesis
-    lr_multiplier : of the mapping: its weights are so much smaller than they are stored
-    """
-    z_dim:int
-    w_dim:int
-    widths:tuple
-    layer_features:tuple = ()
-    c_dim:int = 0
-    embed_features:int = 0
-    img_channels:int = 3
-    architecture:str = 'skip'
-    resample_filter:tuple = (1, 3, 3, 1)
-    conv_clamp:float|None = None
-    use_noise:bool = True
-    activation:str = 'lrelu'
-    mapping_activation:str = 'lrelu'
-    lr_multiplier:float = .01
+@dataclass(frozen=True)
+class Layout(Settings):
+    "The sizes and options of a generator."
+    z_dim:int = opt(512, 'length of the noise', low=1, high=_MOST)
+    w_dim:int = opt(512, 'length of a style', low=1, high=_MOST)
+    widths:tuple = opt((512, 512, 256), 'channels at 4, 8, 16, ... px', low=1, high=_MOST,
+                       check=partial(_counts, least=1, most=12))
+    layer_features:tuple = opt((), "widths of the mapping's layers before the last", low=1, high=_MOST,
+                               check=partial(_counts, least=0, most=64))
+    c_dim:int = opt(0, 'length of the class vector; 0: unconditional', low=0, high=_MOST)
+    embed_features:int = opt(0, 'length of the embedded class vector', low=0, high=_MOST)
+    img_channels:int = opt(3, 'channels of a picture', low=1, high=_MOST)
+    architecture:str = opt('skip', 'where pictures are made: skip at every size, orig and resnet at the last',
+                           among=('skip', 'orig', 'resnet'))
+    resample_filter:tuple = opt((1, 3, 3, 1), 'taps of the filter', check=_taps)
+    conv_clamp:float = opt(None, 'bound of what layers return; None: unbounded', kind=float, low=1e-9)
+    use_noise:bool = opt(True, 'do layers add noise?')
+    activation:str = opt('lrelu', 'of the synthesis', among=lambda: _ACTIVATIONS)
+    mapping_activation:str = opt('lrelu', 'of the mapping', among=lambda: _ACTIVATIONS)
+    lr_multiplier:float = opt(.01, 'of the mapping: its weights are so much smaller than they are stored', low=1e-9)
 
     def __post_init__(self):
-        text = lambda x, options: isinstance(x, str) and x in options
-        row = lambda x, least, most, test: isinstance(x, tuple) and least <= len(x) <= most and all(map(test, x))
-        fine = dict(z_dim=_whole(self.z_dim), w_dim=_whole(self.w_dim), img_channels=_whole(self.img_channels), c_dim=_whole(self.c_dim, 0),
-                    embed_features=_whole(self.embed_features, 0) and bool(self.embed_features) == bool(self.c_dim),
-                    widths=row(self.widths, 1, 12, _whole), layer_features=row(self.layer_features, 0, 64, _whole),
-                    resample_filter=row(self.resample_filter, 1, 7, _finite) and sum(self.resample_filter) != 0,
-                    conv_clamp=self.conv_clamp is None or _finite(self.conv_clamp) and self.conv_clamp > 0, use_noise=isinstance(self.use_noise, bool),
-                    lr_multiplier=_finite(self.lr_multiplier) and self.lr_multiplier != 0, architecture=text(self.architecture, ('skip', 'orig', 'resnet')),
-                    activation=text(self.activation, _ACTIVATIONS), mapping_activation=text(self.mapping_activation, _ACTIVATIONS))
-        for name, ok in fine.items():
-            if not ok: raise UserError(f'no generator can be built with {name} = {getattr(self, name)!r:.80}; expected what StyleGAN2-ADA has there, such as {_USUAL[name]!r}')
+        super().__post_init__()
+        if bool(self.embed_features) == bool(self.c_dim): return
+        raise UserError(f'embed_features={self.embed_features} does not fit c_dim={self.c_dim}; expected both or none')
 
     @property
     def resolutions(self): return tuple(4*2**k for k in range(len(self.widths)))
-
-_USUAL = dict(z_dim=512, w_dim=512, img_channels=3, c_dim=0, embed_features=512, widths=(512, 512, 256), layer_features=(512, 512), resample_filter=(1, 3, 3, 1), conv_clamp=256,
-              use_noise=True, lr_multiplier=.01, architecture='skip', activation='lrelu', mapping_activation='lrelu')
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #deb3a94a
 class Dense(nn.Module):
     "A dense layer with equalised weights."
     def __init__(self, n_in, n_out, activation='linear', lr=1., start=0):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(n_out, n_in)/lr), nn.Parameter(torch.full((n_out,), float(start)))
+        self.weight = nn.Parameter(torch.randn(n_out, n_in)/lr)
+        self.bias = nn.Parameter(torch.full((n_out,), float(start)))
         self.lr, (self.act, self.gain) = lr, _ACTIVATIONS[activation]
 
-    def forward(self, x):
-        """The forward pass.
-
-        Parameters
-        ----------
-        x : [B,n_in] -> [B,n_out]
-        """
-        return self.act(F.linear(x, self.weight*(self.lr/math.sqrt(self.weight.shape[1])), self.bias*self.lr))*self.gain
+    def forward(self, x): # [B,n_in] -> [B,n_out]
+        weight = self.weight*(self.lr/math.sqrt(self.weight.shape[1]))
+        return self.act(F.linear(x, weight, self.bias*self.lr))*self.gain
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #3af64c63
 def _normalised(x): return x*(x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
-# %% ../../nbs/2_objects/04_stylegan2.ipynb #72346047
-def _checked(x, size, name, like):
-    """`x` as float32 [B, *size] on the device of `like`. Raises `UserError` for another shape or values that are not
-    finite."""
-    wanted = f'[{", ".join(map(str, ("B", *size)))}]'
-    if not isinstance(x, torch.Tensor) or x.is_complex(): raise UserError(f'{name} is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor of shape {wanted}')
-    if list(x.shape[1:]) != list(size) or not x.ndim: raise UserError(f'{name} has the shape {list(x.shape)}; expected {wanted}')
-    x = x.to(like)
-    if not x.isfinite().all(): raise UserError(f'{name} holds values that are not finite; expected noise such as torch.randn gives')
-    return x
-
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #e0c12681
 class Mapping(nn.Module):
-    "Noise to styles, one per layer."
+    """Noise to styles, one per layer.
+
+    Parameters
+    ----------
+    a : sizes and options
+    """
     def __init__(self, a:Layout):
         super().__init__()
         self.z_dim, self.c_dim, self.layers = a.z_dim, a.c_dim, 2*len(a.widths)
         self.register_buffer('w_avg', torch.zeros(a.w_dim))
         if a.c_dim: self.embed = Dense(a.c_dim, a.embed_features)
         sizes = (a.z_dim + a.embed_features, *a.layer_features, a.w_dim)
-        for k, (i, o) in enumerate(zip(sizes, sizes[1:])): setattr(self, f'fc{k}', Dense(i, o, a.mapping_activation, a.lr_multiplier))
         self.dense = [f'fc{k}' for k in range(len(sizes) - 1)]
+        for name, i, o in zip(self.dense, sizes, sizes[1:]):
+            self.add_module(name, Dense(i, o, a.mapping_activation, a.lr_multiplier))
 
     @torch.no_grad()
     def forward(self, z, c=None, psi=1., cutoff=None):
-        """Styles. Raises `UserError` for wrong sizes and for values that are not finite.
+        """Turn noise into styles; raises `UserError` for wrong sizes and for values that are not finite.
 
         Parameters
         ----------
-        z : [B,z_dim], N(0,1)
+        z : float [B,z_dim], N(0,1)
         c : [B,c_dim], usually one-hot; None for an unconditional generator
         psi : 1: as drawn, 0: the average style
         cutoff : truncate the first so many layers; None: all
 
         Returns
         -------
-        [B,layers,w_dim]
+        float [B,layers,w_dim]
         """
-        if not _finite(psi): raise UserError(f'psi is {psi}; expected a number, usually from 0 to 1')
-        if not (cutoff is None or isinstance(cutoff, Integral) and cutoff >= 0): raise UserError(f'cutoff is {cutoff}; expected a number of layers from 0 to {self.layers}, or None for all')
-        x = _normalised(_checked(z, [self.z_dim], 'z', self.w_avg))
-        if c is not None: c = _checked(c, [self.c_dim], 'c', self.w_avg)
-        if self.c_dim and c is None: raise UserError(f'c is missing; this generator is conditional and expects a float tensor of shape [B, {self.c_dim}]')
-        if self.c_dim and len(c) != len(x): raise UserError(f'c has {len(c)} rows, z {len(x)}; expected as many')
-        if self.c_dim: x = torch.cat([x, _normalised(self.embed(c))], 1)
+        if not isinstance(psi, (int, float)) or not math.isfinite(psi):
+            raise UserError(f'psi is {psi!r}; expected a number, usually from 0 to 1')
+        if cutoff is not None and (not isinstance(cutoff, int) or cutoff < 0):
+            raise UserError(f'cutoff is {cutoff}; expected a number of layers from 0 to {self.layers}, or None for all')
+        x = _normalised(rows(z, 'z', (self.z_dim,)).to(self.w_avg))
+        x = self._with_class(x, c)
         for name in self.dense: x = getattr(self, name)(x)
         ws = x[:, None].repeat(1, self.layers, 1)
         if psi != 1: ws[:, :cutoff] = self.w_avg + psi*(ws[:, :cutoff] - self.w_avg)
         return ws
+
+    def _with_class(self, x, c):
+        "The noise beside the embedded class, where the generator is conditional. Raises `UserError` for another size."
+        if c is None and self.c_dim:
+            raise UserError(f'c is missing; this generator is conditional and expects a float tensor [B,{self.c_dim}]')
+        if c is None: return x
+        c = rows(c.float() if isinstance(c, torch.Tensor) else c, 'c', (self.c_dim,), n=len(x)).to(x)
+        return torch.cat([x, _normalised(self.embed(c))], 1) if self.c_dim else x
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #95e8582d
 def _filter(taps):
@@ -172,7 +158,9 @@ def _modulated(x, weight, style, f=None, demodulate=True):
     given."""
     k, x = weight.shape[-1], x*style[:, :, None, None]
     if f is None: x = F.conv2d(x, weight, padding=k//2)
-    else: x = _resample(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), f, (len(f) + 1)//2 - k//2, len(f)//2 - k + 1 + k//2)
+    else:
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = _resample(x, f, (len(f) + 1)//2 - k//2, len(f)//2 - k + 1 + k//2)
     if not demodulate: return x
     length = style.square() @ weight.square().sum((2, 3)).T + 1e-8
     return x*length.rsqrt()[:, :, None, None]
@@ -190,17 +178,9 @@ def _none(layer, x, seeds): return None
 
 def _random(layer, x, seeds):
     "A map per picture; the same whatever else is in the batch."
-    maps = [generator(s, 'stylegan2 noise', k, layer.name).standard_normal((1, *x.shape[2:]), dtype=np.float32) for s, k in seeds]
-    return torch.from_numpy(np.stack(maps)).to(x)
+    return normals((1, *x.shape[2:]), [(s, 'stylegan2 noise', k, layer.name) for s, k in seeds]).to(x)
 
 NOISE = dict(const=_const, random=_random, none=_none)
-
-# %% ../../nbs/2_objects/04_stylegan2.ipynb #2204a57c
-def _seeds(seed, n):
-    "A pair (seed, place in the batch) per picture. Raises `UserError` when there are not as many seeds as pictures."
-    if np.ndim(seed) == 0: return [(seed, k) for k in range(n)]
-    if len(seed) != n: raise UserError(f'{len(seed)} seeds were given for {n} pictures; expected one seed, or one for each')
-    return [(s, 0) for s in seed]
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #d9cfee79
 class Conv(nn.Module):
@@ -216,11 +196,18 @@ class Conv(nn.Module):
         self.affine = Dense(a.w_dim, c_in, start=1)
 
     def forward(self, x, w, noise, gain=1.):
-        """The forward pass.
+        """Convolve in the style `w`, add noise, bias and activation.
 
         Parameters
         ----------
-        x, w, noise, gain : noise: (layer, x) -> map or None
+        x : float [B,c_in,h,h]
+        w : float [B,w_dim]
+        noise : function of (layer, x) -> float [1 or B,1,size,size], or None
+        gain : of the result
+
+        Returns
+        -------
+        float [B,c_out,size,size]
         """
         x = _modulated(x, self.weight, self.affine(w), self.resample_filter*4 if self.up else None)
         extra = noise(self, x) if hasattr(self, 'noise_strength') else None
@@ -232,11 +219,11 @@ class ToRGB(nn.Module):
     "Channels to a picture: a modulated 1x1 convolution whose weights keep their length."
     def __init__(self, a, c_in):
         super().__init__()
-        self.clamp = a.conv_clamp
-        self.weight, self.bias = nn.Parameter(torch.randn(a.img_channels, c_in, 1, 1)), nn.Parameter(torch.zeros(a.img_channels))
+        self.clamp, colours = a.conv_clamp, a.img_channels
+        self.weight, self.bias = nn.Parameter(torch.randn(colours, c_in, 1, 1)), nn.Parameter(torch.zeros(colours))
         self.affine = Dense(a.w_dim, c_in, start=1)
 
-    def forward(self, x, w):
+    def forward(self, x, w): # [B,c_in,H,W], [B,w_dim] -> [B,colours,H,W]
         style = self.affine(w)/math.sqrt(self.weight[0].numel())
         return _finished(_modulated(x, self.weight, style, demodulate=False), self.bias, clamp=self.clamp)
 
@@ -248,8 +235,9 @@ class Shortcut(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1))
         self.register_buffer('resample_filter', _filter(a.resample_filter))
 
-    def forward(self, x):
-        return _double(F.conv2d(x, self.weight/math.sqrt(self.weight.shape[1])), self.resample_filter)*math.sqrt(.5)
+    def forward(self, x): # [B,c_in,H,W] -> [B,c_out,2H,2W]
+        x = F.conv2d(x, self.weight/math.sqrt(self.weight.shape[1]))
+        return _double(x, self.resample_filter)*math.sqrt(.5)
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #407fcec3
 class Block(nn.Module):
@@ -265,35 +253,53 @@ class Block(nn.Module):
         self.skip = Shortcut(a, a.widths[k - 1], c) if a.architecture == 'resnet' and not self.first else None
 
     def forward(self, x, image, ws, noise):
-        """The forward pass.
+        """Grow features and picture.
 
         Parameters
         ----------
-        x, image, ws, noise : ws [B,2 or 3,w_dim]: one per convolution, one for the picture
+        x : float [B,c_in,h,h]; None at the first block
+        image : float [B,colours,h,h]; None when there is none yet
+        ws : float [B,2 or 3,w_dim]: a style for each convolution, and one for the picture
+        noise : of `Conv`
+
+        Returns
+        -------
+        float [B,c,2h,2h], and the picture or None
         """
         *convs, last = ws.unbind(1)
-        if self.first: x = self.conv1(self.const.expand(len(ws), -1, -1, -1), convs[0], noise)
-        else:
-            y = 0 if self.skip is None else self.skip(x)
-            x = y + self.conv1(self.conv0(x, convs[0], noise), convs[1], noise, 1. if self.skip is None else math.sqrt(.5))
-        if self.torgb is not None: image = self.torgb(x, last) + (0 if image is None else _double(image, self.resample_filter))
-        return x, image
+        x = self._features(x, convs, noise)
+        if self.torgb is None: return x, image
+        drawn = self.torgb(x, last)
+        return x, drawn if image is None else drawn + _double(image, self.resample_filter)
+
+    def _features(self, x, convs, noise):
+        "The features of this size."
+        if self.first: return self.conv1(self.const.expand(len(convs[0]), -1, -1, -1), convs[0], noise)
+        if self.skip is None: return self.conv1(self.conv0(x, convs[0], noise), convs[1], noise)
+        return self.skip(x) + self.conv1(self.conv0(x, convs[0], noise), convs[1], noise, math.sqrt(.5))
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #4b8428cb
 class Synthesis(nn.Module):
-    "Styles to pictures."
+    """Styles to pictures.
+
+    Parameters
+    ----------
+    a : sizes and options
+    """
     def __init__(self, a:Layout):
         super().__init__()
-        self.resolutions, self.w_dim, self.early = a.resolutions, a.w_dim, a.architecture == 'skip'
-        for k, r in enumerate(a.resolutions): setattr(self, f'b{r}', Block(a, k))
+        self.resolutions, self.w_dim = a.resolutions, a.w_dim
+        self.stops = a.resolutions if a.architecture == 'skip' else a.resolutions[-1:]
+        for k, r in enumerate(a.resolutions): self.add_module(f'b{r}', Block(a, k))
 
     @torch.no_grad()
     def forward(self, ws, noise='const', resolution=None, seed=0):
-        """Pictures. Raises `UserError` for wrong sizes and for a resolution at which no picture is made.
+        """Draw pictures of styles; raises `UserError` for wrong sizes, for an unknown kind of noise and for a
+        resolution at which no picture is made.
 
         Parameters
         ----------
-        ws : [B,layers,w_dim], see `Mapping`
+        ws : float [B,layers,w_dim], see `Mapping`
         noise : 'const', 'random' or 'none'
         resolution : stop at this many pixels; None: the full size
         seed : of random noise: an integer, or one for each picture
@@ -302,12 +308,13 @@ class Synthesis(nn.Module):
         -------
         float [B,channels,size,size], about -1..1, not clamped
         """
-        ws = _checked(ws, [2*len(self.resolutions), self.w_dim], 'w', self.b4.const)
-        full, seeds = self.resolutions[-1], _seeds(seed, len(ws))
-        stop, draw, x, image = choose('resolution', resolution or full, {r: r for r in (self.resolutions if self.early else (full,))}), choose('noise', noise, NOISE), None, None
+        ws = rows(ws, 'w', (2*len(self.resolutions), self.w_dim)).to(self.b4.const)
+        maps, seeds = choose('noise', noise, NOISE), seeds_of(seed, len(ws))
+        stop = choose('resolution', self.stops[-1] if resolution is None else resolution, {r: r for r in self.stops})
+        x = image = None
         for k, r in enumerate(self.resolutions):
-            start = max(2*k - 1, 0)
-            x, image = getattr(self, f'b{r}')(x, image, ws[:, start:2*k + 2], lambda layer, x: draw(layer, x, seeds))
+            styles = ws[:, max(2*k - 1, 0):2*k + 2]
+            x, image = getattr(self, f'b{r}')(x, image, styles, lambda layer, x: maps(layer, x, seeds))
             if r == stop: return image
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #d681322e
@@ -324,11 +331,11 @@ class StyleGAN2(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z, c=None, psi=1., cutoff=None, noise='const', resolution=None, seed=0):
-        """Pictures of noise. Raises `UserError` for wrong sizes, unknown options and values that are not finite.
+        """Draw pictures of noise; raises `UserError` for wrong sizes, unknown options and values that are not finite.
 
         Parameters
         ----------
-        z : [B,z_dim], N(0,1)
+        z : float [B,z_dim], N(0,1)
         c : [B,c_dim], usually one-hot; None for an unconditional generator
         psi : truncation: 1 as drawn, 0 the average picture
         cutoff : truncate the first so many layers; None: all
@@ -343,72 +350,104 @@ class StyleGAN2(nn.Module):
         return self.synthesis(self.mapping(z, c, psi, cutoff), noise, resolution, seed)
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #f0c7e01e
-_ARGUMENTS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs', 'synthesis_kwargs') # in the order of the class
-_SPEED = {'num_fp16_res', 'use_fp16', 'fp16_channels_last', 'fused_modconv_default', 'w_avg_beta'} # half precision, memory, training
+_ARGUMENTS = ( # in the order of the class
+    'z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs', 'synthesis_kwargs')
+_SPEED = { # half precision, memory, training
+    'num_fp16_res', 'use_fp16', 'fp16_channels_last', 'fused_modconv_default', 'w_avg_beta'}
 
 def _arguments(attributes):
     "The arguments of NVIDIA's classes by name: of the generator, its mapping, its synthesis."
     own = dict(zip(_ARGUMENTS, attributes.get('_init_args') or ())) | (attributes.get('_init_kwargs') or {})
     inner = [own.pop(k, None) or {} for k in ('mapping_kwargs', 'synthesis_kwargs')]
-    if not all(isinstance(x, dict) for x in inner): raise UserError('its arguments are not named; expected mapping_kwargs and synthesis_kwargs to be dictionaries')
+    if not all(isinstance(x, dict) for x in inner):
+        raise UserError('its arguments are not named; expected mapping_kwargs and synthesis_kwargs to be dictionaries')
     return own, *({k: v for k, v in x.items() if k not in _SPEED} for x in inner)
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #b72f0f74
+def _number(name, v, least, most=_MOST):
+    "`v` when it is a whole number in its bounds. Raises `UserError` otherwise."
+    if type(v) is int and least <= v <= most: return v
+    raise UserError(f'its {name} is {v!r:.40}; expected a whole number from {least} to {most}')
+
+def _widths(size, base, most):
+    "The channels at 4, 8, ... px. Raises `UserError` for a size that is no power of two."
+    if _number('img_resolution', size, 4) & (size - 1):
+        raise UserError(f'its img_resolution is {size}; expected a power of two')
+    base, most = _number('channel_base', base, 4, 2**32), _number('channel_max', most, 1)
+    return tuple(min(base//(4*2**k), most) for k in range(size.bit_length() - 2))
+
 def _layout_of_arguments(attributes):
     "The `Layout` that a file's arguments ask for. Raises `UserError` naming what is missing, unknown or impossible."
     own, mapping, synthesis = _arguments(attributes)
     for k in ('z_dim', 'w_dim', 'img_resolution', 'img_channels'):
         if k not in own: raise UserError(f'its argument {k} is missing; expected the generator of StyleGAN2-ADA')
-    size, layers = own.pop('img_resolution'), mapping.pop('num_layers', 8)
-    base, most = synthesis.pop('channel_base', 32768), synthesis.pop('channel_max', 512)
-    if not _whole(size, 4) or size & (size - 1): raise UserError(f'its img_resolution is {size!r:.40}; expected a power of two from 4')
-    if not (_whole(layers) and layers <= 64): raise UserError(f'its num_layers is {layers!r:.40}; expected 1 to 64')
-    if not (type(base) is int and _whole(most)): raise UserError(f'its channel_base is {base!r:.40}, channel_max {most!r:.40}; expected whole numbers')
-    mapping['embed_features'] = (mapping.get('embed_features') or own['w_dim']) if own.get('c_dim') else 0
+    layers = _number('num_layers', mapping.pop('num_layers', 8), 1, 64)
+    widths = _widths(own.pop('img_resolution'), synthesis.pop('channel_base', 32768), synthesis.pop('channel_max', 512))
+    if own.get('c_dim'): mapping['embed_features'] = mapping.get('embed_features') or own['w_dim']
+    else: mapping['embed_features'] = 0
     mapping['layer_features'] = (mapping.get('layer_features') or own['w_dim'],)*(layers - 1)
     if 'activation' in mapping: mapping['mapping_activation'] = mapping.pop('activation')
-    if isinstance(synthesis.get('resample_filter'), list): synthesis['resample_filter'] = tuple(synthesis['resample_filter'])
-    options = {**own, **mapping, **synthesis, 'widths': tuple(min(base//(4*2**k), most) for k in range(size.bit_length() - 2))}
-    unknown = [k for k in options if k not in _USUAL]
-    if unknown: raise UserError(f'its argument {unknown[0]!r:.60} is none of StyleGAN2-ADA; expected the generator of that')
-    return Layout(**options)
+    taps = synthesis.get('resample_filter')
+    if isinstance(taps, list): synthesis['resample_filter'] = tuple(taps)
+    return Layout(**_known({**own, **mapping, **synthesis, 'widths': widths}, 'its argument'))
+
+def _known(options, what):
+    "`options` when `Layout` has all of them. Raises `UserError` naming the first that it has not."
+    names = [f.name for f in fields(Layout)]
+    for k in options:
+        if k not in names: raise UserError(f"{what} {k!r:.60} is unknown; choose from {', '.join(names)}")
+    return options
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #08fd1fba
 def _size(state, *places):
     """The size that most of the places (name, axis) agree on, so that a single odd entry is found out. Raises
     `UserError` when none is there."""
     sizes = [state[k].shape[axis] for k, axis in places if k in state and state[k].ndim > axis]
-    if not sizes: raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the names of the generator of StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
-    return max(sizes, key=sizes.count)
+    if sizes: return max(sizes, key=sizes.count)
+    raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the names of the generator of '
+                    'StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #ecd421f1
 def _layout_of_state(state):
     """The `Layout` that names and shapes tell. Raises `UserError` naming the first entry without which nothing can be
     told."""
     there = {'.'.join(k.split('.')[:n]) for k in state for n in range(1, 5)} # all names, and what they begin with
-    blocks = [r for k in range(12) if f'synthesis.b{(r := 4*2**k)}' in there] or [4]
-    widths = [_size(state, *((f'synthesis.b{r}.conv1.{k}', axis) for k, axis in (('weight', 0), ('weight', 1), ('bias', 0), ('affine.weight', 0), ('affine.bias', 0)))) for r in blocks]
+    blocks = [f'synthesis.b{4*2**k}.' for k in range(12) if f'synthesis.b{4*2**k}' in there] or ['synthesis.b4.']
     last = max((k for k in range(64) if f'mapping.fc{k}' in there), default=0)
-    hidden = [_size(state, (f'mapping.fc{k}.weight', 0), (f'mapping.fc{k}.bias', 0), (f'mapping.fc{k + 1}.weight', 1)) for k in range(last)]
-    embed = _size(state, ('mapping.embed.weight', 0), ('mapping.embed.bias', 0)) if 'mapping.embed' in there else 0
+    size, m = partial(_size, state), 'mapping.fc{}.{}'.format
+    ends = (('weight', 0), ('weight', 1), ('bias', 0), ('affine.weight', 0), ('affine.bias', 0))
+    embed = size(('mapping.embed.weight', 0), ('mapping.embed.bias', 0)) if 'mapping.embed' in there else 0
     filters = state.get('synthesis.b4.resample_filter')
-    return Layout(z_dim=_size(state, ('mapping.fc0.weight', 1)) - embed, c_dim=_size(state, ('mapping.embed.weight', 1)) if embed else 0, embed_features=embed,
-        w_dim=_size(state, *((f'synthesis.b{r}.conv1.affine.weight', 1) for r in blocks), ('mapping.w_avg', 0)), widths=tuple(widths), layer_features=tuple(hidden),
-        img_channels=_size(state, *((f'synthesis.b{r}.torgb.{k}', 0) for r in reversed(blocks) for k in ('weight', 'bias'))), use_noise=any('.noise_' in k for k in state),
-        architecture='resnet' if any('.skip.' in k for k in state) else 'skip' if len(blocks) == 1 or any(f'synthesis.b{r}.torgb' in there for r in blocks[:-1]) else 'orig',
-        resample_filter=(1, 3, 3, 1) if filters is None or filters.ndim != 2 or len(filters) == 4 else (1,)*len(filters)) # its values are the file's
+    usual = filters is None or filters.ndim != 2 or len(filters) == 4 # its values are the file's
+    return Layout(
+        z_dim=size(('mapping.fc0.weight', 1)) - embed, embed_features=embed,
+        c_dim=size(('mapping.embed.weight', 1)) if embed else 0,
+        w_dim=size(*((f'{b}conv1.affine.weight', 1) for b in blocks), ('mapping.w_avg', 0)),
+        widths=tuple(size(*((f'{b}conv1.{k}', axis) for k, axis in ends)) for b in blocks),
+        layer_features=tuple(size((m(k, 'weight'), 0), (m(k, 'bias'), 0), (m(k+1, 'weight'), 1)) for k in range(last)),
+        img_channels=size(*((f'{b}torgb.{k}', 0) for b in reversed(blocks) for k in ('weight', 'bias'))),
+        use_noise=any('.noise_' in k for k in state), architecture=_architecture(state, there, blocks),
+        resample_filter=(1, 3, 3, 1) if usual else (1,)*len(filters))
+
+def _architecture(state, there, blocks):
+    "Where pictures are made, by the names of the entries."
+    if any('.skip.' in k for k in state): return 'resnet'
+    return 'skip' if len(blocks) == 1 or any(f'{b}torgb' in there for b in blocks[:-1]) else 'orig'
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #236a7140
 def _filled(layout, state, path):
     """A generator with these weights. Raises `UserError` naming the first entry that is missing, unexpected,
     mis-shaped or not finite."""
-    with torch.device('meta'): G = StyleGAN2(layout) # sizes only: nothing that a file asks for is reserved before it is compared
+    with torch.device('meta'): G = StyleGAN2(layout) # sizes only: nothing that a file asks for is reserved unseen
     own = G.state_dict()
     for k in own: # always the block's; not every writer repeats it
         if k.endswith('.skip.resample_filter') and k not in state: state[k] = state.get(k.replace('.skip', ''))
-    if {k: v.shape for k, v in own.items()} != {k: getattr(v, 'shape', None) for k, v in state.items()}: fit_weights(G, state, path)
+    shapes = lambda entries: {k: getattr(v, 'shape', None) for k, v in entries.items()}
+    if shapes(own) != shapes(state): fit_weights(G, state, path)
     for k, v in state.items():
-        if v.is_complex() or not v.isfinite().all(): raise UserError(f'{path} cannot be used: {k!r} holds values that are not finite real numbers; get an undamaged file')
+        if v.is_complex() or not v.isfinite().all():
+            raise UserError(f'{path} cannot be used: {k!r} holds values that are not finite real numbers; '
+                            'get an undamaged file')
     G.load_state_dict({k: v.float().contiguous() for k, v in state.items()}, assign=True)
     return G.eval().requires_grad_(False)
 
@@ -431,15 +470,13 @@ def load_stylegan2(path, **options) -> StyleGAN2:
         .safetensors)
     **options : of `Layout`, where the caller knows better than the file: conv_clamp=256, ...
     """
-    try:
-        state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
+    try: state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
     except RefusedName as e:
         if not e.name.startswith(('dnnlib.tflib', 'tensorflow')): raise
-        raise UserError(f'{path} is a TensorFlow pickle ({e.name}), which is not supported; expected a .pkl of the PyTorch version (stylegan2-ada-pytorch), whose scripts also convert the older ones') from None
+        raise UserError(f'{path} is a TensorFlow pickle ({e.name}), which is not supported; expected a .pkl of the '
+                        'PyTorch version (stylegan2-ada-pytorch), whose scripts convert the older ones') from None
     try:
         layout = _layout_of_state(state) if attributes is None else _layout_of_arguments(attributes)
-        unknown = [k for k in options if k not in _USUAL]
-        if unknown: raise UserError(f'the option {unknown[0]!r} is unknown; choose from {", ".join(_USUAL)}')
-        layout = replace(layout, **options)
-    except UserError as e: raise UserError(f'{path} does not fit: {e}') from None
+        layout = replace(layout, **_known(options, 'the option'))
+    except (ValueError, OverflowError) as e: raise UserError(f'{path} does not fit: {str(e)[:300]}') from None
     return _filled(layout, state, path)
