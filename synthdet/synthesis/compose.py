@@ -6,7 +6,7 @@
 __all__ = ['composer_of', 'backdrop', 'cast_shadow', 'effects', 'blending', 'render', 'target', 'compose']
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #6ad45d7b
-from functools import cache, lru_cache
+from functools import cache
 from inspect import signature
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ from .pool import Hand
 from .settings import BLENDS, COMPOSERS, MIXED, Recipe
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #ab815377
-@lru_cache(maxsize=64)
 def composer_of(recipe) -> tuple[Composer, Recipe]:
     """The compositor of a recipe, and the recipe of the size at which it draws.
 
@@ -169,9 +168,9 @@ def target(layers, recipe, with_masks=False) -> dict:
         torchvision.transforms.v2 moves them with the picture
     """
     (composer, drawn), found = composer_of(recipe), [l for l in layers if l.patch.label]
-    boxes = torch.tensor([composer.box(l) for l in found], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.from_numpy(np.array([composer.box(l) for l in found], np.float32).reshape(-1, 4))
     if drawn.size != recipe.size: boxes = resize_boxes(boxes, drawn.size, recipe.size)
-    out = dict(boxes=boxes, labels=torch.tensor([l.patch.label for l in found], dtype=torch.int64))
+    out = dict(boxes=boxes, labels=torch.from_numpy(np.array([l.patch.label for l in found], np.int64)))
     if with_masks: out['masks'] = _masks(found, drawn.size, recipe.size)
     return wrap(out, recipe.size)
 

@@ -8,7 +8,7 @@ __all__ = ['paper', 'released', 'paper_boxes', 'augment', 'paper_patch', 'releas
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #24c941a7
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 import cv2
 import numpy as np
 from ..boxes import hwc
@@ -134,7 +134,8 @@ def arrange(hand, recipe, g, textures, make=paper_patch) -> list:
 paper = Composer(paper_boxes, arrange, box=extent, fit=fitted)
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #3eec25aa
-def _at_320(recipe): return recipe if recipe.size == (320, 320) else replace(recipe, image_size=320)
+@lru_cache(maxsize=64)
+def _at_320(recipe): return replace(recipe, image_size=320)
 
 def released_box(layer) -> list:
     "x1, y1, x2, y2 of a layer as whole numbers, halves to even, and not clipped."
