@@ -5,7 +5,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
 
-.PHONY: demo test lab prepare clean sync figures
+.PHONY: demo test quick slow lab prepare clean sync figures
 
 $(READY): settings.ini setup.py pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
@@ -16,13 +16,22 @@ $(READY): settings.ini setup.py pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/synthdet-run -p arms scratch,scratch_long,pretrain -p n_real 25 -p out runs/demo --output runs/demo/demo.ipynb
+	$(BIN)/synthdet-run arms=scratch,scratch_long,pretrain n_real=25 out=runs/demo --output runs/demo/demo.ipynb
 
-# one thread per process: the notebooks run in parallel, and threads that wait for each other's core cost more than they bring
-test: export OMP_NUM_THREADS := 1
+# one thread per process: notebooks and tests run two at a time, and threads that wait for each other's core cost more
+# than they bring
+test quick slow: export OMP_NUM_THREADS := 1
 test: $(READY) sync
-	timeout 600 $(BIN)/nbdev_test --do_print --timing
-	timeout 900 $(BIN)/python -m pytest -q
+	timeout 900 $(BIN)/nbdev_test --do_print --timing --n_workers 2
+	timeout 1200 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+# the rules of the house, the golden values and what each choice promises
+quick: $(READY)
+	timeout 300 $(BIN)/python -m pytest -q -n 2 -m "not slow" tests/test_house.py tests/test_golden.py tests/test_contract_*.py
+
+# tests that kill processes, run notebooks and servers, or take long
+slow: $(READY)
+	timeout 1800 $(BIN)/python -m pytest -q -n 2 -m slow
 
 # notebooks and modules say the same, and the notebooks are clean
 sync: $(READY)

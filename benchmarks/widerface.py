@@ -1,11 +1,12 @@
-"""Seconds that the evaluation of WIDER FACE takes, beside a straightforward port of its protocol, on the same detections.
+"""Seconds that the evaluation of WIDER FACE takes, beside a straightforward port of its protocol, on one set of
+detections.
 
     python benchmarks/widerface.py [DETECTIONS GROUND_TRUTH]    # prints a table, writes results/widerface.json
 
-DETECTIONS is a folder or archive of prediction files, GROUND_TRUTH the folder of the four official .mat files; by default
-those of the reference folder. The port goes through settings, images, detections and thresholds in loops, as the protocol
-is told, with NumPy for the overlaps of one detection with all faces and for the search of a threshold in the scores.
-Both read the same files; reading is timed apart. One core.
+DETECTIONS is a folder or archive of prediction files, GROUND_TRUTH the folder of the four official .mat files; by
+default those of the reference folder. The port goes through settings, images, detections and thresholds in loops, as
+the protocol is told, with NumPy for the overlaps of one detection with all faces and for the search of a threshold in
+the scores. Both read the same files; reading is timed apart. One core.
 """
 import json, sys, time
 from pathlib import Path
@@ -31,8 +32,7 @@ def image_states(rows, boxes, counts):
     for k, row in enumerate(rows):
         iou = overlaps(row, boxes)
         best = iou.argmax()
-        if iou[best] >= .5 and not counts[best]: pass
-        else:
+        if iou[best] < .5 or counts[best]:
             proposals += 1
             if iou[best] >= .5: found[best] = True
         states[k] = proposals, found.sum()
@@ -53,7 +53,8 @@ def port(predictions, truth):
                 passing = np.where(s >= 1 - (i+1)/1000)[0]
                 if len(passing): table[i] += states[passing[-1]]
         recall = np.concatenate([[0], table[:, 1] / total, [1]])
-        precision = np.concatenate([[0], np.divide(table[:, 1], table[:, 0], out=np.zeros(1000), where=table[:, 0] > 0), [0]])
+        share = np.divide(table[:, 1], table[:, 0], out=np.zeros(1000), where=table[:, 0] > 0)
+        precision = np.concatenate([[0], share, [0]])
         for i in range(len(precision) - 1, 0, -1): precision[i-1] = max(precision[i-1], precision[i])
         steps = np.where(recall[1:] != recall[:-1])[0]
         out[setting] = float(np.sum((recall[steps+1] - recall[steps]) * precision[steps+1]))
@@ -69,7 +70,8 @@ def timed(f, *args):
 def main():
     place = shared() and shared()/'eval'/'wider_face'
     if len(sys.argv) < 3 and not place: sys.exit(f'usage: {Path(sys.argv[0]).name} DETECTIONS GROUND_TRUTH')
-    source, folder = map(Path, sys.argv[1:3] if len(sys.argv) > 2 else (place/'predictions_retinaface_mnet025.tar.gz', place/'ground_truth'))
+    if len(sys.argv) > 2: source, folder = map(Path, sys.argv[1:3])
+    else: source, folder = place/'predictions_retinaface_mnet025.tar.gz', place/'ground_truth'
     truth, t_truth = timed(read_ground_truth, folder)
     predictions, t_read = timed(read_predictions, source, truth.images)
     ours, whole = timed(wider_ap, source, folder)
@@ -77,11 +79,16 @@ def main():
     apart = max(abs(ours[s] - theirs[s]) for s in SETTINGS)
     assert apart < 1e-9, (ours, theirs)
     compute = whole - t_truth - t_read
-    result = dict(images=len(truth.images), detections=sum(map(len, predictions)), ap=ours, largest_difference=apart, seconds=dict(whole=round(whole, 2), reading=round(t_truth + t_read, 2), evaluation=round(compute, 2), port=round(t_port, 2)),
-                  ratio=round(t_port / compute, 1), command='python benchmarks/widerface.py', **run_info())
+    seconds = dict(whole=whole, reading=t_truth + t_read, evaluation=compute, port=t_port)
+    seconds = {k: round(v, 2) for k, v in seconds.items()}
+    result = dict(images=len(truth.images), detections=sum(map(len, predictions)), ap=ours, largest_difference=apart,
+                  seconds=seconds, ratio=round(t_port / compute, 1), command='python benchmarks/widerface.py',
+                  **run_info())
     write_atomic(OUT, json.dumps(result, indent=1) + '\n')
-    print(f"{result['images']:,} images, {result['detections']:,} detections; AP", {s: round(v, 10) for s, v in ours.items()}, f'; largest difference of the two {apart:.1e}')
-    print(f"wider_ap {whole:.2f} s, of which reading {t_truth + t_read:.2f}; evaluation alone {compute:.2f} s, the port {t_port:.2f} s: {result['ratio']} times as long")
+    print(f"{result['images']:,} images, {result['detections']:,} detections; AP",
+          {s: round(v, 10) for s, v in ours.items()}, f'; largest difference of the two {apart:.1e}')
+    print(f"wider_ap {whole:.2f} s, of which reading {t_truth + t_read:.2f}; evaluation alone {compute:.2f} s, "
+          f"the port {t_port:.2f} s: {result['ratio']} times as long")
 
 
 if __name__ == '__main__': main()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['opt', 'choices', 'checked', 'Settings', 'Leaf', 'leaves', 'listing', 'text_of', 'find', 'parse', 'words', 'override',
-           'identity', 'to_row', 'columns', 'check_types']
+           'identity', 'to_row', 'columns']
 
 # %% ../nbs/0_ground/01_settings.ipynb #6eea546a
-import ast, json, math, shlex
+import ast, math, shlex
 from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -315,12 +315,3 @@ def columns(settings) -> dict:
         names = ('.'.join(parts[k:]) for k in range(len(parts)-1, -1, -1))
         return next(n for n in names if sum(p == n or p.endswith('.' + n) for p in paths) == 1)
     return {p: shortest(p) for p in paths}
-
-# %% ../nbs/0_ground/01_settings.ipynb #ad6b23a8
-def check_types(settings):
-    "Raise `UserError` for a field of another type than its default; a whole number will do where a fraction is meant."
-    for f in fields(settings):
-        v = getattr(settings, f.name)
-        if isinstance(f.default, float) and type(v) is int: object.__setattr__(settings, f.name, v := float(v))
-        if f.default is not None and type(v) is not type(f.default):
-            raise UserError(f"{f.name}={v!r} should be {type(f.default).__name__} like the default {f.default!r}")

@@ -72,7 +72,7 @@ def test_a_mixture_is_a_function_of_seed_and_index():
     order = [3, 999, 0, 3, 12, 10**9]
     assert [make(1)[i] for i in order] == [make(1)[i] for i in reversed(order)][::-1]
     assert [make(1)[i] for i in range(40)] != [make(2)[i] for i in range(40)]
-    assert {make(1)[i] for i in range(60)} == {*range(10), *range(100, 130)}, 'all are reached, each source in its passes'
+    assert {make(1)[i] for i in range(60)} == {*range(10), *range(100, 130)}, 'all are reached'
 
 
 FINITE_OR_MIXED = [
@@ -89,6 +89,7 @@ def test_what_cannot_be_forked_stays_in_this_process(build):
     assert forkable(build(Numbers(n=4)))
 
 
+@pytest.mark.slow
 def test_workers_start_after_opencv_has_used_its_threads():
     code = '''
 import cv2, numpy as np

@@ -1,5 +1,6 @@
 "Every segmenter: what it takes, what it gives, what it refuses."
 import math
+import pickle
 
 import pytest
 import torch
@@ -64,6 +65,10 @@ def test_three_channels_do_unless_the_fourth_is_the_mask(segmenter):
 def test_it_refuses_what_is_no_batch_of_pictures(segmenter, change, line):
     told = refused(segmenter, change(batch()))
     assert line in told and '\n' not in told
+
+
+def test_another_process_can_have_it(segmenter):
+    assert torch.equal(pickle.loads(pickle.dumps(segmenter))(batch()), segmenter(batch()))
 
 
 def test_it_comes_with_numbers_for_limits_and_a_name_for_its_results(masks, segmenter):

@@ -1,10 +1,16 @@
-"Scores against independent implementations: plain loops for VOC and the authors, pycocotools for COCO, published numbers."
+"Scores against independent implementations: plain loops for VOC and the authors, pycocotools, published numbers."
 import json
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
-from synthdet.core import shared, UserError
+from torchvision.ops import box_convert
+
+from synthdet.boxes import wrap
+from synthdet.core import refused, shared
 from synthdet.detection.evaluate import (
     average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)
 
@@ -43,20 +49,22 @@ def reference(predictions, targets, iou, rule):
         for k, (_, good) in enumerate(verdicts, 1):
             tp += good
             points.append((tp / n, tp / k))
-        if rule == 'voc07': values.append(sum(max([q for r, q in points if r >= at], default=0) for at in np.arange(0, 1.1, .1)) / 11)
-        else:
-            area, last = 0, 0
-            for k, (r, _) in enumerate(points):
-                area += (r - last) * max(q for _, q in points[k:]); last = r
-            values.append(area)
+        if rule == 'voc07':
+            values.append(sum(max([q for r, q in points if r >= at], default=0) for at in np.arange(0, 1.1, .1)) / 11)
+            continue
+        area, last = 0, 0
+        for k, (r, _) in enumerate(points):
+            area += (r - last) * max(q for _, q in points[k:])
+            last = r
+        values.append(area)
     return float(np.mean(values)) if values else float('nan')
 
 
 def case(seed, images=6, classes=3, crowd=False):
-    "Integer boxes (so that overlaps tie and hit thresholds exactly), rounded scores, empty images, classes that only one side has."
+    "Integer boxes (overlaps tie and hit thresholds exactly), rounded scores, empty images, classes of one side only."
     g = np.random.default_rng(seed)
     def boxes(n):
-        xy = g.integers(0, 30, (n, 2)) * 2; wh = g.integers(0 if seed % 5 == 0 else 1, 20, (n, 2)) * 2
+        xy, wh = g.integers(0, 30, (n, 2)) * 2, g.integers(0 if seed % 5 == 0 else 1, 20, (n, 2)) * 2
         return torch.from_numpy(np.concatenate([xy, xy + wh], 1)).float()
     predictions, targets = [], []
     for _ in range(images):
@@ -67,9 +75,12 @@ def case(seed, images=6, classes=3, crowd=False):
         near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 1)
         found = torch.cat([near, boxes(n - len(near))])
         labels = torch.cat([truth['labels'][which], torch.from_numpy(g.integers(1, classes + 2, n - len(near)))])
-        predictions.append(dict(boxes=found, labels=labels, scores=torch.from_numpy(g.random(n).round(1 if seed % 2 else 6)).float()))
+        scores = torch.from_numpy(g.random(n).round(1 if seed % 2 else 6)).float()
+        predictions.append(dict(boxes=found, labels=labels, scores=scores))
         flag = torch.from_numpy(g.random(m) < .25)
-        targets.append(dict(truth, **({'iscrowd': flag.long()} if crowd else {'difficult': flag} if seed % 3 == 0 else {})))
+        if crowd: truth['iscrowd'] = flag.long()
+        elif seed % 3 == 0: truth['difficult'] = flag
+        targets.append(truth)
     return predictions, targets
 
 
@@ -91,26 +102,30 @@ def test_ties_and_difficult_boxes_tell_the_rules_apart():
     box = torch.tensor([[0., 0, 8, 8], [20, 20, 28, 28]])
     one = [dict(boxes=box, labels=torch.ones(2, dtype=torch.int64), scores=torch.tensor([.5, .5]))]
     truth = [dict(boxes=box[1:], labels=torch.ones(1, dtype=torch.int64))]
-    assert average_precision(one, truth) == .5 and average_precision(one, truth, rule='authors') == 1, 'false first in file order, true first for the authors'
+    assert average_precision(one, truth) == .5, 'false first, in the order of the file'
+    assert average_precision(one, truth, rule='authors') == 1, 'true first, for the authors'
 
 
 def padilla(folder, scored):
     out = []
     for f in sorted(folder.glob('*.txt')):
-        rows = [l.split()[1:] for l in f.read_text().splitlines() if l.strip()]
-        n = torch.tensor([[float(v) for v in r] for r in rows], dtype=torch.float64).reshape(len(rows), -1)
+        rows = [[float(v) for v in l.split()[1:]] for l in f.read_text().splitlines() if l.strip()]
+        n = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1)
         xy, wh = n[:, -4:-2], n[:, -2:]
-        out.append(dict(boxes=torch.cat([xy, xy + wh + 1], 1), labels=torch.ones(len(n), dtype=torch.int64), **({'scores': n[:, 0]} if scored else {})))
+        out.append(dict(boxes=torch.cat([xy, xy + wh + 1], 1), labels=torch.ones(len(n), dtype=torch.int64)))
+        if scored: out[-1]['scores'] = n[:, 0]
     return out
 
 
 @needs_shared
 @pytest.mark.parametrize('folder, iou, area, eleven', [
-    ('', .3, .2456866804, .2683982683), ('test_case_1', .1, .3371980676, .3333333333), ('test_case_1', .3, .2456866804, .2683982683),
+    ('', .3, .2456866804, .2683982683), ('test_case_1', .1, .3371980676, .3333333333),
+    ('test_case_1', .3, .2456866804, .2683982683),
     ('test_case_1', .5, .0222222222, .0303030303), ('test_case_1', .75, 0, 0)])
 def test_published_voc_numbers(folder, iou, area, eleven):
     root = shared()/'eval'/'padilla_voc'/folder
-    found, truth = padilla(root/('dets' if folder else 'detections'), scored=True), padilla(root/('gts' if folder else 'groundtruths'), scored=False)
+    dets, gts = ('dets', 'gts') if folder else ('detections', 'groundtruths')
+    found, truth = padilla(root/dets, scored=True), padilla(root/gts, scored=False)
     assert len(found) == len(truth) == 7
     assert average_precision(found, truth, iou=iou) == pytest.approx(area, abs=1e-9)
     assert average_precision(found, truth, iou=iou, rule='voc07') == pytest.approx(eleven, abs=1e-9)
@@ -118,16 +133,26 @@ def test_published_voc_numbers(folder, iou, area, eleven):
 
 def pycoco(predictions, targets):
     "pycocotools on the same lists; None for -1."
-    xywh = lambda b: torch.cat([b[:, :2], b[:, 2:] - b[:, :2]], 1).double().tolist()
-    truth, found = COCO(), COCO()
-    anns = [dict(image_id=i, category_id=l, bbox=b, area=b[2] * b[3], iscrowd=c) for i, t in enumerate(targets)
-            for b, l, c in zip(xywh(t['boxes']), t['labels'].tolist(), t.get('iscrowd', torch.zeros(len(t['labels']), dtype=torch.int64)).tolist())]
-    truth.dataset = dict(images=[dict(id=i) for i in range(len(targets))], annotations=[dict(a, id=n) for n, a in enumerate(anns, 1)],
-                         categories=[dict(id=c) for c in sorted({l for t in targets for l in t['labels'].tolist()})])
+    def rows(d, image, **more):
+        xywh = box_convert(d['boxes'].double(), 'xyxy', 'xywh')
+        columns = dict(bbox=xywh, category_id=d['labels'], area=xywh[:, 2:].prod(1), **more)
+        return [dict(zip(columns, v), image_id=image) for v in zip(*(c.tolist() for c in columns.values()))]
+    crowd = lambda t: t.get('iscrowd', torch.zeros_like(t['labels']))
+    anns = [a for i, t in enumerate(targets) for a in rows(t, i, iscrowd=crowd(t))]
+    truth = COCO()
+    truth.dataset = dict(images=[dict(id=i) for i in range(len(targets))],
+                         annotations=[dict(a, id=n) for n, a in enumerate(anns, 1)],
+                         categories=[dict(id=c) for c in sorted({a['category_id'] for a in anns})])
     truth.createIndex()
-    rows = [dict(image_id=i, category_id=l, bbox=b, score=s) for i, p in enumerate(predictions) for b, l, s in zip(xywh(p['boxes']), p['labels'].tolist(), p['scores'].tolist())]
-    run = COCOeval(truth, truth.loadRes(rows), 'bbox')
-    run.evaluate(); run.accumulate(); run.summarize()
+    return scored(truth, [r for i, p in enumerate(predictions) for r in rows(p, i, score=p['scores'])])
+
+
+def scored(truth, found):
+    "What pycocotools says of the rows `found`."
+    run = COCOeval(truth, truth.loadRes(found), 'bbox')
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
     return {k: None if v < 0 else v for k, v in zip(COCO_KEYS, run.stats)}
 
 
@@ -138,8 +163,7 @@ def test_coco_metrics_equal_pycocotools(crowd):
         predictions, targets = case(seed, images=8, crowd=crowd)
         for d in predictions + targets: d['boxes'] = d['boxes'] * 3 # so that all three sizes occur
         ours, theirs = coco_metrics(predictions, targets), pycoco(predictions, targets)
-        assert {k for k, v in ours.items() if v is None} == {k for k, v in theirs.items() if v is None}, seed
-        assert {k: v for k, v in ours.items() if v is not None} == pytest.approx({k: v for k, v in theirs.items() if v is not None}, abs=1e-12), seed
+        assert ours == {k: v if v is None else pytest.approx(v, abs=1e-12) for k, v in theirs.items()}, seed
         seen += ours['ap'] is not None and 0 < ours['ap'] < 1
     assert seen > 20
 
@@ -147,21 +171,23 @@ def test_coco_metrics_equal_pycocotools(crowd):
 @needs_shared
 def test_published_coco_numbers():
     folder = shared()/'eval'/'coco100'
-    truth, found = (json.loads((folder/f'instances_val2014_{n}.json').read_text()) for n in ('100', 'fakebbox100_results'))
+    read = lambda name: json.loads((folder/f'instances_val2014_{name}.json').read_text())
+    truth, found = read('100'), read('fakebbox100_results')
     def by_image(rows, *keys):
         groups = {i: [] for i in sorted(i['id'] for i in truth['images'])}
         for r in rows: groups[r['image_id']].append(r)
         for g in groups.values():
-            b = torch.tensor([r['bbox'] for r in g], dtype=torch.float64).reshape(-1, 4)
-            yield dict(boxes=torch.cat([b[:, :2], b[:, :2] + b[:, 2:]], 1), labels=torch.tensor([r['category_id'] for r in g], dtype=torch.int64),
-                       **{('scores' if k == 'score' else k): torch.tensor([r[k] for r in g], dtype=torch.float64) for k in keys})
-    lists = list(by_image(found, 'score')), list(by_image(truth['annotations'], 'iscrowd', 'area'))
-    scores = coco_metrics(*lists)
-    assert {k: scores[k] for k in ('ap', 'ap50', 'ap75', 'ar100')} == pytest.approx(dict(ap=.5045807, ap50=.6969727, ap75=.5729817, ar100=.5953530), abs=5e-8)
-    index = COCO(); index.dataset = truth; index.createIndex()
-    run = COCOeval(index, index.loadRes(found), 'bbox')
-    run.evaluate(); run.accumulate(); run.summarize()
-    assert list(scores.values()) == pytest.approx(list(run.stats), abs=1e-12), 'sizes are those of the masks, by `area`'
+            boxes = torch.tensor([r['bbox'] for r in g], dtype=torch.float64).reshape(-1, 4)
+            columns = {k: torch.tensor([r[k] for r in g], dtype=torch.float64) for k in ('category_id', *keys)}
+            yield dict(boxes=box_convert(boxes, 'xywh', 'xyxy'), labels=columns.pop('category_id').long(),
+                       scores=columns.pop('score', None), **columns)
+    scores = coco_metrics(list(by_image(found, 'score')), list(by_image(truth['annotations'], 'iscrowd', 'area')))
+    published = dict(ap=.5045807, ap50=.6969727, ap75=.5729817, ar100=.5953530)
+    assert {k: scores[k] for k in published} == pytest.approx(published, abs=5e-8)
+    index = COCO()
+    index.dataset = truth
+    index.createIndex()
+    assert scores == pytest.approx(scored(index, found), abs=1e-12), 'sizes are those of the masks, by `area`'
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_undefined():
@@ -175,14 +201,21 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_undefined():
     assert np.isnan(average_precision([some], [none]))
 
 
+def test_wrapped_targets_score_as_plain_ones():
+    predictions, targets = case(3)
+    wrapped = [wrap(t, (100, 100)) for t in targets]
+    assert evaluate(predictions, wrapped) == evaluate(predictions, targets)
+
+
 def test_wrong_input_is_one_clear_line():
     some = dict(boxes=torch.tensor([[0., 0, 9, 9]]), labels=torch.ones(1, dtype=torch.int64), scores=torch.ones(1))
-    for call, says in ((lambda: average_precision([some], []), '1 predictions for 0 targets'), (lambda: coco_metrics([some], []), '1 predictions for 0 targets'),
-                       (lambda: average_precision([some], [some], rule='coco'), "rule 'coco' is unknown; choose from voc, voc07, authors"),
-                       (lambda: average_precision([dict(some, scores=torch.ones(2))], [some]), 'image 0: 2 scores for 1 boxes'),
-                       (lambda: precision_recall([some], [some], label=4), r'no box of class 4; its classes are \[1\]'), (lambda: validator([]), 'holds no box')):
-        with pytest.raises(UserError, match=says) as e: call()
-        assert '\n' not in str(e.value)
+    assert '1 predictions for 0 targets' in refused(average_precision, [some], [])
+    assert '1 predictions for 0 targets' in refused(coco_metrics, [some], [])
+    unknown = "rule 'coco' is unknown; choose from voc, voc07, authors"
+    assert unknown in refused(average_precision, [some], [some], rule='coco')
+    assert 'image 0: 2 scores for 1 boxes' in refused(average_precision, [dict(some, scores=torch.ones(2))], [some])
+    assert 'no box of class 4; its classes are [1]' in refused(precision_recall, [some], [some], label=4)
+    assert 'holds no box' in refused(validator, [])
 
 
 class Corner(nn.Module):
@@ -193,7 +226,9 @@ class Corner(nn.Module):
 
     def forward(self, images):
         values = [float(self.norm(i[None])[0, 0, 0, 0]) for i in images]
-        return [dict(boxes=torch.tensor([[0., 0, v, v]]), scores=torch.ones(1), labels=torch.ones(1, dtype=torch.int64), masks='kept by nobody') for v in values]
+        one = torch.ones(1)
+        return [dict(boxes=torch.tensor([[0., 0, v, v]]), scores=one, labels=one.long(), masks='kept by nobody')
+                for v in values]
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -204,8 +239,9 @@ def test_predict_keeps_mode_and_statistics_for_any_batch_size(training):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     runs = [predict(model, images, batch_size=n) for n in (1, 3, 16)] + [predict(model, [(i, {}) for i in images])]
     assert model.training == training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(a['boxes'], b['boxes']) for r in runs for a, b in zip(r, runs[0])) and [len(r) for r in runs] == [7] * 4
-    assert all(float(d['boxes'][0, 2]) == pytest.approx(float(i[0, 0, 0]) / 255, abs=1e-4) for d, i in zip(runs[0], images))
+    found = [[float(d['boxes'][0, 2]) for d in r] for r in runs]
+    corners = [float(i[0, 0, 0])/255 for i in images]
+    assert found[0] == found[1] == found[2] == found[3] == pytest.approx(corners, abs=1e-4)
     assert set(runs[0][0]) == {'boxes', 'scores', 'labels'} and not runs[0][0]['boxes'].requires_grad
     assert predict(model, []) == []
 

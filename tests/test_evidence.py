@@ -19,7 +19,8 @@ from synthdet import cli
 from synthdet.core import read_jsonl, shared, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
-from synthdet.evidence.arm import Arm, ARMS, make_arms
+from synthdet.data.fixtures import make_fixture
+from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
 from synthdet.evidence.phases import fit, load, phases, run
 from synthdet.evidence.statistics import load_rows, table
 from synthdet.masks.settings import shipped_weights
@@ -300,6 +301,61 @@ def test_no_checkpoint_is_chosen_on_test_images(root):
 def test_zero_is_zero():
     assert make_arms("pretrain", psi=0)[0].synthesis.objects.psi == 0
     assert make_arms("pretrain", seed=0, n_real=0)[0].labels.n_real == 0
+
+
+# the paper's pipeline
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    "Drawn trees in the layout of the paper's data, without weights; the birds have no drawn ones."
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("birds", "cars", "qrcodes"): make_fixture(name, folder)
+    shutil.rmtree(folder/"dmgan_birds")
+    return folder
+
+
+TINY = {**SMALL, "model.weights": "none", "batch_size": 2, "steps": 2, "pretrain_steps": 2}
+
+
+@pytest.mark.parametrize("values, lines", [
+    (dict(domain="birds"), ("dmgan for domain 'birds' needs", "objects=real")),
+    (dict(domain="birds", objects="real"), ("no ReDO weights", "segmenter=grabcut")),
+    (dict(domain="birds", objects="real", segmenter="grabcut"), ("has no class images of 'birds'", "class_images crops")),
+])
+def test_the_papers_protocols_stop_and_name_what_can_be_had_instead(trees, tmp_path, values, lines):
+    for protocol in ("paper", "released"):
+        with pytest.raises(UserError) as e:
+            run(*make_arms("pretrain_only", root=str(trees), protocol=protocol, **TINY, **values), tmp_path)
+        assert all(line in str(e.value) for line in lines) and "\n" not in str(e.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_was_taken_instead_is_in_the_row(trees, tmp_path):
+    asked = dict(domain="birds", objects="real", segmenter="grabcut", class_images="crops", root=str(trees), **TINY)
+    row = run(*make_arms("pretrain_only", protocol="paper", **asked), tmp_path)
+    assert row["class_images_from"] == "crops" and row["boxes_spent"] == sum(len(t["boxes"]) for t in load_domain("birds", trees).train.targets)
+    assert row["settings"]["synthesis"]["recipe"]["compositor"] == "paper"
+    assert not any(row["settings"]["synthesis"]["masks"]["gate"][k] for k in ("min_area", "min_score", "keep")), "every mask is believed"
+
+
+def test_codes_are_drawn_with_their_masks(trees, tmp_path):
+    row = run(*make_arms("pretrain_only", domain="qrcodes", root=str(trees), protocol="released", **TINY), tmp_path)
+    assert row["settings"]["synthesis"]["masks"]["segmenter"] == "alpha" and row["boxes_spent"] == 0
+
+
+def test_the_released_ablation_pretrains_half_as_long_on_the_first_labels():
+    mixed, = make_arms("mixed", domain="faces", protocol="released", n_fake=100)
+    pretrain, = make_arms("pretrain", domain="faces", protocol="released", n_fake=100)
+    assert [p.steps for p in ARMS["mixed"](mixed)] == [1000] and [p.steps for p in ARMS["pretrain"](pretrain)] == [500, 500]
+    assert (mixed.labels.order, mixed.schedule.select) == ("first", "ap50_authors")
+    assert make_arms("pretrain", domain="faces", protocol="released")[0].labels.order == "released"
+    assert make_arms("pretrain", domain="cars", protocol="released")[0].data.options == "centre_crop=True"
+
+
+def test_a_finite_mixture_pools_what_there_is():
+    assert resolved(make_arms("mixed", n_real=20, n_fake=80)[0]).share == .2
+    assert resolved(make_arms("mixed", n_real=20, n_fake=80, share=.5)[0]).share == .5
 
 
 # rows

@@ -231,7 +231,7 @@ def test_bad_pictures_are_named(flock, tmp_path):
 def test_a_damaged_state_and_another_run_are_refused(flock, tmp_path):
     train_redo(flock, replace(tiny, steps=2), tmp_path/"run")
     assert "nf is 4 there and 8 here" in refused(train_redo, flock, replace(tiny, nf=8), tmp_path/"run")
-    assert "it saw other data or weights" in refused(train_redo, flock[:20], tiny, tmp_path/"run")
+    assert "it saw other pictures" in refused(train_redo, flock[:20], tiny, tmp_path/"run")
     (tmp_path/"run"/"state.pt").write_bytes(b"torn")
     assert "state.pt: cannot read the state" in refused(train_redo, flock, tiny, tmp_path/"run")
 

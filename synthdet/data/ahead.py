@@ -80,17 +80,13 @@ class Bank:
         notes gradients there unless told not to)
     ahead : blocks that are ready or being made, at most, the one asked for last among them: 1 makes nothing ahead
     workers : threads
-
-    Attributes
-    ----------
-    waited : seconds that callers spent waiting
     """
     def __init__(self, make, ahead:int=4, workers:int=1):
         if not callable(make):
             raise UserError(f"a bank needs a function that makes block b, found {type(make).__name__}")
         if any(type(x) is not int or x < 1 for x in (ahead, workers)):
             raise UserError(f"bank: ahead {ahead!r} and workers {workers!r} must be whole numbers from 1")
-        self.make, self.ahead, self.workers, self.waited = make, ahead, workers, 0.
+        self.make, self.ahead, self.workers = make, ahead, workers
         self._pool, self._closed = None, False
 
     def __getstate__(self): return self.make, self.ahead, self.workers
@@ -102,9 +98,7 @@ class Bank:
         if self._pool is None or self._pool.pid != os.getpid():
             self._pool = _Pool(self.make, self.workers)
             weakref.finalize(self, self._pool.close).atexit = False
-        started = time.perf_counter()
-        try: return self._pool.take(b, self.ahead)
-        finally: self.waited += time.perf_counter() - started
+        return self._pool.take(b, self.ahead)
 
     def close(self):
         "Stop, once the blocks that are being made are done; closing twice is fine."

@@ -17,7 +17,7 @@ from ..boxes import hwc, unwrap
 from ..core import generator, UserError
 from .ahead import Bank
 
-# %% ../../nbs/1_data/12_batches.ipynb #3570e299
+# %% ../../nbs/1_data/12_batches.ipynb #a9333ce2
 def forkable(samples) -> bool:
     """May worker processes draw from it? Not when it says `forkable = False`.
 
@@ -25,7 +25,7 @@ def forkable(samples) -> bool:
     ----------
     samples : any dataset
     """
-    return getattr(samples, 'forkable', not getattr(samples, 'live', False))
+    return getattr(samples, 'forkable', True)
 
 def _fill(*sources):
     "Read what can hold itself into memory."

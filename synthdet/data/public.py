@@ -19,8 +19,8 @@ from ..core import choose, generator, interactive, UserError
 from .annotations import DetectionDataset, read_detection
 from .catalogue import FACTS, how_to_get, locate, NotHere, SETS
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
-from .domains import ClassImages, Images, pictures
-from .images import image_size, read_image
+from .domains import ClassImages, Images
+from .images import image_files, image_size, read_image
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
@@ -107,7 +107,7 @@ def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
 
 def _found(folder):
     "The class images below a folder."
-    files = pictures(folder)
+    files = image_files(folder, below=True)
     return ClassImages(files, [1]*len(files), Path(folder).parent)
 
 # %% ../../nbs/1_data/08_public.ipynb #592984b3
@@ -142,8 +142,8 @@ def _backgrounds(name, root, wanted):
     "The backgrounds of a public domain: by name of BACKGROUNDS, a folder, or the first that are there."
     if wanted and wanted not in BACKGROUNDS and not Path(wanted).is_dir():
         raise UserError(f"backgrounds={str(wanted)!r} is no folder; choose one, or {' or '.join(BACKGROUNDS)}")
-    if wanted and wanted not in BACKGROUNDS: return Images(pictures(wanted))
-    if not wanted and (root/'backgrounds').is_dir(): return Images(pictures(root/'backgrounds'))
+    if wanted and wanted not in BACKGROUNDS: return Images(image_files(wanted, below=True))
+    if not wanted and (root/'backgrounds').is_dir(): return Images(image_files(root/'backgrounds', below=True))
     every = (BACKGROUNDS[k](name, root) for k in ([wanted] if wanted else BACKGROUNDS))
     files = next(filter(None, every), None)
     if not files:

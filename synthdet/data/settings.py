@@ -13,10 +13,6 @@ from ..settings import opt, Settings
 DOMAINS = dict(butterflies='synthdet.data.domains:butterflies', folder='synthdet.data.domains:folder')
 DOMAINS |= {name: f'synthdet.data.public:{name}' for name in ('faces', 'birds', 'cars', 'wider', 'qrcodes')}
 
-# %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
-ORDERS = {name: f'synthdet.data.labels:{name}' for name in ('shuffled', 'released', 'first')}
-AUGMENTS = dict(none='synthdet.data.facecrops:plain', retinaface='synthdet.data.facecrops:FaceCrops')
-
 # %% ../../nbs/1_data/00_settings.ipynb #8f934a36
 @dataclass(frozen=True)
 class DataSource(Settings):
@@ -26,6 +22,10 @@ class DataSource(Settings):
     class_images:str = opt('', "another folder of class images than the domain's own, or one of its sources by name")
     backgrounds:str = opt('', "another folder of backgrounds, or one of the domain's by name")
     options:str = opt('', "more options of the domain, as words: 'split=official n_class_images=50'")
+
+# %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
+ORDERS = {name: f'synthdet.data.labels:{name}' for name in ('shuffled', 'released', 'first')}
+AUGMENTS = dict(none='synthdet.data.facecrops:plain', retinaface='synthdet.data.facecrops:FaceCrops')
 
 # %% ../../nbs/1_data/00_settings.ipynb #7cba8777
 @dataclass(frozen=True)

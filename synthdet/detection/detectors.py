@@ -53,13 +53,13 @@ ssdlite320 = _torchvision(ssdlite320_mobilenet_v3_large, MobileNet_V3_Large_Weig
 retinanet = _torchvision(retinanet_resnet50_fpn, ResNet50_Weights.IMAGENET1K_V1)
 fasterrcnn_mobilenet = _torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #32c7e5b3
+# %% ../../nbs/5_detection/04_detectors.ipynb #cff87341
 def _options(model):
     "What a builder is called with, from settings."
     model = resolved(model)
     return dict(image_size=model.test_size or model.image_size, backbone=model.backbone, weights=model.weights)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #27e12689
+# %% ../../nbs/5_detection/04_detectors.ipynb #b229f1b8
 def _build(build, name, num_classes, options):
     "Call a builder; raises `UserError` for a backbone where none can be chosen, and for too few classes."
     check_classes(num_classes)
@@ -69,7 +69,7 @@ def _build(build, name, num_classes, options):
                         "backbone out or take detector 'ssd'")
     return build(num_classes=num_classes, **options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #d0aff05a
+# %% ../../nbs/5_detection/04_detectors.ipynb #8ac124a3
 def _made(model, num_classes, options):
     "A detector from a name, settings or a builder."
     if isinstance(model, Model):
@@ -80,7 +80,7 @@ def _made(model, num_classes, options):
     name = model if isinstance(model, str) else getattr(model, '__name__', 'this detector')
     return _build(build, name, 2 if num_classes is None else num_classes, options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #7be280ea
+# %% ../../nbs/5_detection/04_detectors.ipynb #e4374b26
 def save_detector(model, path, *, settings, classes, image_size=None, scores=None, licences=(), **more) -> Path:
     """Write a detector that `detector(path)` loads; an existing file is never replaced by another.
 
@@ -115,28 +115,27 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
         raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #297294ea
+# %% ../../nbs/5_detection/04_detectors.ipynb #e7cb6de4
 def _rebuilt(path, note):
-    "The settings and the class names that a file notes; raises `UserError` when it does not."
-    try: return Model(**note['model']), tuple(note['classes'])
+    "Settings, class names and image size that a file notes; raises `UserError` when it does not."
+    as_made = lambda size: tuple(size) if isinstance(size, list) else size
+    try: return Model(**note['model']), tuple(note['classes']), as_made(note['image_size'])
     except (KeyError, TypeError):
         raise UserError(f'{path} does not say how its network is built; build it, and give the file as '
                         'weights') from None
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #3607f0c5
+# %% ../../nbs/5_detection/04_detectors.ipynb #006b11f4
 def _load(path, num_classes, options):
     "The detector in a file of `save_detector`, in evaluation mode."
     if not path.is_file():
         raise UserError(f"detector {str(path)!r} is unknown; choose from {', '.join(DETECTORS)}, or give the path of a "
                         "saved detector")
     note = read_note(path)
-    settings, classes = _rebuilt(path, note)
+    settings, classes, size = _rebuilt(path, note)
     if num_classes not in (None, len(classes) + 1):
         raise UserError(f"num_classes={num_classes}, but {path} finds {', '.join(classes)} ({len(classes)} and the "
                         'background); leave num_classes out')
-    size = note['image_size']
-    given = dict(image_size=tuple(size) if isinstance(size, list) else size, **options)
-    model = _made(settings, len(classes) + 1, given)
+    model = _made(settings, len(classes) + 1, {'image_size': size, **options})
     model.classes, model.model_settings, model.note = classes, settings, note
     return fit_weights(model, read_weights(path), path).eval()
 

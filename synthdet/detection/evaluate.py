@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 
 from ..core import choose, UserError
 from .train import as_floats
@@ -50,48 +50,23 @@ def _paired(predictions, targets):
     if len(predictions) != len(targets):
         raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
 
-# %% ../../nbs/5_detection/06_evaluate.ipynb #640dddcd
-def _joined(parts, shape):
-    "The tensors of all images as one float64 array."
-    return torch.cat([torch.zeros(shape, dtype=torch.float64), *(p.detach().cpu().double() for p in parts)]).numpy()
-
-def _flat(items, extra):
-    """All images' boxes float64 [N,4], labels [N], the column `extra` [N] (zeros where absent) and the image number [N]
-    as arrays; raises `UserError` for a column of another length."""
-    boxes = [d['boxes'].reshape(-1, 4) for d in items]
-    sizes, columns = [len(b) for b in boxes], {}
-    for name in ('labels', extra):
-        columns[name] = [d[name] if name in d else torch.zeros(n) for d, n in zip(items, sizes)]
-        wrong = next(((i, c.numel(), n) for i, (c, n) in enumerate(zip(columns[name], sizes)) if c.numel() != n), None)
-        if wrong: raise UserError('image {}: {} {what} for {} boxes; expected one each'.format(*wrong, what=name))
-    labels, more = (_joined(columns[name], 0) for name in ('labels', extra))
-    return _joined(boxes, (0, 4)), labels.astype(np.int64), more, np.repeat(np.arange(len(items)), sizes)
-
-# %% ../../nbs/5_detection/06_evaluate.ipynb #773f9943
-def _pair_iou(a, b):
-    "IoU of boxes `a` [P,4] with boxes `b` [P,4], row by row; 0 for boxes without area."
-    side = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    inter = np.prod(np.clip(side, 0, None), axis=1)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+# %% ../../nbs/5_detection/06_evaluate.ipynb #b3dc4de8
+def _columns(d, image, *names):
+    "Columns of one image as arrays, zeros where one is absent; raises `UserError` for one of another length."
+    n = len(d['boxes'])
+    for name in names:
+        column = d[name].detach().cpu().numpy() if name in d else np.zeros(n)
+        if column.size != n: raise UserError(f"image {image}: {column.size} {name} for {n} boxes; expected one each")
+        yield column
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #e7693f19
-def _best_truth(boxes, group, truth, truth_group):
-    """For each box the truth of its group with the largest IoU (the first on ties) and that IoU; -1 and -1. where the
-    group has none."""
-    by_group = np.argsort(truth_group, kind='stable')
-    sorted_groups = truth_group[by_group]
-    start = np.searchsorted(sorted_groups, group, 'left')
-    n = np.searchsorted(sorted_groups, group, 'right') - start
-    det = np.repeat(np.arange(len(boxes)), n) # pairs (detection, truth of its group), [P]
-    gt = by_group[np.arange(len(det)) - np.repeat(np.cumsum(n) - n, n) + np.repeat(start, n)]
-    iou = _pair_iou(boxes[det], truth[gt])
-    best, which = np.full(len(boxes), -1.), np.full(len(boxes), -1)
-    np.maximum.at(best, det, iou)
-    top = np.flatnonzero(iou == best[det])
-    rows, first = np.unique(det[top], return_index=True)
-    which[rows] = gt[top[first]]
-    return which, best
+def _best_truth(found, truth):
+    "For each detection of an image the box of its class with the largest IoU (the first on ties), and that IoU, or -1."
+    if not len(truth['boxes']): return np.zeros(len(found['boxes']), int), np.full(len(found['boxes']), -1.)
+    iou = box_iou(*(d['boxes'].detach().cpu().double().reshape(-1, 4) for d in (found, truth))) # [N,M]
+    same = found['labels'].cpu()[:, None] == truth['labels'].cpu()
+    iou = iou.nan_to_num(0).where(same, -1).numpy() # boxes without area overlap nothing
+    return iou.argmax(1), iou.max(1)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #96723244
 class Matches(NamedTuple):
@@ -127,19 +102,23 @@ def match_detections(predictions, targets, iou=.5, *, difficult=True) -> Matches
     UserError : when the lists differ in length, or a column from its boxes
     """
     _paired(predictions, targets)
-    boxes, labels, scores, image = _flat(predictions, 'scores')
-    truth, truth_labels, hard, truth_image = _flat(targets, 'difficult')
-    hard = hard.astype(bool) & difficult
-    order = np.argsort(-scores, kind='stable')
-    boxes, labels, scores, image = boxes[order], labels[order], scores[order], image[order]
-    width = 1 + max(labels.max(initial=0), truth_labels.max(initial=0)) # (image, class) as one number
-    which, best = _best_truth(boxes, image * width + labels, truth, truth_image * width + truth_labels)
+    found, truth, first = [(np.zeros(0),) * 4], [(np.zeros(0),) * 2], 0
+    for i, (p, t) in enumerate(zip(predictions, targets)):
+        columns = *_columns(p, i, 'labels', 'scores'), *_columns(t, i, 'labels', 'difficult')
+        which, best = _best_truth(p, t)
+        found.append((*columns[:2], which + first, best))
+        truth.append(columns[2:])
+        first += len(t['boxes'])
+    labels, scores, which, best = (np.concatenate(c) for c in zip(*found))
+    truth_labels, hard = (np.concatenate(c) for c in zip(*truth))
+    order, hard = np.argsort(-scores, kind='stable'), hard.astype(bool) & difficult
+    labels, scores, which, best = labels[order].astype(int), scores[order], which[order].astype(int), best[order]
     hit = best >= iou
-    ignored = hit & np.append(hard, False)[which]
+    ignored = hit & np.append(hard, False)[which] # the last stands for images without boxes
     claims = np.flatnonzero(hit & ~ignored)
-    tp = np.zeros(len(boxes), bool)
+    tp = np.zeros(len(scores), bool)
     tp[claims[np.unique(which[claims], return_index=True)[1]]] = True # the first claim in score order wins
-    classes, n = np.unique(truth_labels[~hard], return_counts=True)
+    classes, n = np.unique(truth_labels[~hard].astype(int), return_counts=True)
     return Matches(labels, scores, tp, ignored, dict(zip(classes.tolist(), n.tolist())))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cef3c6c2

@@ -144,6 +144,7 @@ def grabcut(masks=None):
     return _cut
 
 def _cut(images):
+    "The masks of a batch."
     pictures = (images[:, :3]*255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy() # [B,S,S,3]
     with ThreadPoolExecutor(os.cpu_count()) as pool: masks = list(pool.map(grabcut_mask, pictures))
     return torch.from_numpy(np.stack(masks))

@@ -66,7 +66,9 @@ class Mods(nn.Module):
     def forward(self, x): return self.mods(x)
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #e183f186
-def _norm(c): return nn.InstanceNorm2d(c, affine=True)
+def _norm(c):
+    "Instance norm with scale and shift."
+    return nn.InstanceNorm2d(c, affine=True)
 
 def _conv(i, o, stride=1):
     "The layers of a 3 x 3 convolution with norm and ReLU."
@@ -215,7 +217,9 @@ def _bloc(i, o, first=False, pool=True):
     return nn.Sequential(*layers[first:])
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #3ea8b7eb
-def _shortcut(i, o): return nn.Sequential(nn.AvgPool2d(2), SNConv2d(i, o, 1))
+def _shortcut(i, o):
+    "Halving, then a convolution of single places."
+    return nn.Sequential(nn.AvgPool2d(2), SNConv2d(i, o, 1))
 
 def _tower(size, nf):
     """(blocks, shortcuts, channels at the end) after the first block: channels double while the side halves down to

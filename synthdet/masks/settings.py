@@ -17,7 +17,9 @@ SEGMENTERS = dict(grabcut='synthdet.masks.grabcut:grabcut', redo='synthdet.masks
                   frame='synthdet.masks.segment:frame', alpha='synthdet.masks.segment:alpha')
 
 # %% ../../nbs/3_masks/00_settings.ipynb #30d3524c
-def _share(help): return opt(None, help, kind=float, low=0, high=1)
+def _share(help):
+    "A limit: a share, or None."
+    return opt(None, help, kind=float, low=0, high=1)
 
 @dataclass(frozen=True)
 class Gate(Settings):

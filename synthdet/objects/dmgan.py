@@ -54,7 +54,8 @@ class TextEncoder(nn.Module):
 # %% ../../nbs/2_objects/05_dmgan.ipynb #879fa2bf
 class GLU(nn.Module):
     "The first half of the channels times the sigmoid of the second half."
-    def forward(self, x): # [N,2C,...] -> [N,C,...]
+    def forward(self, x):
+        "Gate half of the channels by the other: [N,2C,...] to [N,C,...]."
         a, b = x.chunk(2, 1)
         return a*b.sigmoid()
 
@@ -70,7 +71,9 @@ class Residual(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.block = nn.Sequential(_conv(c, 2*c), nn.BatchNorm2d(2*c), GLU(), _conv(c, c), nn.BatchNorm2d(c))
-    def forward(self, x): return x + self.block(x)
+    def forward(self, x):
+        "Add the block to its input [N,c,H,W]."
+        return x + self.block(x)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8d6a1873
 class Augmentation(nn.Module):
@@ -79,7 +82,8 @@ class Augmentation(nn.Module):
         super().__init__()
         self.fc, self.glu = nn.Linear(text, 4*condition), GLU()
 
-    def forward(self, sentence, eps): # [N,text], [N,condition] -> [N,condition]
+    def forward(self, sentence, eps):
+        "Draw the condition [N,condition] of sentences [N,text] and noise [N,condition]."
         mu, logvar = self.glu(self.fc(sentence)).chunk(2, 1)
         return mu + (.5*logvar).exp()*eps
 
@@ -92,14 +96,15 @@ class FirstStage(nn.Module):
         self.fc = nn.Sequential(nn.Linear(inputs, top*4*4*2, bias=False), nn.BatchNorm1d(top*4*4*2), GLU())
         for k in range(4): self.add_module(f'upsample{k + 1}', _double(top >> k, top >> k + 1))
 
-    def forward(self, c, z): # [N,condition], [N,noise] -> [N,gf,64,64]
+    def forward(self, c, z):
+        "Lay condition [N,condition] and noise [N,noise] out as features [N,gf,64,64]."
         x = self.fc(torch.cat([c, z], 1)).unflatten(1, (-1, 4, 4))
         for k in range(4): x = getattr(self, f'upsample{k + 1}')(x)
         return x
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #8473b7b7
 def mask_rows(padding, places, quirk=False):
-    """The words that each place must not read.
+    """Tell the words that each place must not read.
 
     Parameters
     ----------
@@ -184,7 +189,9 @@ class ImageHead(nn.Module):
         super().__init__()
         self.img = nn.Sequential(_conv(gf, 3), nn.Tanh())
 
-    def forward(self, h): return self.img(h) # [N,gf,H,W] -> [N,3,H,W]
+    def forward(self, h):
+        "Paint features [N,gf,H,W]: [N,3,H,W]."
+        return self.img(h)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #597f9295
 class Generator(nn.Module):
@@ -238,8 +245,7 @@ def _integers(name, x, expected):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #a2eb27c9
 def check_captions(captions, lengths, words):
-    """Captions and lengths as the text encoder needs them; raises `UserError` naming the first caption that does not
-    fit.
+    """Make captions and lengths what the text encoder needs.
 
     Parameters
     ----------
@@ -250,6 +256,10 @@ def check_captions(captions, lengths, words):
     Returns
     -------
     both as int64 tensors
+
+    Raises
+    ------
+    UserError : the first caption that does not fit is named
     """
     captions = _integers('captions', captions, f'word numbers 0..{words - 1} of shape [N,W]')
     lengths = _integers('lengths', lengths, 'the number of words of each caption').to(captions.device)
@@ -294,8 +304,7 @@ class DMGAN(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions, lengths, z, eps=None, batch_mask_quirk=False):
-        """Draw one bird per caption; raises `UserError` for captions or noise that do not fit and for pictures that
-        are NaN or constant.
+        """Draw one bird per caption.
 
         Parameters
         ----------
@@ -308,6 +317,10 @@ class DMGAN(nn.Module):
         Returns
         -------
         float [N,3,64,64], [N,3,128,128] and [N,3,256,256] in -1..1, RGB
+
+        Raises
+        ------
+        UserError : captions or noise do not fit, pictures are NaN or of one colour
         """
         net, weight = self.generator, self.text_encoder.encoder.weight
         captions, lengths = (x.to(weight.device) for x in check_captions(captions, lengths, len(weight)))
@@ -373,12 +386,15 @@ class Vocabulary(NamedTuple):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #311d83f0
 def read_vocabulary(path) -> Vocabulary:
-    """Read captions and vocabulary, no global allowed; raises `UserError` for a damaged, forbidden or foreign file,
-    naming the first caption that does not fit.
+    """Read captions and vocabulary, no global allowed.
 
     Parameters
     ----------
     path : captions.pickle of the bird metadata
+
+    Raises
+    ------
+    UserError : the file is damaged, forbidden or foreign; the first caption that does not fit is named
     """
     content = read_pickle(path)
     if not (isinstance(content, (list, tuple)) and [type(x) for x in content] == [list, list, dict, dict]):
@@ -399,8 +415,7 @@ def read_vocabulary(path) -> Vocabulary:
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f7a60dd3
 def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
-    """Read a released DM-GAN without executing anything; raises `UserError` for damaged, forbidden or foreign files,
-    naming the first key that differs.
+    """Read a released DM-GAN without executing anything.
 
     Parameters
     ----------
@@ -411,6 +426,10 @@ def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
     Returns
     -------
     DMGAN : on the CPU, eval mode, no gradients
+
+    Raises
+    ------
+    UserError : a file is damaged, forbidden or foreign; the first key that differs is named
     """
     net = _loaded(Generator, generator, lambda state: {}, _sizes)
     reader = _loaded(TextEncoder, text_encoder, lambda state: dict(words=_reader_sizes(state)['words']), _reader_sizes)
@@ -428,7 +447,7 @@ def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
 WORDS = 25 # words of a caption that are read at most
 
 def tokens(text, vocabulary:Vocabulary) -> list:
-    """The words of a sentence; unknown ones are left out with a warning. Raises `UserError` when none is known.
+    """Number the words of a sentence; unknown ones are left out with a warning.
 
     Parameters
     ----------
@@ -438,6 +457,10 @@ def tokens(text, vocabulary:Vocabulary) -> list:
     Returns
     -------
     list : word numbers
+
+    Raises
+    ------
+    UserError : none is known
     """
     found = [t.encode('ascii', 'ignore').decode() for t in re.findall(r'\w+', text.lower())]
     ids = [vocabulary.ids[w] for w in found if w in vocabulary.ids]
@@ -465,7 +488,7 @@ def _vocabulary(G):
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #c900af19
 def say(G:DMGAN, texts, seed=0) -> dict:
-    """What `G` needs to draw sentences; raises `UserError` for a sentence without a known word.
+    """Give what `G` needs to draw sentences.
 
     Parameters
     ----------
@@ -476,6 +499,10 @@ def say(G:DMGAN, texts, seed=0) -> dict:
     Returns
     -------
     dict : arguments of `G`: captions, lengths, z, eps
+
+    Raises
+    ------
+    UserError : a sentence has no known word
     """
     if isinstance(texts, str) or not len(texts):
         raise UserError(f'sentences are {texts!r}; expected a list of at least one sentence')
@@ -484,8 +511,7 @@ def say(G:DMGAN, texts, seed=0) -> dict:
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e231f677
 def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
-    """What `G` needs to draw objects `ks`: item k is a function of (seed, k); raises `UserError` for an unknown split
-    or captions that are not `per_image` each.
+    """Give what `G` needs to draw objects `ks`: item k is a function of (seed, k).
 
     Parameters
     ----------
@@ -498,6 +524,10 @@ def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
     Returns
     -------
     dict : arguments of `G`: captions, lengths, z, eps
+
+    Raises
+    ------
+    UserError : an unknown split, or captions that are not `per_image` each
     """
     v, ks = _vocabulary(G), [int(k) for k in ks]
     captions = choose('split', split, dict(test=v.test, train=v.train))
@@ -511,7 +541,7 @@ def draw(G:DMGAN, ks, seed=0, split='test', per_image=10) -> dict:
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #1d6fb765
 def pictures(images):
-    """Numbers in -1..1 as bytes, cut off as the original's files are.
+    """Turn numbers in -1..1 into bytes, cut off as the original's files are.
 
     Parameters
     ----------

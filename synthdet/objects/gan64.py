@@ -16,7 +16,7 @@ from ..weights import fit_weights, read_note, read_weights
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #60bd831a
 def lrelu(x):
-    """Leaky ReLU that keeps the variance.
+    """Apply a leaky ReLU that keeps the variance.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ class Scaled(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(shape)/speed), nn.Parameter(torch.full((c_out,), bias/speed))
         self.speed = speed
 
-    def forward(self, x): # [B,c_in] -> [B,c_out], or [B,c_in,H,W] -> [B,c_out,H,W]
+    def forward(self, x):
+        "Map [B,c_in] to [B,c_out], or [B,c_in,H,W] to [B,c_out,H,W]."
         weight, bias = self.weight*(self.speed/math.sqrt(self.weight[0].numel())), self.bias*self.speed
         if weight.ndim == 2: return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, padding=self.weight.shape[-1]//2)
@@ -61,7 +62,8 @@ class Styled(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
         self.style, self.bias = Scaled(nw, c_in, bias=1.), nn.Parameter(torch.zeros(c_out))
 
-    def forward(self, x, w): # [B,c_in,H,W], [B,nw] -> [B,c_out,H,W]
+    def forward(self, x, w):
+        "Convolve [B,c_in,H,W] in the style [B,nw]: [B,c_out,H,W]."
         s = self.style(w).float()                                                       # [B,c_in]
         norm = (self.weight.square().sum((2, 3))[None]*s.square()[:, None]).sum(2).add(1e-8).rsqrt() # [B,c_out]
         wide = lambda v: v[..., None, None].to(x.dtype)
@@ -114,11 +116,15 @@ class Generator64(nn.Module):
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #c3e5dffb
 def load_gan64(path) -> Generator64:
-    """Read a generator, in evaluation mode and without gradients; raises `UserError` for a file that is not one.
+    """Read a generator, in evaluation mode and without gradients.
 
     Parameters
     ----------
     path : .safetensors of `train_gan`
+
+    Raises
+    ------
+    UserError : the file holds none
     """
     note = read_note(path)
     widths = note.get('widths', '')

@@ -53,7 +53,8 @@ class Discriminator64(nn.Module):
         self.skip = nn.ModuleList(Scaled(i, o, 1) for i, o in pairs)
         self.last, self.hidden, self.logit = Scaled(last + 1, last, 3), Scaled(16*last, last), Scaled(last, 1)
 
-    def forward(self, x): # [B,3,64,64] -> [B,1]
+    def forward(self, x):
+        "Judge pictures [B,3,64,64]: logits [B,1]."
         x = lrelu(self.colour(x))
         for a, b, skip in zip(self.first, self.second, self.skip):
             x = (lrelu(b(_half(lrelu(a(x))))) + skip(_half(x)))*math.sqrt(.5)
@@ -83,15 +84,15 @@ class Critic(nn.Module):
         self.down = nn.ModuleList(Scaled(width, width, 3) for _ in range(int(math.log2(side)) - 2))
         self.last, self.logit = Scaled(width + 1, width, 3), Scaled(16*width, 1)
 
-    def forward(self, x): # [B,c_in,side,side] -> [B,1]
+    def forward(self, x):
+        "Judge features [B,c_in,side,side]: logits [B,1]."
         x = F.conv2d(x, self.mix)
         for layer in self.down: x = lrelu(layer(_half(x)))
         return self.logit(lrelu(self.last(_variety(x))).flatten(1))
 
 # %% ../../nbs/2_objects/10_gantrain.ipynb #919c2699
 def imagenet_sight(path, device=None):
-    """Pictures and what the blocks of a frozen ImageNet network see in them; raises `UserError` for weights that do
-    not fit.
+    """Make a function of pictures: what the blocks of a frozen ImageNet network see in them.
 
     Parameters
     ----------
@@ -101,6 +102,10 @@ def imagenet_sight(path, device=None):
     Returns
     -------
     function float [B,3,64,64] in -1..1 -> list of itself and the maps of `SEEN`
+
+    Raises
+    ------
+    UserError : weights that do not fit
     """
     where = default_device() if device is None else device
     net = _mobilenet(path).requires_grad_(False).to(where, memory_format=torch.channels_last)
@@ -145,13 +150,16 @@ def differentiable_augment(x, g) -> torch.Tensor:
 
 # %% ../../nbs/2_objects/10_gantrain.ipynb #b9656c55
 def frechet(a, b) -> float:
-    """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6); raises `UserError` for too few rows or
-    other lengths.
+    """Measure the squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).
 
     Parameters
     ----------
     a : float [N,C] features of pictures
     b : float [M,C] features of others
+
+    Raises
+    ------
+    UserError : too few rows, or other lengths
     """
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if min(len(a), len(b)) < 2 or a.shape[1:] != b.shape[1:]:
@@ -162,7 +170,7 @@ def frechet(a, b) -> float:
 
 # %% ../../nbs/2_objects/10_gantrain.ipynb #d52c0ede
 def imagenet_features(path):
-    """What an ImageNet network sees in pictures, for `frechet`; raises `UserError` for weights that do not fit.
+    """Make a function of pictures: what an ImageNet network knows of them, for `frechet`.
 
     Parameters
     ----------
@@ -171,6 +179,10 @@ def imagenet_features(path):
     Returns
     -------
     function uint8 [N,3,h,w] -> float [N,1024]
+
+    Raises
+    ------
+    UserError : weights that do not fit
     """
     where, net = default_device(), _mobilenet(path).to(default_device())
     enlarged = lambda x: F.interpolate(x.float()/127.5 - 1, size=(128, 128), mode='bilinear', antialias=True)
@@ -229,7 +241,7 @@ def gan_step(G, D, optimizers, real, g, c, step, sight=None) -> dict:
 
 # %% ../../nbs/2_objects/10_gantrain.ipynb #4214712f
 def widths_of(config) -> tuple:
-    """The channels of a run's networks at 4, 8, ... px.
+    """Give the channels of a run's networks at 4, 8, ... px.
 
     Parameters
     ----------
@@ -302,8 +314,7 @@ def _advance(run, to, pictures, bar):
     run.at['rows'].append(dict(step=to, **losses, seconds=round(run.at['seconds'], 1)))
 
 def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, features=None, device=None) -> dict:
-    """Train a small GAN, or go on with the run in `out`; raises `UserError` for too few or unusable images, weights
-    that do not fit, a foreign state, a loss that is not finite.
+    """Train a small GAN, or go on with the run in `out`.
 
     Parameters
     ----------
@@ -317,6 +328,10 @@ def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, feature
     Returns
     -------
     dict : path of the generator, step, seconds, history
+
+    Raises
+    ------
+    UserError : too few or unusable images, weights that do not fit, a foreign state, a loss that is not finite
     """
     c, device = config, torch.device(default_device() if device is None else device)
     if len(images) < c.batch:

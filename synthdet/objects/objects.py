@@ -17,7 +17,7 @@ from ..core import hash_file, named, UserError
 from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files
-from .generated import Generated, generated
+from .generated import folder_of, Generated, generated
 from .settings import Objects, OBJECTS
 
 # %% ../../nbs/2_objects/09_objects.ipynb #7835e519
@@ -157,11 +157,11 @@ def images(objects, domain, seed=0) -> ClassImages:
     UserError : there are none
     """
     _unused(objects, 'psi')
-    root = Path(domain.source or 'nowhere')
-    if not objects.weights and not root.is_dir():
+    root, several = folder_of(domain), len(domain.classes) > 1
+    if not objects.weights and root is None:
         raise UserError(f"objects=images needs a folder of pictures for domain {domain.name!r}; "
                         "give it as objects.weights=")
-    place, several = Path(objects.weights or root/'generated'), len(domain.classes) > 1
+    place = Path(objects.weights) if objects.weights else root/'generated'
     pairs = [(f, k) for k, c in enumerate(domain.classes, 1) for f in image_files(place/c if several else place)]
     return ClassImages(*zip(*pairs), place)
 
@@ -197,7 +197,7 @@ gan64, stylegan, stylegan2, dmgan, exported = (
     partial(generated, name) for name in ('gan64', 'stylegan', 'stylegan2', 'dmgan', 'exported'))
 
 # %% ../../nbs/2_objects/09_objects.ipynb #7428a166
-def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, psi=None) -> Pictures:
+def make_objects(objects, domain, seed:int=0) -> Pictures:
     """Make the class images of a name, of settings, or of what you hand in.
 
     Parameters
@@ -217,9 +217,7 @@ def make_objects(objects, domain, seed=0, *, size=None, weights=None, n=None, ps
     ------
     UserError : an unknown name, missing or unusable weights, a domain without class images, what is no picture
     """
-    if isinstance(objects, str): # the options are the older form of this call
-        old = dict(size=size, weights=weights, n_objects=n, psi=psi)
-        objects = Objects(objects, **{k: v for k, v in old.items() if v is not None})
+    if isinstance(objects, str): objects = Objects(objects)
     classes = len(domain.classes)
     if isinstance(objects, Objects):
         made = named('objects', objects.source, OBJECTS)(objects, domain, seed)

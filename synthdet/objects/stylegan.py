@@ -170,8 +170,7 @@ def _complete(G):
 LAYOUTS = {'synthesis.': _genforce, 'generator.progression.': _rosinality} # how names in a file start -> what reads it
 
 def load_stylegan(path, size=None) -> StyleGAN:
-    """Read StyleGAN's generator without executing anything; raises `UserError` for a missing, damaged, forbidden or
-    foreign file, naming the first entry that does not fit.
+    """Read StyleGAN's generator without executing anything.
 
     Parameters
     ----------
@@ -183,6 +182,10 @@ def load_stylegan(path, size=None) -> StyleGAN:
     Returns
     -------
     StyleGAN : on the CPU, in eval mode, without gradients
+
+    Raises
+    ------
+    UserError : the file is missing, damaged, forbidden or foreign; the first entry that does not fit is named
     """
     state = _state(path)
     read = next((f for start, f in LAYOUTS.items() if any(str(k).startswith(start) for k in state)), None)
@@ -195,7 +198,7 @@ def load_stylegan(path, size=None) -> StyleGAN:
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #e872b220
 def crop_cars(images):
-    """Cut off the bars of the LSUN cars network; raises `UserError` for pictures of another size.
+    """Cut off the bars of the LSUN cars network.
 
     Parameters
     ----------
@@ -204,13 +207,17 @@ def crop_cars(images):
     Returns
     -------
     [...,384,512], the same memory
+
+    Raises
+    ------
+    UserError : pictures of another size
     """
     if tuple(images.shape[-2:]) == (512, 512): return images[..., 64:448, :]
     raise UserError(f'pictures are {list(images.shape)}, expected 512 x 512 from the LSUN cars network')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #85a922a9
 def to_uint8(images):
-    """Bytes of a generator's pictures: x * 127.5 + 128, cut off at 0 and 255 and rounded down.
+    """Turn a generator's pictures into bytes: x * 127.5 + 128, cut off at 0 and 255 and rounded down.
 
     Parameters
     ----------

@@ -76,7 +76,8 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(torch.full((n_out,), float(start)))
         self.lr, (self.act, self.gain) = lr, _ACTIVATIONS[activation]
 
-    def forward(self, x): # [B,n_in] -> [B,n_out]
+    def forward(self, x):
+        "Map [B,n_in] to [B,n_out]."
         weight = self.weight*(self.lr/math.sqrt(self.weight.shape[1]))
         return self.act(F.linear(x, weight, self.bias*self.lr))*self.gain
 
@@ -103,7 +104,7 @@ class Mapping(nn.Module):
 
     @torch.no_grad()
     def forward(self, z, c=None, psi=1., cutoff=None):
-        """Turn noise into styles; raises `UserError` for wrong sizes and for values that are not finite.
+        """Turn noise into styles.
 
         Parameters
         ----------
@@ -115,6 +116,10 @@ class Mapping(nn.Module):
         Returns
         -------
         float [B,layers,w_dim]
+
+        Raises
+        ------
+        UserError : wrong sizes, values that are not finite
         """
         if not isinstance(psi, (int, float)) or not math.isfinite(psi):
             raise UserError(f'psi is {psi!r}; expected a number, usually from 0 to 1')
@@ -223,7 +228,8 @@ class ToRGB(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(colours, c_in, 1, 1)), nn.Parameter(torch.zeros(colours))
         self.affine = Dense(a.w_dim, c_in, start=1)
 
-    def forward(self, x, w): # [B,c_in,H,W], [B,w_dim] -> [B,colours,H,W]
+    def forward(self, x, w):
+        "Paint features [B,c_in,H,W] in the style [B,w_dim]: [B,colours,H,W]."
         style = self.affine(w)/math.sqrt(self.weight[0].numel())
         return _finished(_modulated(x, self.weight, style, demodulate=False), self.bias, clamp=self.clamp)
 
@@ -235,7 +241,8 @@ class Shortcut(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1))
         self.register_buffer('resample_filter', _filter(a.resample_filter))
 
-    def forward(self, x): # [B,c_in,H,W] -> [B,c_out,2H,2W]
+    def forward(self, x):
+        "Double features [B,c_in,H,W] to [B,c_out,2H,2W]."
         x = F.conv2d(x, self.weight/math.sqrt(self.weight.shape[1]))
         return _double(x, self.resample_filter)*math.sqrt(.5)
 
@@ -294,8 +301,7 @@ class Synthesis(nn.Module):
 
     @torch.no_grad()
     def forward(self, ws, noise='const', resolution=None, seed=0):
-        """Draw pictures of styles; raises `UserError` for wrong sizes, for an unknown kind of noise and for a
-        resolution at which no picture is made.
+        """Draw pictures of styles.
 
         Parameters
         ----------
@@ -307,6 +313,10 @@ class Synthesis(nn.Module):
         Returns
         -------
         float [B,channels,size,size], about -1..1, not clamped
+
+        Raises
+        ------
+        UserError : wrong sizes, an unknown kind of noise, a resolution at which no picture is made
         """
         ws = rows(ws, 'w', (2*len(self.resolutions), self.w_dim)).to(self.b4.const)
         maps, seeds = choose('noise', noise, NOISE), seeds_of(seed, len(ws))
@@ -331,7 +341,7 @@ class StyleGAN2(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, z, c=None, psi=1., cutoff=None, noise='const', resolution=None, seed=0):
-        """Draw pictures of noise; raises `UserError` for wrong sizes, unknown options and values that are not finite.
+        """Draw pictures of noise.
 
         Parameters
         ----------
@@ -346,6 +356,10 @@ class StyleGAN2(nn.Module):
         Returns
         -------
         float [B,channels,size,size], about -1..1, not clamped
+
+        Raises
+        ------
+        UserError : wrong sizes, unknown options, values that are not finite
         """
         return self.synthesis(self.mapping(z, c, psi, cutoff), noise, resolution, seed)
 
@@ -383,9 +397,9 @@ def _layout_of_arguments(attributes):
         if k not in own: raise UserError(f'its argument {k} is missing; expected the generator of StyleGAN2-ADA')
     layers = _number('num_layers', mapping.pop('num_layers', 8), 1, 64)
     widths = _widths(own.pop('img_resolution'), synthesis.pop('channel_base', 32768), synthesis.pop('channel_max', 512))
-    if own.get('c_dim'): mapping['embed_features'] = mapping.get('embed_features') or own['w_dim']
-    else: mapping['embed_features'] = 0
-    mapping['layer_features'] = (mapping.get('layer_features') or own['w_dim'],)*(layers - 1)
+    usual = lambda name: own['w_dim'] if mapping.get(name) is None else mapping[name]
+    mapping['embed_features'] = usual('embed_features') if own.get('c_dim') else 0
+    mapping['layer_features'] = (usual('layer_features'),)*(layers - 1)
     if 'activation' in mapping: mapping['mapping_activation'] = mapping.pop('activation')
     taps = synthesis.get('resample_filter')
     if isinstance(taps, list): synthesis['resample_filter'] = tuple(taps)
@@ -461,14 +475,17 @@ def _is_plain(path):
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #4117ad1d
 def load_stylegan2(path, **options) -> StyleGAN2:
-    """A released generator, in eval mode on the CPU; nothing in the file is executed. Raises `UserError` for a file
-    that is damaged, unsafe, of another kind, or does not fit.
+    """Read a released generator; nothing in the file is executed.
 
     Parameters
     ----------
     path : NVIDIA's .pkl of StyleGAN2-ADA (PyTorch), or the state dictionary of its generator (.pt, .pth,
         .safetensors)
     **options : of `Layout`, where the caller knows better than the file: conv_clamp=256, ...
+
+    Raises
+    ------
+    UserError : the file is damaged, unsafe, of another kind, or does not fit
     """
     try: state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
     except RefusedName as e:

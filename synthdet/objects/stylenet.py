@@ -16,7 +16,7 @@ from ..core import choose, generator, UserError
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #d9eee2a5
 def rows(x, name, *shapes, n=None):
-    """`x` when it is a batch of finite numbers of one of `shapes`; raises `UserError` otherwise.
+    """Pass on a batch of finite numbers of one of `shapes`.
 
     Parameters
     ----------
@@ -24,6 +24,10 @@ def rows(x, name, *shapes, n=None):
     name : what it is called in the message
     *shapes : tuples: what may follow B
     n : how many rows there must be; None: at least one
+
+    Raises
+    ------
+    UserError : it is none
     """
     kind = f'{list(x.shape)} of {x.dtype}' if isinstance(x, torch.Tensor) else type(x).__name__
     wanted = ' or '.join(f"[{','.join(map(str, (n or 'B', *s)))}]" for s in shapes)
@@ -37,7 +41,7 @@ def rows(x, name, *shapes, n=None):
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #fea42271
 def normals(shape, keys) -> torch.Tensor:
-    """Standard normal numbers, float32 [B,*shape]: item b follows from its keys alone.
+    """Draw standard normal numbers, float32 [B,*shape]: item b follows from its keys alone.
 
     Parameters
     ----------
@@ -79,7 +83,7 @@ class Mapping(nn.Module):
 
     @torch.no_grad()
     def forward(self, z):
-        """Bend noise into styles; raises `UserError` for noise of the wrong size or with NaN.
+        """Bend noise into styles.
 
         Parameters
         ----------
@@ -88,6 +92,10 @@ class Mapping(nn.Module):
         Returns
         -------
         float [B,dims[-1]]
+
+        Raises
+        ------
+        UserError : noise of the wrong size or with NaN
         """
         x = rows(z, 'z', (self.dims[0],)).to(self.dense0.weight)
         x = x/(x.square().mean(1, keepdim=True) + 1e-8).sqrt()
@@ -102,7 +110,7 @@ class Truncation(nn.Module):
         self.register_buffer('w_avg', torch.zeros(length))
 
     def forward(self, w, psi=1., cutoff=None):
-        """Return the styles, those of the first layers nearer to the average.
+        """Move the styles of the first layers towards the average.
 
         Parameters
         ----------
@@ -116,7 +124,7 @@ class Truncation(nn.Module):
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #790426ff
 def upsample(x, weight, fused=False):
-    """Twice the side, then a convolution.
+    """Double the side, then convolve.
 
     Parameters
     ----------
@@ -217,13 +225,16 @@ NOISE = dict(const=_const, random=_random, none=_none)
 
 # %% ../../nbs/2_objects/02_stylenet.ipynb #5963dcda
 def seeds_of(seed, n) -> list:
-    """A pair (seed, place in the batch) for each picture; raises `UserError` when the number of seeds is not that of
-    the pictures.
+    """Give each picture a pair (seed, place in the batch).
 
     Parameters
     ----------
     seed : integer, or one for each picture, which then does not depend on its place
     n : pictures
+
+    Raises
+    ------
+    UserError : there are not as many seeds as pictures
     """
     if np.ndim(seed) == 0: return [(seed, k) for k in range(n)]
     if len(seed) == n: return [(s, 0) for s in seed]
@@ -260,8 +271,7 @@ class Synthesis(nn.Module):
 
     @torch.no_grad()
     def forward(self, w, noise='const', seed=0):
-        """Draw pictures of styles; raises `UserError` for styles of the wrong size or with NaN, and for an unknown
-        kind of noise.
+        """Draw pictures of styles.
 
         Parameters
         ----------
@@ -272,6 +282,10 @@ class Synthesis(nn.Module):
         Returns
         -------
         float [B,3,S,S], about -1..1, not clamped
+
+        Raises
+        ------
+        UserError : styles of the wrong size or with NaN, an unknown kind of noise
         """
         maps, last = choose('noise', noise, NOISE), self.blocks - 1
         w = rows(w, 'w', (self.length,), (2*self.blocks, self.length)).to(self.lod)
@@ -320,8 +334,7 @@ class StyleGAN(nn.Module):
     def size(self): return 2 << self.synthesis.blocks
 
     def forward(self, z, psi=1., cutoff=None, noise='const', seed=0):
-        """Draw pictures from noise; raises `UserError` for noise of the wrong size or with NaN, for an unknown kind
-        of noise and for a psi that is no number.
+        """Draw pictures from noise.
 
         Parameters
         ----------
@@ -334,6 +347,10 @@ class StyleGAN(nn.Module):
         Returns
         -------
         float [B,3,S,S], about -1..1, not clamped
+
+        Raises
+        ------
+        UserError : noise of the wrong size or with NaN, an unknown kind of noise, a psi that is no number
         """
         if not math.isfinite(psi): raise UserError(f'psi is {psi}, expected a finite number, such as 0.7')
         w = self.mapping(z)[:, None].expand(-1, self.layers, -1)

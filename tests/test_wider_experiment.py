@@ -1,0 +1,66 @@
+"RetinaFace in experiments: arms by name, and the notebook of Table V on a drawn set."
+import math
+
+import pytest
+from torchvision.ops import box_convert
+
+from synthdet.core import read_jsonl, UserError
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.data.fixtures import make_fixture
+from synthdet.evidence.arm import Arm, make_arms
+from synthdet.evidence.notebooks import experiment_notebook, run_notebook
+from synthdet.evidence.phases import phase_names, run
+from test_widerface import save_truth
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    butterflies = load_domain("butterflies", n_class_images=12, n_backgrounds=4)
+    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"butterflies", n_labelled=6)
+
+
+@pytest.mark.slow
+def test_arms_by_name(root, tmp_path):
+    common = dict(domain="folder", root=str(root), detector="retinaface", image_size=64, batch_size=2, steps=3,
+                  pretrain_steps=2, eval_every=2, n_real=4, lr=1e-3)
+    recipe = dict(optimizer="sgd", decay=(.5,), augment="retinaface", test_size="long320")
+    rows = [run(a, tmp_path) for a in (*make_arms("scratch,pretrain", **common),
+                                       *make_arms("scratch", **recipe, **common))]
+    assert len({r["id"] for r in rows}) == 3
+    assert [r["test_size"] for r in rows] == ["", "", "long320"] and rows[2]["optimizer"] == "sgd"
+    names = lambda **k: [n for *_, n in phase_names(Arm(**{"detector": "retinaface", **k}), "data")]
+    assert names()[0] == names(augment="retinaface")[0], "synthesised images are not augmented by it"
+    assert names()[1] != names(augment="retinaface")[1]
+    for change in (dict(optimizer="sgd"), dict(decay=(.5,)), dict(test_size="original")):
+        assert names()[0] != names(**change)[0]
+
+
+@pytest.mark.slow
+def test_table_v_on_a_drawn_set(tmp_path):
+    home = make_fixture("wider", tmp_path/"data")
+    test = load_domain("wider", home).test
+    boxes, faces = lambda i: box_convert(test.targets[i]["boxes"], "xyxy", "xywh").tolist(), {}
+    for i, f in enumerate(test.files): faces.setdefault(f.parent.name, {})[f.stem] = boxes(i)
+    (tmp_path/"truth").mkdir()
+    first = lambda share: {e: {n: list(range(1, 1 + math.ceil(share*len(b)))) for n, b in images.items()}
+                           for e, images in faces.items()}
+    save_truth(tmp_path/"truth", faces, dict(easy=first(.3), medium=first(.6), hard=first(1)))
+    values = dict(root=str(home), ground_truth=str(tmp_path/"truth"), n_real="2,0", image_size=64, batch_size=2,
+                  epochs=2, pretrain_steps=2, out=str(tmp_path/"out"))
+    for _ in range(2): run_notebook(experiment_notebook("wider"), tmp_path/"wider.ipynb", values)
+    rows = read_jsonl(tmp_path/"out"/"results.jsonl")
+    kept = {r["id"]: r for r in rows}
+    assert len(rows) == 8 and len(kept) == 4, "the second call added nothing; the last row of a run has WIDER's scores"
+    seen = {(r["arm"], r["n_real"], r["steps"]) for r in kept.values()}
+    assert seen == {(a, n, s) for a in ("scratch", "pretrain") for n, s in ((2, 2), (0, 12))}
+    for r in kept.values():
+        assert r["test_size"] == "original" and r["decay"] == [.76, .88] and r["best_step"] == r["steps"]
+        assert all(0 <= r[s] <= 1 for s in ("easy", "medium", "hard"))
+    assert (tmp_path/"out"/"figures"/"detections.png").exists()
+    phases = [read_jsonl(p) for p in (tmp_path/"out"/"artefacts").glob("*/metrics.jsonl")]
+    assert sorted(len(p) for p in phases) == [2, 2, 2, 12, 12]
+    silent = [p for p in phases if all(r["landmarks"] == 0 for r in p)]
+    assert len(silent) == 1, "landmarks are learned from WIDER FACE, not from synthesised faces"
+    elsewhere = {**values, "ground_truth": str(tmp_path)}
+    with pytest.raises(UserError, match="wider_face_val.mat: no such file"):
+        run_notebook(experiment_notebook("wider"), tmp_path/"b.ipynb", elsewhere)
