@@ -166,6 +166,13 @@ def test_a_file_is_loaded_at_another_size(tmp_path):
     assert detector(wide).size == (64, 96)
 
 
+def test_a_file_keeps_how_test_images_are_sized(tmp_path):
+    settings = Model(detector='retinaface', image_size=SIDE, test_size='long320')
+    file = save_detector(detector(settings), tmp_path/'x.safetensors', settings=settings, classes=['face'],
+                         image_size=SIDE)
+    assert detector(file).size == 'long320'
+
+
 def test_a_damaged_file_is_told(tmp_path):
     file = saved(tmp_path/'x.safetensors')
     note, state = read_note(file), load_file(file)
@@ -215,7 +222,7 @@ def test_settings_refuse_what_cannot_be():
 
 def test_auto_is_filled_and_a_given_backbone_is_kept():
     assert resolved(Model()).backbone == 'resnet_small' and resolved(Model(backbone='resnet18')).backbone == 'resnet18'
-    assert all(resolved(Model(detector=n)).backbone is None for n in DETECTORS if n != 'ssd')
+    assert all(resolved(Model(detector=n)).backbone == 'its own' for n in DETECTORS if n != 'ssd')
 
 
 def test_settings_are_plain_data():

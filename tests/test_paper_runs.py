@@ -28,7 +28,9 @@ def test_scratch_needs_neither_class_images_nor_backgrounds(tmp_path):
     root = make_fixture('cars', tmp_path/'tree')
     for k in ('lsun_cars', 'INRIAPerson', 'VOCdevkit'): (root/k).rename(tmp_path/k)
     scratch, pretrain = make_arms('scratch,pretrain', domain='cars', root=str(root), n_real=4, **FEW)
-    assert run(scratch, tmp_path/'out')['class_images_from'] == ''
+    row = run(scratch, tmp_path/'out')
+    assert row['class_images_from'] == '' and row['settings']['data']['root'] == 'tree'
+    assert str(tmp_path) not in json.dumps(row), 'no path of this machine'
     assert "has no backgrounds for 'cars'" in refused(run, pretrain, tmp_path/'out')
 
 

@@ -18,7 +18,7 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import hash_file, named, UserError
-from .settings import DETECTORS, Model, resolved
+from .settings import DETECTORS, Model, OWN, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_weights, read_note, read_weights, save_weights
 
@@ -53,13 +53,14 @@ ssdlite320 = _torchvision(ssdlite320_mobilenet_v3_large, MobileNet_V3_Large_Weig
 retinanet = _torchvision(retinanet_resnet50_fpn, ResNet50_Weights.IMAGENET1K_V1)
 fasterrcnn_mobilenet = _torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #cff87341
+# %% ../../nbs/5_detection/04_detectors.ipynb #cf99e5b0
 def _options(model):
     "What a builder is called with, from settings."
-    model = resolved(model)
-    return dict(image_size=model.test_size or model.image_size, backbone=model.backbone, weights=model.weights)
+    backbone = resolved(model).backbone
+    return dict(image_size=model.test_size or model.image_size, backbone=None if backbone == OWN else backbone,
+                weights=model.weights)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #b229f1b8
+# %% ../../nbs/5_detection/04_detectors.ipynb #14adb037
 def _build(build, name, num_classes, options):
     "Call a builder; raises `UserError` for a backbone where none can be chosen, and for too few classes."
     check_classes(num_classes)
@@ -69,7 +70,7 @@ def _build(build, name, num_classes, options):
                         "backbone out or take detector 'ssd'")
     return build(num_classes=num_classes, **options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #8ac124a3
+# %% ../../nbs/5_detection/04_detectors.ipynb #046d0eeb
 def _made(model, num_classes, options):
     "A detector from a name, settings or a builder."
     if isinstance(model, Model):
@@ -80,7 +81,7 @@ def _made(model, num_classes, options):
     name = model if isinstance(model, str) else getattr(model, '__name__', 'this detector')
     return _build(build, name, 2 if num_classes is None else num_classes, options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #e4374b26
+# %% ../../nbs/5_detection/04_detectors.ipynb #ddf085a0
 def save_detector(model, path, *, settings, classes, image_size=None, scores=None, licences=(), **more) -> Path:
     """Write a detector that `detector(path)` loads; an existing file is never replaced by another.
 
@@ -106,7 +107,7 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
     path, network = Path(path), None
     if settings is not None:
         network = {**asdict(resolved(settings)), 'weights': 'none'}
-        image_size = image_size or settings.test_size or settings.image_size
+        if image_size in (None, settings.image_size): image_size = settings.test_size or settings.image_size
     new = save_weights(model, path.with_name(f'.{path.name}.new'), model=network, classes=list(classes),
                        image_size=image_size, scores=scores or {}, licences=list(licences), **more)
     try:
@@ -115,7 +116,7 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
         raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #e7cb6de4
+# %% ../../nbs/5_detection/04_detectors.ipynb #c37af4ed
 def _rebuilt(path, note):
     "Settings, class names and image size that a file notes; raises `UserError` when it does not."
     as_made = lambda size: tuple(size) if isinstance(size, list) else size
@@ -124,7 +125,7 @@ def _rebuilt(path, note):
         raise UserError(f'{path} does not say how its network is built; build it, and give the file as '
                         'weights') from None
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #006b11f4
+# %% ../../nbs/5_detection/04_detectors.ipynb #8d497f4f
 def _load(path, num_classes, options):
     "The detector in a file of `save_detector`, in evaluation mode."
     if not path.is_file():
