@@ -94,7 +94,7 @@ def match(iou, low=.3, high=.5) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #e8f9d6f8
 def pad_targets(targets, device) -> tuple:
-    """Lists of boxes as one tensor, so that a batch is matched at once.
+    """Make lists of boxes one tensor, so that a batch is matched at once.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ class SSD(nn.Module):
         return [torch.cat(p, 1).float() for p in zip(*parts)]
 
     def boxes_and_labels(self, targets, before):
-        "Padded targets in the pixels of the network's input."
+        "Pad the targets and bring them to the pixels of the network's input."
         labels, most = torch.cat([t['labels'] for t in targets]), self.num_classes - 1
         if ((labels < 1) | (labels > most)).any():
             raise UserError(f'labels must lie in 1..{most} for num_classes={most + 1} (0 is the background)')
@@ -304,7 +304,7 @@ class SSD(nn.Module):
         return pad_targets(targets, self.anchors.device)
 
     def losses(self, logits, offsets, boxes, labels):
-        "The authors' total in three terms; divided by the positives of the whole batch."
+        "Compute the authors' total in three terms, divided by the positives of the whole batch."
         corners = box_convert(self.anchors, 'cxcywh', 'xyxy')
         found = match(box_iou(boxes.flatten(0, 1), corners).view(*boxes.shape[:2], -1)) # [B,N]
         positive, which = found >= 0, found.clamp(min=0)
@@ -317,7 +317,7 @@ class SSD(nn.Module):
                     l2=5e-4 * sum(h.weight.float().square().sum() for h in self.heads))
 
     def detections(self, logits, offsets, before):
-        "Boxes in each image's own pixels."
+        "Choose the boxes, in each image's own pixels."
         boxes, scores = decode(offsets, self.anchors), logits.softmax(-1)
         out = [select(b, s, **self.selection) for b, s in zip(boxes, scores)]
         return [dict(o, boxes=resize_boxes(o['boxes'], self.size, hw)) for o, hw in zip(out, before)]
