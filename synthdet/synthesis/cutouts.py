@@ -98,8 +98,7 @@ def _name(objects, segmenter, size, tight, scored):
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #381cd32e
 def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=False, cache=True,
                  budget_mb=1024) -> Cutouts | Endless:
-    """Cut out every object once, endless ones on demand; raises `UserError` when there is none, when every mask is
-    rejected, or when the budget is exceeded.
+    """Cut out every object once, endless ones on demand.
 
     Parameters
     ----------
@@ -110,6 +109,10 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     scores : score every mask, in twice the time; done in any case when the gate asks for a least score
     cache : keep the result under `cache_dir()`, and look there first
     budget_mb : memory the decoded cut-outs may take, MB
+
+    Raises
+    ------
+    UserError : when there is no object, when every mask is rejected, or when the budget is exceeded
     """
     segmenter, ends = make_segmenter(segmenter), has_end(objects)
     if ends and not len(objects): raise UserError("no object images to cut out; give at least one picture")
