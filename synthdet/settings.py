@@ -240,7 +240,8 @@ def _with(settings, changes):
     for path, value in changes.items():
         head, _, rest = path.partition('.')
         branches.setdefault(head, {})[rest] = value
-    for head, inner in branches.items(): branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
+    for head, inner in branches.items():
+        branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
     return replace(settings, **branches)
 
 def override(settings, changes):
