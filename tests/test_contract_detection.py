@@ -129,7 +129,13 @@ def test_options_win_over_settings_and_names_have_defaults():
     assert detector(Model(backbone='mobilenetv1_025', image_size=96), image_size=SIDE).size == (SIDE, SIDE)
     assert detector('ssd', backbone='mobilenetv1_025').size == (300, 300), "the paper's size"
     assert detector(Model(detector='retinaface', test_size='long320')).size == 'long320'
-    assert built('ssd', score_thresh=.5)[0].selection == dict(score_thresh=.5)
+    assert built('ssd', score_thresh=.5)[0].selection['score_thresh'] == .5
+    assert detector(name='retinaface', image_size='original').size == 'original', 'as in version 0.1'
+
+
+@pytest.mark.parametrize('name', ['ssd', 'retinaface'])
+def test_options_that_a_builder_does_not_have(name):
+    assert f"option 'depth' is unknown to {name}; choose from" in refused(built, name, depth=3)
 
 
 @pytest.mark.parametrize('model', ['yolo', 'nowhere.safetensors'])

@@ -47,30 +47,35 @@ def _torchvision(build, pretrained):
         model = build(weights=None, weights_backbone=start, num_classes=num_classes, **options)
         model = _own_size(model, as_size(image_size))
         return model if weights in ('none', 'imagenet') else fit_weights(model, read_weights(weights), weights)
+    make.__doc__ = f"Build torchvision's {build.__name__} at one size, side or (height, width)."
     return make
 
 ssdlite320 = _torchvision(ssdlite320_mobilenet_v3_large, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 retinanet = _torchvision(retinanet_resnet50_fpn, ResNet50_Weights.IMAGENET1K_V1)
 fasterrcnn_mobilenet = _torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #cf99e5b0
+# %% ../../nbs/5_detection/04_detectors.ipynb #7c9c4cc7
 def _options(model):
     "What a builder is called with, from settings."
     backbone = resolved(model).backbone
     return dict(image_size=model.test_size or model.image_size, backbone=None if backbone == OWN else backbone,
                 weights=model.weights)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #14adb037
+# %% ../../nbs/5_detection/04_detectors.ipynb #2d973436
 def _build(build, name, num_classes, options):
-    "Call a builder; raises `UserError` for a backbone where none can be chosen, and for too few classes."
+    "Call a builder; raises `UserError` for options that it does not have, and for too few classes."
     check_classes(num_classes)
+    takes = inspect.signature(build).parameters
     if options.get('backbone') is None: options.pop('backbone', None)
-    elif 'backbone' not in inspect.signature(build).parameters:
+    elif 'backbone' not in takes:
         raise UserError(f"backbone {options['backbone']!r} cannot be chosen for {name}: it brings its own; leave "
                         "backbone out or take detector 'ssd'")
+    unknown = [k for k in options if k not in takes]
+    if unknown and not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
+        raise UserError(f"option {unknown[0]!r} is unknown to {name}; choose from {', '.join(takes)}")
     return build(num_classes=num_classes, **options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #046d0eeb
+# %% ../../nbs/5_detection/04_detectors.ipynb #119f284d
 def _made(model, num_classes, options):
     "A detector from a name, settings or a builder."
     if isinstance(model, Model):
@@ -81,7 +86,7 @@ def _made(model, num_classes, options):
     name = model if isinstance(model, str) else getattr(model, '__name__', 'this detector')
     return _build(build, name, 2 if num_classes is None else num_classes, options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #ddf085a0
+# %% ../../nbs/5_detection/04_detectors.ipynb #b65ebb43
 def save_detector(model, path, *, settings, classes, image_size=None, scores=None, licences=(), **more) -> Path:
     """Write a detector that `detector(path)` loads; an existing file is never replaced by another.
 
@@ -116,7 +121,7 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
         raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #c37af4ed
+# %% ../../nbs/5_detection/04_detectors.ipynb #c00e127f
 def _rebuilt(path, note):
     "Settings, class names and image size that a file notes; raises `UserError` when it does not."
     as_made = lambda size: tuple(size) if isinstance(size, list) else size
@@ -125,7 +130,7 @@ def _rebuilt(path, note):
         raise UserError(f'{path} does not say how its network is built; build it, and give the file as '
                         'weights') from None
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #8d497f4f
+# %% ../../nbs/5_detection/04_detectors.ipynb #82ef2494
 def _load(path, num_classes, options):
     "The detector in a file of `save_detector`, in evaluation mode."
     if not path.is_file():
@@ -161,6 +166,7 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
     ------
     UserError : for unknown names and options, and for weights or files that do not fit
     """
+    model = options.pop('name', model) # its name in version 0.1
     if isinstance(model, nn.Module): return model
     if isinstance(model, (str, Path)) and model not in DETECTORS: return _load(Path(model), num_classes, options)
     return _made(model, num_classes, options)
