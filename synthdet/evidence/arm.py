@@ -11,8 +11,7 @@ from typing import NamedTuple
 from ..core import UserError
 from ..data.catalogue import FACTS
 from ..data.settings import DataSource, Labels
-from ..detection.settings import Model, Schedule
-from ..masks.settings import resolved as resolved_masks
+from ..detection.settings import Model, resolved as resolved_model, Schedule
 from ..settings import opt, override, Settings, words
 from ..synthesis.settings import paper_recipe, Synthesis
 

@@ -33,8 +33,9 @@ def _first_version(row):
     "A flat row of the first version with the columns of today."
     row = dict(row)
     recipe, gate = row.pop('recipe', {}), row.pop('gate', None) or asdict(own_gate(row['segmenter']))
-    compositor = 'released' if recipe.pop('released', False) else recipe.pop('protocol', 'free')
-    for k in ('naive', 'protocol'): recipe.pop(k, None)
+    compositor = recipe.pop('protocol', 'free')
+    if recipe.pop('released', False): compositor, recipe['blend'] = 'released', 'truncated'
+    if recipe.pop('naive', False): row['segmenter'] = 'frame'
     flat = {_FLAT.get(k, k): v for k, v in row.items()}
     flat.update({_RECIPE.get(k, k): v for k, v in recipe.items()}, **gate, compositor=compositor)
     if flat['arm'] == 'mixed': flat['share'] = .5
