@@ -12,34 +12,42 @@ from itertools import cycle, islice
 from pathlib import Path
 import cv2
 import torch
-from synthdet.synthesis.settings import Recipe
 from synthdet.core import device, run_info, write_atomic
-from synthdet.synthesis.cutouts import make_cutouts
-from synthdet.detection.detectors import detector
+from synthdet.data.batches import batches
 from synthdet.data.domains import load_domain
-from synthdet.evidence.arm import PROTOCOLS
+from synthdet.detection.detectors import detector
+from synthdet.detection.settings import Model, Schedule
+from synthdet.detection.train import as_floats
+from synthdet.masks.segment import make_segmenter
+from synthdet.masks.settings import Masks
 from synthdet.objects.objects import make_objects
 from synthdet.objects.settings import Objects
-from synthdet.data.batches import batches
+from synthdet.synthesis.cutouts import make_cutouts
+from synthdet.synthesis.settings import Recipe, Synthesis
 from synthdet.synthesis.stream import make_samples, Samples
-from synthdet.detection.train import as_floats
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'live_stream.json'
-QUICK = PROTOCOLS['quick']
-DOMAIN = load_domain('butterflies', image_size=QUICK['image_size'])
+MODEL, SCHEDULE = Model(), Schedule() # those of the quick protocol
+DOMAIN = load_domain('butterflies', image_size=MODEL.image_size)
+
+
+def objects(weights):
+    "The settings of the generator."
+    return Objects('gan', weights or '')
 
 
 def stream(segmenter, reuse, weights):
     "The live stream of a run."
-    return make_samples(DOMAIN, objects='gan', object_weights=weights, segmenter=segmenter, recipe=Recipe(image_size=QUICK['image_size'], reuse=reuse))
+    made = Synthesis(objects(weights), Masks(segmenter), Recipe(image_size=MODEL.image_size), reuse=reuse)
+    return make_samples(DOMAIN, made)
 
 
 def seconds_per_step(feed, steps, warm=8):
     "Mean wall time of an optimiser step, the waiting for its batch included."
     where = device()
     torch.manual_seed(0)
-    model = detector('ssd', num_classes=2, image_size=QUICK['image_size'], backbone=QUICK['backbone'], weights='none').to(where).train()
-    optimizer = torch.optim.Adam(model.parameters(), QUICK['lr'])
+    model = detector(MODEL, num_classes=2).to(where).train()
+    optimizer = torch.optim.Adam(model.parameters(), SCHEDULE.lr)
     for step, (images, targets) in enumerate(islice(feed, warm + steps)):
         if step == warm:
             if where.type == 'cuda': torch.cuda.synchronize()
@@ -49,44 +57,57 @@ def seconds_per_step(feed, steps, warm=8):
         sum(losses.values()).backward()
         optimizer.step()
     if where.type == 'cuda': torch.cuda.synchronize()
-    feed.close() if hasattr(feed, 'close') else None
+    if hasattr(feed, 'close'): feed.close()
     return (time.perf_counter() - start)/steps
 
 
 def alone(segmenter, weights, n=64):
     "Milliseconds of processor time that a batch costs without reuse: drawing its objects, cutting them out, composing."
-    samples, objects = stream(segmenter, 1, weights), make_objects(Objects('gan', str(weights or '')), DOMAIN)
-    needed = QUICK['batch_size']*sum(map(samples.cutouts.blocks.counts, range(200)))/200 # objects of a batch, mean
+    samples, made = stream(segmenter, 1, weights), make_objects(objects(weights), DOMAIN)
+    needed = SCHEDULE.batch_size*sum(map(samples.pool.counts, range(200)))/200 # objects of a batch, mean
     clock, times = time.perf_counter if torch.cuda.is_available() else time.process_time, {}
-    start = clock(); drawn = [objects[k] for k in range(n)]; times['draw'] = (clock() - start)/n*needed
+    start = clock()
+    drawn = [made[k] for k in range(n)]
+    times['draw'] = (clock() - start)/n*needed
     class Drawn:
-        content = []
-        def __len__(self): return len(objects)
+        "The same objects again and again."
+        def __len__(self): raise TypeError('no end')
         def __getitem__(self, k): return drawn[k % n]
-    endless = make_cutouts(Drawn(), segmenter, weights='butterflies' if segmenter == 'redo' else None)
-    start = clock(); kept = endless.some(0, n//2, n); times['segment'] = (clock() - start)/(n//2)*needed
-    pool = Samples(kept, DOMAIN.backgrounds, samples.recipe); pool.fill()
-    start = clock(); [pool[i] for i in range(n)]; times['compose'] = (clock() - start)/n*QUICK['batch_size']
+    endless = make_cutouts(Drawn(), make_segmenter(Masks(segmenter), DOMAIN))
+    start = clock()
+    kept = endless.some(0, n//2, n)
+    times['segment'] = (clock() - start)/(n//2)*needed
+    pool = Samples(kept, DOMAIN.backgrounds, samples.recipe)
+    pool.fill()
+    start = clock()
+    for i in range(n): pool[i]
+    times['compose'] = (clock() - start)/n*SCHEDULE.batch_size
+    samples.close()
     return {k: round(1000*v, 1) for k, v in times.items()}
 
 
-def main(steps, reuses, weights):
+def main(steps, reuses, weights, out):
     rows, parts = [], {s: alone(s, weights) for s in ('redo', 'grabcut')}
     for s, p in parts.items(): print(f'{s}: one batch alone, ms of a core:', p, flush=True)
-    kept = list(islice(batches(stream('redo', 4, weights), QUICK['batch_size']), 16))
+    kept = list(islice(batches(stream('redo', 4, weights), SCHEDULE.batch_size), 16))
     for threads in (1, torch.get_num_threads()) if not torch.cuda.is_available() else (1,):
         torch.set_num_threads(threads); cv2.setNumThreads(1)
         ready = [seconds_per_step(cycle(kept), steps)]
         for segmenter in parts:
             for reuse in reuses:
-                live = seconds_per_step(batches(stream(segmenter, reuse, weights), QUICK['batch_size'], workers=1), steps)
-                rows.append(dict(segmenter=segmenter, reuse=reuse, trainer_threads=threads, live_ms=round(1000*live, 1)))
+                made = batches(stream(segmenter, reuse, weights), SCHEDULE.batch_size, workers=1)
+                live = round(1000*seconds_per_step(made, steps), 1)
+                rows.append(dict(segmenter=segmenter, reuse=reuse, trainer_threads=threads, live_ms=live))
                 print(rows[-1], flush=True)
         ready.append(seconds_per_step(cycle(kept), steps)) # again at the end: the machine may have changed its pace
+        mean = 500*sum(ready)
         for r in rows:
-            if r['trainer_threads'] == threads: r.update(ready_ms=round(500*sum(ready), 1), ratio=round(r['live_ms']/(500*sum(ready)), 2))
-        print(f'{threads} trainer threads, ready tensors: {" and ".join(f"{1000*t:.1f}" for t in ready)} ms per step', flush=True)
-    write_atomic(OUT, json.dumps(dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), weights=Path(weights or '').name, protocol='quick', steps=steps, batch_size=QUICK['batch_size'], alone_ms=parts, rows=rows, **run_info()), indent=1) + '\n')
+            if r['trainer_threads'] == threads: r.update(ready_ms=round(mean, 1), ratio=round(r['live_ms']/mean, 2))
+        both = ' and '.join(f'{1000*t:.1f}' for t in ready)
+        print(f'{threads} trainer threads, ready tensors: {both} ms per step', flush=True)
+    about = dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), protocol='quick', steps=steps,
+                 weights=Path(weights or '').name, batch_size=SCHEDULE.batch_size, alone_ms=parts, rows=rows, **run_info())
+    if out: write_atomic(out, json.dumps(about, indent=1) + '\n')
     for r in rows: print(*(f'{k} {v}' for k, v in r.items()))
 
 
@@ -95,4 +116,5 @@ if __name__ == '__main__':
     parser.add_argument('--steps', type=int, default=40, help='timed steps of each run')
     parser.add_argument('--reuse', type=int, nargs='+', default=[1, 2, 4, 8, 16], help='uses of each object')
     parser.add_argument('--weights', help='of gan64 (default: those in the package)')
+    parser.add_argument('--out', default=str(OUT), help="where the numbers go; '' writes none")
     main(*vars(parser.parse_args()).values())

@@ -22,7 +22,7 @@ from synthdet.data import butterflies
 from synthdet.synthesis.settings import Recipe
 from synthdet.boxes import chw, hwc
 from synthdet.core import run_info, write_atomic
-from synthdet.synthesis.cutouts import cutout
+from synthdet.synthesis.cut import cutout
 from synthdet.synthesis.stream import Samples
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'stream.json'
@@ -54,10 +54,11 @@ def floor_loop(cutouts, backgrounds, augmented=False):
                 w, h = min(SIZE, int(rgba.shape[1]*side)), min(SIZE, int(rgba.shape[0]*side))
                 patch = cv2.resize(rgba, (w, h))
             x, y = rng.integers(SIZE-w+1), rng.integers(SIZE-h+1)
-            colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.blur(cv2.extractChannel(patch, 3), (2*FEATHER+1,)*2)
-            alpha = cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB)
+            colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.extractChannel(patch, 3)
+            alpha = cv2.cvtColor(cv2.blur(alpha, (2*FEATHER+1,)*2), cv2.COLOR_GRAY2RGB)
             region = image[y:y+h, x:x+w]
-            cv2.add(cv2.multiply(colour, alpha, scale=1/255), cv2.multiply(region, cv2.bitwise_not(alpha), scale=1/255), dst=region)
+            drawn, kept = cv2.multiply(colour, alpha, scale=1/255), cv2.multiply(region, cv2.bitwise_not(alpha), scale=1/255)
+            cv2.add(drawn, kept, dst=region)
             boxes.append((x, y, x+w, y+h))
         return image, np.array(boxes, np.float32)
     return draw
@@ -83,7 +84,7 @@ def numpy_loop(cutouts, backgrounds):
 
 
 def torch_copy_paste(cutouts, backgrounds):
-    "Copy-paste as in torchvision's detection reference: full-size masks, blended edges, boxes from what is left of the masks."
+    "Copy-paste as in torchvision's detection reference: full-size masks, blended edges, boxes of what is left of them."
     cutouts, backgrounds = [c.rgba.contiguous() for c in cutouts], [b.contiguous() for b in backgrounds]
     g = torch.Generator().manual_seed(0)
     randint = lambda high: int(torch.randint(high, (1,), generator=g))
@@ -92,7 +93,8 @@ def torch_copy_paste(cutouts, backgrounds):
         masks = torch.zeros(OBJECTS, SIZE, SIZE, dtype=torch.bool)
         for k in range(OBJECTS):
             rgba = cutouts[randint(len(cutouts))]
-            side = SIZE*(SCALE[0] + (SCALE[1]-SCALE[0])*float(torch.rand(1, generator=g)))/(rgba.shape[1]*rgba.shape[2])**.5
+            scale = SCALE[0] + (SCALE[1]-SCALE[0])*float(torch.rand(1, generator=g))
+            side = SIZE*scale/(rgba.shape[1]*rgba.shape[2])**.5
             w, h = min(SIZE, int(rgba.shape[2]*side)), min(SIZE, int(rgba.shape[1]*side))
             y, x = randint(SIZE-h+1), randint(SIZE-w+1)
             patch = F.resize(rgba, [h, w], antialias=False)
@@ -109,17 +111,20 @@ def torch_copy_paste(cutouts, backgrounds):
 
 def streams(cutouts, backgrounds):
     "The stream under three recipes."
-    base = Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), scale=SCALE, blend='feather', feather=(FEATHER, FEATHER), distractors=(0, 0), shadow=(0, 0), effects=0,
-                  background_crop=0, background_flip=0)
-    plain = replace(base, aspect=(1, 1), flip=0, rotate=(0, 0), shear=(0, 0), blur_share=0, contrast=(1, 1), multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
-    recipes = {'stream, same pastes': plain, 'stream, augmented': base, 'stream, default recipe': Recipe(image_size=SIZE)}
+    base = Recipe(image_size=SIZE, count=(OBJECTS, OBJECTS), scale=SCALE, blend='feather', feather=(FEATHER, FEATHER),
+                  distractors=(0, 0), shadow=(0, 0), effects=0, background_crop=0, background_flip=0)
+    plain = replace(base, aspect=(1, 1), flip=0, rotate=(0, 0), shear=(0, 0), blur_share=0, contrast=(1, 1),
+                    multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
+    usual = Recipe(image_size=SIZE)
+    recipes = {'stream, same pastes': plain, 'stream, augmented': base, 'stream, default recipe': usual}
     return {name: Samples(cutouts, backgrounds, recipe).__getitem__ for name, recipe in recipes.items()}
 
 
 def speed(n=100, rounds=20):
     "Rows of images per second: all in turns, the fastest turn of each, since other programs can only add time."
     made = assets()
-    runs = {'floor': floor_loop(*made), 'floor, augmented': floor_loop(*made, augmented=True), 'NumPy floats': numpy_loop(*made), **streams(*made), 'torch copy-paste': torch_copy_paste(*made)}
+    runs = {'floor': floor_loop(*made), 'floor, augmented': floor_loop(*made, augmented=True),
+            'NumPy floats': numpy_loop(*made), **streams(*made), 'torch copy-paste': torch_copy_paste(*made)}
     seconds = {name: [] for name in runs}
     for r in range(-1, rounds): # the first turn warms up
         for name, draw in runs.items():
@@ -128,7 +133,9 @@ def speed(n=100, rounds=20):
             if r >= 0: seconds[name].append((time.process_time() - start)/n)
     rate = {name: 1/min(s) for name, s in seconds.items()}
     floor = lambda name: rate['floor, augmented' if name.startswith('stream') and 'same' not in name else 'floor']
-    return [dict(name=name, images_per_second=round(v), of_floor=round(v/floor(name), 2), of_torch=round(v/rate['torch copy-paste'], 2)) for name, v in rate.items()]
+    torch_ = rate['torch copy-paste']
+    return [dict(name=name, images_per_second=round(v), of_floor=round(v/floor(name), 2), of_torch=round(v/torch_, 2))
+            for name, v in rate.items()]
 
 
 def rss():
@@ -142,7 +149,7 @@ def memory(n=20_000):
     class Many: # drawn when asked for, as files would be read
         def __len__(self): return 400
         def __getitem__(self, i): return chw(np.full((SIZE, SIZE, 3), i % 256, np.uint8))
-    samples = Samples(cutouts, Many(), Recipe(image_size=SIZE, objects=(OBJECTS, OBJECTS), blend='feather'), budget_mb=64)
+    samples = Samples(cutouts, Many(), Recipe(image_size=SIZE, count=(OBJECTS, OBJECTS), blend='feather'), budget_mb=64)
     rows = []
     for i in range(n):
         samples[i]
@@ -157,8 +164,11 @@ def main():
     cv2.setNumThreads(1); torch.set_num_threads(1)
     old = json.loads(OUT.read_text()) if OUT.exists() else {}
     rows = memory() if a.memory else speed()
-    for r in rows: print(f"{r['samples']:6} samples  {r['rss_mb']:.1f} MB" if a.memory else f"{r['name']:24}{r['images_per_second']:6} images/s{r['of_floor']:8.2f} of its floor{r['of_torch']:8.2f} of torch")
-    write_atomic(OUT, json.dumps({**old, 'memory' if a.memory else 'speed': dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())}, indent=1)+'\n')
+    told = '{samples:6} samples  {rss_mb:.1f} MB' if a.memory else \
+        '{name:24}{images_per_second:6} images/s{of_floor:8.2f} of its floor{of_torch:8.2f} of torch'
+    for r in rows: print(told.format(**r))
+    about = dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())
+    write_atomic(OUT, json.dumps({**old, 'memory' if a.memory else 'speed': about}, indent=1)+'\n')
 
 
 if __name__ == '__main__': main()

@@ -240,7 +240,8 @@ def _with(settings, changes):
     for path, value in changes.items():
         head, _, rest = path.partition('.')
         branches.setdefault(head, {})[rest] = value
-    for head, inner in branches.items(): branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
+    for head, inner in branches.items():
+        branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
     return replace(settings, **branches)
 
 def override(settings, changes):
@@ -285,7 +286,7 @@ def _file_content(path):
     return [[p.relative_to(path).as_posix(), hash_file(p)] for p in sorted(path.rglob('*')) if p.is_file()]
 
 def to_row(settings) -> dict:
-    """A settings tree as a nested dict for a row: literals, files by their name alone.
+    """A settings tree as a nested dict for a row: literals, files and whole paths by their name alone.
 
     Parameters
     ----------
@@ -294,7 +295,7 @@ def to_row(settings) -> dict:
     def of(f):
         v = getattr(settings, f.name)
         if is_dataclass(v): return to_row(v)
-        if f.metadata['file'] and v: return Path(v).name
+        if isinstance(v, str) and (f.metadata['file'] or Path(v).is_absolute()): return Path(v).name
         return list(v) if isinstance(v, tuple) else v
     return {f.name: of(f) for f in fields(settings)}
 

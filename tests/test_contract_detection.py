@@ -129,7 +129,13 @@ def test_options_win_over_settings_and_names_have_defaults():
     assert detector(Model(backbone='mobilenetv1_025', image_size=96), image_size=SIDE).size == (SIDE, SIDE)
     assert detector('ssd', backbone='mobilenetv1_025').size == (300, 300), "the paper's size"
     assert detector(Model(detector='retinaface', test_size='long320')).size == 'long320'
-    assert built('ssd', score_thresh=.5)[0].selection == dict(score_thresh=.5)
+    assert built('ssd', score_thresh=.5)[0].selection['score_thresh'] == .5
+    assert detector(name='retinaface', image_size='original').size == 'original', 'as in version 0.1'
+
+
+@pytest.mark.parametrize('name', ['ssd', 'retinaface'])
+def test_options_that_a_builder_does_not_have(name):
+    assert f"option 'depth' is unknown to {name}; choose from" in refused(built, name, depth=3)
 
 
 @pytest.mark.parametrize('model', ['yolo', 'nowhere.safetensors'])
@@ -164,6 +170,13 @@ def test_a_file_is_loaded_at_another_size(tmp_path):
     wide = save_detector(built('ssd', 2, image_size=(64, 96))[0], tmp_path/'wide.safetensors',
                          settings=Model(backbone='mobilenetv1_025'), classes=['ant'], image_size=(64, 96))
     assert detector(wide).size == (64, 96)
+
+
+def test_a_file_keeps_how_test_images_are_sized(tmp_path):
+    settings = Model(detector='retinaface', image_size=SIDE, test_size='long320')
+    file = save_detector(detector(settings), tmp_path/'x.safetensors', settings=settings, classes=['face'],
+                         image_size=SIDE)
+    assert detector(file).size == 'long320'
 
 
 def test_a_damaged_file_is_told(tmp_path):
@@ -215,7 +228,7 @@ def test_settings_refuse_what_cannot_be():
 
 def test_auto_is_filled_and_a_given_backbone_is_kept():
     assert resolved(Model()).backbone == 'resnet_small' and resolved(Model(backbone='resnet18')).backbone == 'resnet18'
-    assert all(resolved(Model(detector=n)).backbone is None for n in DETECTORS if n != 'ssd')
+    assert all(resolved(Model(detector=n)).backbone == 'its own' for n in DETECTORS if n != 'ssd')
 
 
 def test_settings_are_plain_data():

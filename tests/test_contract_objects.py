@@ -6,6 +6,7 @@ import torch
 
 from synthdet.core import digest, hash_file, named, refused
 from synthdet.data.domain import ClassImage, Domain
+from synthdet.data.domains import load_domain
 from synthdet.data.images import write_image
 from synthdet.objects.dmgan import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
@@ -172,3 +173,14 @@ def test_a_function_draws_without_an_end_and_has_the_name_it_carries():
     assert not has_end(nameless) and nameless.content is None and torch.equal(nameless[100].image, TENSORS[4][:, :30] + 1)
     draw.content = "mine"
     assert digest(make_objects(draw, domain(), seed=1).content) != digest(make_objects(draw, domain(), seed=2).content)
+
+
+def test_the_middle_of_a_picture_is_an_object_too():
+    "As the released code takes its cars: brought to 256 x 256, of which the middle 128 x 128 are kept; from a generator as well."
+    pictures = load_domain("butterflies", n_class_images=2)
+    whole, middle = (make_objects(Objects(centre_crop=side), pictures) for side in (0, 256))
+    assert middle[0].image.shape == (4, 128, 128) and middle[0].origin == whole[0].origin
+    assert middle.content != whole.content
+    drawn = make_objects(Objects("gan64", centre_crop=64), pictures)
+    assert drawn[10**6].image.shape == (3, 32, 32)
+    with pytest.raises(TypeError): len(drawn)

@@ -350,7 +350,7 @@ def test_the_released_ablation_pretrains_half_as_long_on_the_first_labels():
     assert [p.steps for p in ARMS["mixed"](mixed)] == [1000] and [p.steps for p in ARMS["pretrain"](pretrain)] == [500, 500]
     assert (mixed.labels.order, mixed.schedule.select) == ("first", "ap50_authors")
     assert make_arms("pretrain", domain="faces", protocol="released")[0].labels.order == "released"
-    assert make_arms("pretrain", domain="cars", protocol="released")[0].data.options == "centre_crop=True"
+    assert make_arms("pretrain", domain="cars", protocol="released")[0].synthesis.objects.centre_crop == 256
 
 
 def test_a_finite_mixture_pools_what_there_is():

@@ -14,7 +14,8 @@ from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
 
 ROOT = Path(__file__).parents[1]
-FEW = dict(steps=2, pretrain_steps=2, eval_every=2, batch_size=2, backbone='mobilenetv1_025', **{'model.image_size': 64})
+FEW = dict(steps=2, pretrain_steps=2, eval_every=2, batch_size=2, backbone='mobilenetv1_025')
+FEW['model.image_size'] = 64
 
 
 @pytest.fixture(scope='session')
@@ -28,7 +29,9 @@ def test_scratch_needs_neither_class_images_nor_backgrounds(tmp_path):
     root = make_fixture('cars', tmp_path/'tree')
     for k in ('lsun_cars', 'INRIAPerson', 'VOCdevkit'): (root/k).rename(tmp_path/k)
     scratch, pretrain = make_arms('scratch,pretrain', domain='cars', root=str(root), n_real=4, **FEW)
-    assert run(scratch, tmp_path/'out')['class_images_from'] == ''
+    row = run(scratch, tmp_path/'out')
+    assert row['class_images_from'] == '' and row['settings']['data']['root'] == 'tree'
+    assert str(tmp_path) not in json.dumps(row), 'no path of this machine'
     assert "has no backgrounds for 'cars'" in refused(run, pretrain, tmp_path/'out')
 
 
@@ -57,7 +60,8 @@ def test_run_experiment(drawn, tmp_path, domain):
     nb, shell = json.loads((ROOT/'nbs'/'experiments'/'run_experiment.ipynb').read_text()), CaptureShell()
     for c in nb['cells']:
         if c['cell_type'] != 'code': continue
-        injected = f'\nglobals().update({dict(own, more=more)!r})' if 'parameters' in c['metadata'].get('tags', ()) else ''
+        parameters = 'parameters' in c['metadata'].get('tags', ())
+        injected = f'\nglobals().update({dict(own, more=more)!r})' if parameters else ''
         shell.run(''.join(c['source']) + injected)
         assert not shell.exc, shell.exc
     rows = read_jsonl(tmp_path/'results.jsonl')

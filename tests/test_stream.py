@@ -1,69 +1,213 @@
 "The stream across processes: same bytes anywhere, killed and resumed, read back, and what bad input gets."
-import os, signal, subprocess, sys, time
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from synthdet.boxes import chw, masks_to_boxes
+from synthdet.core import digest, read_jsonl, refused
 from synthdet.data import butterflies
-from synthdet.synthesis.settings import Recipe
-from synthdet.boxes import chw
-from synthdet.core import digest, read_jsonl, UserError
-from synthdet.synthesis.cutouts import cutout
-from synthdet.data.domain import Domain
-from synthdet.data.domains import load_domain, write_domain
 from synthdet.data.annotations import read_detection
-from synthdet.objects.objects import make_objects
 from synthdet.data.batches import batches
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.masks.settings import Masks
+from synthdet.objects.settings import Objects
+from synthdet.settings import override
+from synthdet.synthesis.cut import cutout
 from synthdet.synthesis.disk import write_stream
+from synthdet.synthesis.settings import paper_recipe, Recipe, Synthesis
 from synthdet.synthesis.stream import make_samples, Samples
 
 MAKE = '''
 import sys
-from synthdet import butterflies
-from synthdet.compose import Recipe
 from synthdet.core import UserError, digest
-from synthdet.cutouts import cutout
-from synthdet.stream import Samples, batches, write_stream
-cuts = [cutout(*butterflies.class_image(i, size=64), label=1, origin=str(i)) for i in range(4)]
-samples = Samples([c for c in cuts if c], [butterflies.background(i, size=96) for i in range(3)], Recipe(image_size=96, blend='mixed'), seed=5, classes=['butterfly'])
+from synthdet.synthesis.disk import write_stream
+from tests.test_stream import make
+samples = make()
 '''
 
 
-def make(seed=5, **recipe):
-    cuts = [cutout(*butterflies.class_image(i, size=64), label=1, origin=str(i)) for i in range(4)]
-    return Samples([c for c in cuts if c], [butterflies.background(i, size=96) for i in range(3)], Recipe(**{**dict(image_size=96, blend='mixed'), **recipe}), seed=seed, classes=['butterfly'])
+def make(seed=5, n=4, **options):
+    "A stream of butterflies with fields of the recipe changed."
+    recipe = {k: options.pop(k) for k in [*options] if k in vars(Recipe())}
+    cuts = [cutout(*butterflies.class_image(i, size=64), label=1, origin=str(i)) for i in range(n)]
+    places = [butterflies.background(i, size=96) for i in range(3)]
+    recipe = Recipe(**{**dict(image_size=96, blend='mixed'), **recipe})
+    return Samples([c for c in cuts if c], places, recipe, seed=seed, classes=['butterfly'], **options)
 
 
 def python(code, *args, **options):
-    return subprocess.Popen([sys.executable, '-c', MAKE + code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    "A process of its own that has a stream."
+    root = str(Path(__file__).resolve().parents[1])
+    env = {**os.environ, 'PYTHONPATH': root, **options.pop('env', {})}
+    return subprocess.Popen([sys.executable, '-c', MAKE + code, *map(str, args)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, cwd=root, env=env, **options)
 
 
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
 
 
+# the same bytes
+
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
-    p = python("print(digest([samples[i][0] for i in (0, 7, 123456)]))", env={**os.environ, 'PYTHONHASHSEED': '77'})
+    p = python("print(digest([samples[i][0] for i in (0, 7, 123456)]))", env={'PYTHONHASHSEED': '77'})
     out, err = p.communicate(timeout=120)
     assert out.strip() == digest([make()[i][0] for i in (0, 7, 123456)]), err
 
 
-def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
-    n = 60
-    write_stream(make(), tmp_path/'whole', n, format='voc')
-    code = f"write_stream(samples, sys.argv[1], {n}, format='voc')"
-    p = python(code, tmp_path/'killed')
-    for _ in range(2000): # until some images are there
-        if len(list((tmp_path/'killed').glob('images/*.jpg'))) >= 5: break
-        time.sleep(.01)
-    p.send_signal(signal.SIGKILL); p.communicate()
-    assert 5 <= len(list((tmp_path/'killed').glob('images/*.jpg'))) < n, 'killed midway'
-    with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
-    with pytest.warns(UserWarning, match='torn'): write_stream(make(), tmp_path/'killed', n, format='voc')
-    killed = {k: v for k, v in tree(tmp_path/'killed').items() if not k.endswith('.tmp')} # a killed process cannot clear its temporary file
-    assert killed == tree(tmp_path/'whole')
+def test_the_pixels_of_backgrounds_are_part_of_the_signature():
+    many, cuts = [chw(np.full((16, 16, 3), k % 7, np.uint8)) for k in range(1500)], list(make().pool)
+    named = lambda backgrounds: Samples(cuts, backgrounds, Recipe(image_size=16)).signature()
+    assert named(many) == named(list(many)) != named([chw(np.full((16, 16, 3), 9, np.uint8)), *many[1:]])
+    assert named(many[:3]) != named(many[1:4])
 
+
+def test_what_is_in_memory_and_in_which_order_it_is_read_changes_nothing():
+    samples, bare = make(), make(budget_mb=0)
+    samples.fill()
+    for i in (9, 2, 2, 4000): assert torch.equal(samples[i][0], bare[i][0])
+    assert len(samples.backgrounds.kept) == 3 and not bare.backgrounds.kept
+
+
+# labels
+
+@pytest.mark.parametrize('compositor', ['free', 'paper', 'released'])
+def test_torchvision_moves_boxes_and_masks_with_a_sample(compositor):
+    recipe = Recipe(count=(2, 3), image_size=96) if compositor == 'free' else \
+        paper_recipe('faces', released=compositor == 'released', image_size=96, count=(2, 3))
+    samples = Samples(list(make(n=8).pool), [butterflies.background(0, size=96)], recipe, with_masks=True)
+    image, target = samples[3]
+    turned, moved = v2.RandomHorizontalFlip(1.)(tv_tensors.Image(image), target)
+    assert torch.equal(turned, image.flip(2)) and torch.equal(moved['masks'], target['masks'].flip(2))
+    x1, y1, x2, y2 = target['boxes'].unbind(1)
+    assert torch.allclose(moved['boxes'], torch.stack([96 - x2, y1, 96 - x1, y2], 1)) and len(x1) >= 2
+    if compositor != 'released': assert torch.equal(moved['boxes'], masks_to_boxes(moved['masks']))
+
+
+@pytest.mark.parametrize('blend', ['paste', 'feather', 'poisson', 'truncated'])
+def test_every_change_lies_under_a_visible_mask(blend):
+    "What is drawn is labelled: outside the masks the image is the background."
+    samples = make(blend=blend, distractors=(0, 0), shadow=(0, 0), effects=0, background_crop=0, background_flip=0,
+                   max_overlap=.5, count=(2, 4), with_masks=True)
+    for i in range(20):
+        image, target = samples[i]
+        touched = (image != samples.backgrounds[samples.layout(i)[1]]).any(0)
+        seen = target['masks'].any(0) if len(target['masks']) else torch.zeros_like(touched)
+        soft = cv2.dilate(seen.numpy().astype(np.uint8), np.ones((5, 5)))  # a soft edge reaches a little further
+        assert not (touched & ~torch.from_numpy(soft).bool()).any()
+
+
+def test_thin_objects_are_drawn_in_every_blend():
+    samples = make(blend='poisson', image_size=128, scale=(.02, .1), aspect=(.1, 8))
+    for i in range(60): samples[i]
+
+
+# naive pasting, and the release
+
+@pytest.fixture(scope='module')
+def flies(): return load_domain('butterflies', n_class_images=12, n_backgrounds=4)
+
+
+@pytest.mark.parametrize('released', [False, True])
+def test_segmenter_frame_is_the_papers_naive_pasting(flies, released):
+    "The whole augmented frame replaces the patch, black corners and all, and its box is the placement box."
+    recipe = paper_recipe('faces', released=released, rotate=(30, 45))
+    samples, masked = (make_samples(flies, masks=m, recipe=recipe, with_masks=True) for m in ('frame', 'alpha'))
+    black = 0
+    for i in range(12):
+        _, background, layers = samples.layout(i)
+        image, target = samples[i]
+        ground = samples.backgrounds[background]
+        placed = torch.tensor([[l.x, l.y, l.x + l.patch.mask.shape[1], l.y + l.patch.mask.shape[0]] for l in layers])
+        assert torch.equal(target['boxes'].int(), placed.int())
+        for (x1, y1, x2, y2), mask in zip(placed, target['masks']):
+            assert mask.sum() == (x2 - x1)*(y2 - y1) == mask[y1:y2, x1:x2].sum(), 'no mask at all'
+            patch = image[:, y1:y2, x1:x2]
+            assert (patch != ground[:, y1:y2, x1:x2]).any(0).float().mean() > .9
+            black += (patch == 0).all(0).sum().item()
+        assert not torch.equal(image, masked[i][0])
+    assert released or black > 1000, 'corners are black'  # compressed, they are nearly black
+
+
+def test_what_is_released_is_drawn_at_320_saved_as_jpeg_and_resized(flies):
+    recipes = {s: paper_recipe('cars', released=True, image_size=s) for s in (320, 300, (150, 200))}
+    at = {s: make_samples(flies, masks='alpha', recipe=r, with_masks=True) for s, r in recipes.items()}
+    for i in range(4):
+        drawn, target = at[320][i]
+        assert (target['boxes'] == target['boxes'].round()).all(), 'boxes are whole pixels of the picture that is drawn'
+        for size, (h, w) in (300, (300, 300)), ((150, 200), (150, 200)):
+            image, scaled = at[size][i]
+            expected = cv2.resize(np.ascontiguousarray(drawn.permute(1, 2, 0)), (w, h), interpolation=cv2.INTER_LINEAR)
+            assert torch.equal(image, torch.from_numpy(expected).permute(2, 0, 1))
+            assert torch.allclose(scaled['boxes'], target['boxes']*torch.tensor([w/320, h/320, w/320, h/320]))
+            assert scaled['masks'].shape[1:] == (h, w) and scaled['boxes'].canvas_size == (h, w)
+        row = at[300].provenance(i)
+        assert [o['box'] for o in row['objects']] == at[300][i][1]['boxes'].tolist()
+
+
+def test_the_released_picture_has_been_a_jpeg_of_quality_75(flies):
+    samples = make_samples(flies, masks='alpha', recipe=paper_recipe('birds', released=True))
+    image = cv2.cvtColor(np.ascontiguousarray(samples[0][0].permute(1, 2, 0)), cv2.COLOR_RGB2BGR)
+    lost = {}
+    for quality in (60, 75, 90):
+        again = cv2.imdecode(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        lost[quality] = np.abs(again.astype(int) - image).mean()
+    assert lost[75] < .3*min(lost[60], lost[90]), 'compressed anew at its own quality it hardly changes'
+
+
+# from a domain
+
+def test_every_part_may_be_settings_a_name_or_the_thing_itself(flies):
+    same = lambda a, b: torch.equal(a[3][0], b[3][0])
+    small, masks = Recipe(image_size=64), Masks('alpha')
+    whole = make_samples(flies, Synthesis(Objects('real', size=48), masks, small, n_fake=7, reuse=2), seed=4)
+    parts = make_samples(flies, Synthesis(Objects(size=48)), masks=masks, recipe=small, seed=4)
+    assert len(whole) == 7 and same(whole, parts)
+    named = make_samples(flies, masks='alpha', recipe=small)
+    given = [flies.class_images[i] for i in range(12)]
+    for objects in ('real', Objects(), given):
+        assert same(named, make_samples(flies, objects=objects, masks='alpha', recipe=small))
+    def mine(images): return images[:, 3]
+    assert same(named, make_samples(flies, masks=mine, recipe=small))
+    birds = [make_samples(flies, masks='alpha', recipe=r) for r in ('birds', paper_recipe('birds'))]
+    assert same(*birds)
+    words = 'segmenter=alpha recipe.image_size=64'
+    assert same(named, make_samples(flies, override(Synthesis(), words)))
+
+
+def test_a_stream_of_a_domain_feeds_batches(flies):
+    samples = make_samples(flies, masks='alpha', recipe=Recipe(image_size=128), n_fake=3)
+    images, targets = next(batches(samples, 6))  # two passes over the three
+    assert images.shape == (6, 3, 128, 128) and images.is_contiguous(memory_format=torch.channels_last)
+    first = sorted(digest(i) for i in images[:3])
+    assert first == sorted(digest(i) for i in images[3:]) == sorted(digest(samples[i][0]) for i in range(3))
+    assert samples.classes == ('butterfly',) and len(samples) == 3
+    assert 'no background' in refused(make_samples, replace(flies, backgrounds=[]), masks='alpha')
+
+
+def test_a_folder_called_butterflies_does_not_get_the_network_of_the_drawn_ones(tmp_path, monkeypatch):
+    drawn = load_domain('butterflies', n_class_images=8, n_backgrounds=2)
+    named = load_domain('folder', write_domain(drawn, tmp_path/'butterflies', n_labelled=1))
+    monkeypatch.chdir(tmp_path)  # where a folder is called like the domain
+    assert "no ReDO weights are shipped for domain 'butterflies'" in refused(make_samples, named, masks='redo')
+    asked = (drawn, Masks('redo')), (drawn, Masks('redo', 'butterflies')), (named, Masks('redo', 'butterflies'))
+    kept = [len(make_samples(d, masks=m).pool) for d, m in asked]
+    assert kept[0] == kept[1] == kept[2] > 0
+
+
+# files
 
 @pytest.mark.parametrize('format', ['coco', 'voc', 'yolo'])
 def test_what_is_written_reads_back(tmp_path, format):
@@ -73,99 +217,74 @@ def test_what_is_written_reads_back(tmp_path, format):
     found = {f.name: d[i] for i, f in enumerate(d.files)}
     assert d.classes == ('butterfly',)
     for i, row in enumerate(read_jsonl(tmp_path/'provenance.jsonl')):
-        image, target = found[f'{i:06d}.png']
-        assert torch.equal(image, samples[i][0]), 'png keeps every pixel'
-        assert torch.allclose(target['boxes'], samples[i][1]['boxes'], atol=.01) and torch.equal(target['labels'], samples[i][1]['labels'])
-        assert [o['box'] for o in row['objects']] == samples[i][1]['boxes'].tolist() and row['sample'] == i
+        (image, target), (drawn, true) = found[f'{i:06d}.png'], samples[i]
+        assert torch.equal(image, drawn), 'png keeps every pixel'
+        assert torch.allclose(target['boxes'], true['boxes'], atol=.01)
+        assert torch.equal(target['labels'], true['labels'])
+        assert [o['box'] for o in row['objects']] == true['boxes'].tolist() and row['sample'] == i
 
 
 def test_a_longer_stream_continues_a_shorter_one(tmp_path):
-    write_stream(make(), tmp_path/'a', 3); write_stream(make(), tmp_path/'a', 5); write_stream(make(), tmp_path/'b', 5)
+    for place, n in (('a', 3), ('a', 5), ('b', 5)): write_stream(make(), tmp_path/place, n)
     assert tree(tmp_path/'a') == tree(tmp_path/'b')
 
 
-def test_a_full_disk_is_one_line_and_no_torn_file(tmp_path):
-    code = '''
+def test_the_mark_carries_what_names_the_stream(tmp_path):
+    write_stream(make(), tmp_path/'s', 2)
+    text = (tmp_path/'s/stream.yaml').read_text()
+    assert make().signature() in text and '"blend": "mixed"' in text and str(tmp_path) not in text
+    for other in (make(seed=6), make(blend='paste'), make(n=3), make(with_masks=True)):
+        assert 'holds another stream' in refused(write_stream, other, tmp_path/'s', 2)
+
+
+@pytest.mark.slow
+def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
+    n = 60
+    write_stream(make(), tmp_path/'whole', n, format='voc')
+    p = python(f"write_stream(samples, sys.argv[1], {n}, format='voc')", tmp_path/'killed')
+    written = lambda: len(list((tmp_path/'killed').glob('images/*.jpg')))
+    for _ in range(3000):  # until some images are there
+        if written() >= 5: break
+        time.sleep(.01)
+    p.send_signal(signal.SIGKILL)
+    p.communicate()
+    assert 5 <= written() < n, 'killed midway'
+    with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
+    with pytest.warns(UserWarning, match='torn'): write_stream(make(), tmp_path/'killed', n, format='voc')
+    killed = {k: v for k, v in tree(tmp_path/'killed').items() if not k.endswith('.tmp')}  # it cannot clear its own
+    assert killed == tree(tmp_path/'whole')
+
+
+FULL = '''
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)) # bytes: an image of 96 x 96 as PNG does not fit
-try: write_stream(samples, sys.argv[1], 3, suffix='.png')
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)) # bytes
+try: write_stream(samples, sys.argv[1], 60, suffix=sys.argv[2])
 except UserError as e: print(e); sys.exit(2)
 '''
-    p = python(code, tmp_path/'s')
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_no_torn_file(tmp_path):
+    p = python(FULL, tmp_path/'s', '.png')  # an image of 96 x 96 as PNG does not fit
     out, err = p.communicate(timeout=120)
     assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and 'cannot write' in out, err
     assert not list((tmp_path/'s').rglob('*.png')) and not list((tmp_path/'s').rglob('*.tmp'))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_provenance_is_one_line_and_resumes(tmp_path):
-    code = '''
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)) # bytes: images as JPEG fit, the rows of provenance do not
-try: write_stream(samples, sys.argv[1], 60)
-except UserError as e: print(e); sys.exit(2)
-'''
-    p = python(code, tmp_path/'s')
+    p = python(FULL, tmp_path/'s', '.jpg')  # images as JPEG fit, the rows of provenance do not
     out, err = p.communicate(timeout=120)
-    assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and 'cannot write' in out and 'provenance.jsonl' in out and not err, err
+    assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and not err, err
+    assert 'cannot write' in out and 'provenance.jsonl' in out
     text = (tmp_path/'s/provenance.jsonl').read_text()
     assert 5 < len(text.splitlines()) < 60 and text.endswith('\n') and not list((tmp_path/'s').rglob('*.tmp'))
-    write_stream(make(), tmp_path/'s', 60); write_stream(make(), tmp_path/'whole', 60)
+    for place in 's', 'whole': write_stream(make(), tmp_path/place, 60)
     assert tree(tmp_path/'s') == tree(tmp_path/'whole')
 
 
 def test_fewer_images_than_are_there_are_refused(tmp_path):
     write_stream(make(), tmp_path/'s', 5)
     before = tree(tmp_path/'s')
-    with pytest.raises(UserError, match='holds 5 images of this stream already; ask for at least 5, or choose'): write_stream(make(), tmp_path/'s', 3)
+    assert 'holds 5 images of this stream already; ask for at least 5' in refused(write_stream, make(), tmp_path/'s', 3)
     assert tree(tmp_path/'s') == before
-
-
-def test_thin_objects_are_drawn_in_every_blend():
-    samples = make(blend='poisson', image_size=128, scale=(.02, .1), aspect=(.1, 8))
-    for i in range(60): samples[i]
-
-
-def test_the_pixels_of_backgrounds_are_part_of_the_signature():
-    many = [chw(np.full((16, 16, 3), k % 7, np.uint8)) for k in range(1500)]
-    named = lambda backgrounds: Samples(make().cutouts.items, backgrounds, Recipe(image_size=16)).signature()
-    assert named(many) == named(list(many)) != named([chw(np.full((16, 16, 3), 9, np.uint8)), *many[1:]])
-    assert named(many[:3]) != named(many[1:4])
-
-
-def test_the_butterflies_domain_makes_a_stream(tmp_path, monkeypatch):
-    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
-    domain = load_domain('butterflies', n_class_images=24, n_backgrounds=4)
-    samples = make_samples(domain, segmenter='alpha', recipe=Recipe(image_size=128), n_fake=3)
-    assert samples.classes == ('butterfly',) and len(samples) == 3
-    images, targets = next(batches(samples, 6)) # two passes over the three
-    assert images.shape == (6, 3, 128, 128) and images.is_contiguous(memory_format=torch.channels_last)
-    first = sorted(digest(i) for i in images[:3])
-    assert first == sorted(digest(i) for i in images[3:]) == sorted(digest(samples[i][0]) for i in range(3))
-    paper = make_samples(domain, segmenter='alpha', recipe=Recipe.paper('faces'))
-    assert all(torch.equal(c.rgba[:3], o.image[:3]) for c, o in zip(paper.cutouts.items, make_objects('real', domain))), 'the paper pastes whole pictures'
-    assert any(c.rgba.shape != o.image.shape for c, o in zip(samples.cutouts.items, make_objects('real', domain))), 'the default crops'
-    bare = Domain(**{**domain.__dict__, 'backgrounds': []})
-    with pytest.raises(UserError, match='no background'): make_samples(bare, segmenter='alpha')
-
-
-def test_a_folder_called_butterflies_does_not_get_the_network_of_the_drawn_ones(tmp_path, monkeypatch):
-    drawn = load_domain('butterflies', n_class_images=8, n_backgrounds=2)
-    named = load_domain('folder', write_domain(drawn, tmp_path/'butterflies', n_labelled=1))
-    monkeypatch.chdir(tmp_path) # where a folder is called like the domain
-    with pytest.raises(UserError, match="no ReDO weights are shipped for domain 'butterflies'; train them with nbs/experiments/train_redo.ipynb and give weights"): make_samples(named, segmenter='redo')
-    kept = [len(make_samples(d, segmenter='redo', **k).cutouts) for d, k in ((drawn, {}), (drawn, dict(weights='butterflies')), (named, dict(weights='butterflies')))]
-    assert kept[0] == kept[1] == kept[2] > 0
-
-
-@pytest.mark.parametrize('blend', ['paste', 'feather', 'poisson'])
-def test_every_change_lies_under_a_visible_mask(blend):
-    "What is drawn is labelled: outside the masks the image is the background."
-    quiet = dict(distractors=(0, 0), shadow=(0, 0), effects=0, background_crop=0, background_flip=0, max_overlap=.5, objects=(2, 4))
-    samples = make(blend=blend, **quiet); samples.masks = True
-    for i in range(20):
-        image, target = samples[i]
-        ground = samples.backgrounds[samples.layout(i)[1]]
-        touched = (image != ground).any(0)
-        seen = target['masks'].any(0) if len(target['masks']) else torch.zeros_like(touched)
-        soft = torch.from_numpy(cv2.dilate(seen.numpy().astype(np.uint8), np.ones((5, 5)))).bool() # a soft edge reaches a little beyond the mask
-        assert not (touched & ~soft).any()

@@ -7,32 +7,26 @@ from torchvision.ops import box_convert
 from synthdet.core import read_jsonl, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.data.fixtures import make_fixture
-from synthdet.evidence.arm import Arm, make_arms
+from synthdet.detection.detectors import detector
+from synthdet.evidence.arm import make_arms
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
-from synthdet.evidence.phases import phase_names, run
+from synthdet.evidence.phases import run
 from test_widerface import save_truth
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    butterflies = load_domain("butterflies", n_class_images=12, n_backgrounds=4)
-    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"butterflies", n_labelled=6)
-
-
 @pytest.mark.slow
-def test_arms_by_name(root, tmp_path):
-    common = dict(domain="folder", root=str(root), detector="retinaface", image_size=64, batch_size=2, steps=3,
-                  pretrain_steps=2, eval_every=2, n_real=4, lr=1e-3)
-    recipe = dict(optimizer="sgd", decay=(.5,), augment="retinaface", test_size="long320")
-    rows = [run(a, tmp_path) for a in (*make_arms("scratch,pretrain", **common),
-                                       *make_arms("scratch", **recipe, **common))]
-    assert len({r["id"] for r in rows}) == 3
-    assert [r["test_size"] for r in rows] == ["", "", "long320"] and rows[2]["optimizer"] == "sgd"
-    names = lambda **k: [n for *_, n in phase_names(Arm(**{"detector": "retinaface", **k}), "data")]
-    assert names()[0] == names(augment="retinaface")[0], "synthesised images are not augmented by it"
-    assert names()[1] != names(augment="retinaface")[1]
-    for change in (dict(optimizer="sgd"), dict(decay=(.5,)), dict(test_size="original")):
-        assert names()[0] != names(**change)[0]
+def test_retinaface_in_arms(tmp_path):
+    butterflies = load_domain("butterflies", n_class_images=12, n_backgrounds=4)
+    root = write_domain(butterflies, tmp_path/"butterflies", n_labelled=6)
+    common = ("detector=retinaface model.image_size=64 batch_size=2 steps=3 pretrain_steps=2 eval_every=2 n_real=4 "
+              "lr=1e-3")
+    recipe = f"{common} optimizer=sgd decay=.5 augment=retinaface test_size=long320"
+    place = dict(domain="folder", root=str(root))
+    arms = *make_arms("scratch,pretrain", common, **place), *make_arms("scratch", recipe, **place)
+    rows = [run(a, tmp_path/"out") for a in arms]
+    assert len({r["id"] for r in rows}) == 3 and all(0 <= r["ap50"] <= 1 for r in rows)
+    loaded = detector(tmp_path/"out"/rows[2]["weights_file"])
+    assert loaded.size == "long320" and loaded.note["row"] == rows[2]["id"]
 
 
 @pytest.mark.slow
@@ -45,8 +39,8 @@ def test_table_v_on_a_drawn_set(tmp_path):
     first = lambda share: {e: {n: list(range(1, 1 + math.ceil(share*len(b)))) for n, b in images.items()}
                            for e, images in faces.items()}
     save_truth(tmp_path/"truth", faces, dict(easy=first(.3), medium=first(.6), hard=first(1)))
-    values = dict(root=str(home), ground_truth=str(tmp_path/"truth"), n_real="2,0", image_size=64, batch_size=2,
-                  epochs=2, pretrain_steps=2, out=str(tmp_path/"out"))
+    values = dict(root=str(home), ground_truth=str(tmp_path/"truth"), n_real="2,0", epochs=2,
+                  more="model.image_size=64 batch_size=2 pretrain_steps=2", out=str(tmp_path/"out"))
     for _ in range(2): run_notebook(experiment_notebook("wider"), tmp_path/"wider.ipynb", values)
     rows = read_jsonl(tmp_path/"out"/"results.jsonl")
     kept = {r["id"]: r for r in rows}

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from ..core import choose, hash_file, interactive, UserError, write_atomic
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, SETS
 from .domain import Missing
-from .domains import load_domain, pictures
-from .images import read_image
+from .domains import load_domain
+from .images import image_files, read_image
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -126,8 +126,9 @@ def _answer(url, part, hash, *, tries, pause, timeout, bar):
 
 # %% ../../nbs/1_data/10_download.ipynb #7651490c
 def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None) -> Path:
-    """Bring a file here, whole and verified; raises `UserError` saying what each link answered. A file that is there
-    is kept when it is the right one, and never overwritten.
+    """Bring a file here, whole and verified.
+
+    A file that is there is kept when it is the right one, and never overwritten.
 
     Parameters
     ----------
@@ -142,6 +143,10 @@ def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None) ->
     Returns
     -------
     Path : of the file
+
+    Raises
+    ------
+    UserError : saying what each link answered
     """
     path, bar = Path(path), interactive() if bar is None else bar
     why = _differs(path, hash) if path.exists() else ''
@@ -256,8 +261,7 @@ def _in_the_way(new, goal, folder):
 
 # %% ../../nbs/1_data/10_download.ipynb #d0f4f12b
 def extract(archive, folder, *, ratio=60) -> list:
-    """Unpack an archive all or nothing, hard links as copies, symbolic links left out with a warning; raises
-    `UserError` for one that is damaged or holds what leads out of the folder, and for files it would overwrite.
+    """Unpack an archive all or nothing, hard links as copies, symbolic links left out with a warning.
 
     Parameters
     ----------
@@ -268,6 +272,10 @@ def extract(archive, folder, *, ratio=60) -> list:
     Returns
     -------
     list : of the files
+
+    Raises
+    ------
+    UserError : for an archive that is damaged or holds what leads out of the folder, and for files it would overwrite
     """
     archive, folder = Path(archive), Path(folder)
     if not archive.is_file(): raise UserError(f"{archive}: no such file; expected a tar or zip, so check the path")
@@ -292,7 +300,7 @@ def extract(archive, folder, *, ratio=60) -> list:
 
 # %% ../../nbs/1_data/10_download.ipynb #01b77281
 def downloads(root) -> dict:
-    """Tell what was downloaded into a folder; raises `UserError` when the record is damaged.
+    """Tell what was downloaded into a folder.
 
     Parameters
     ----------
@@ -301,6 +309,10 @@ def downloads(root) -> dict:
     Returns
     -------
     dict : file name -> {urls, sha256, bytes, unpacked}
+
+    Raises
+    ------
+    UserError : when the record is damaged
     """
     path = Path(root)/'downloads.json'
     try: rows = json.loads(path.read_text()) if path.exists() else {}
@@ -366,8 +378,7 @@ def _fetch_file(name, f, root, options):
 
 # %% ../../nbs/1_data/10_download.ipynb #e9374cab
 def fetch(name, root, accept=False, **options) -> Path:
-    """Download and unpack a data set, or find it; raises `UserError` where there is no link, where the licence was
-    not accepted, and for what goes wrong.
+    """Download and unpack a data set, or find it.
 
     Parameters
     ----------
@@ -379,6 +390,10 @@ def fetch(name, root, accept=False, **options) -> Path:
     Returns
     -------
     Path : folder of the data set
+
+    Raises
+    ------
+    UserError : where there is no link, where the licence was not accepted, and for what goes wrong
     """
     s, root = choose('data set', name, SETS), Path(root)
     here = locate(name, root)
@@ -397,7 +412,7 @@ def fetch(name, root, accept=False, **options) -> Path:
 
 # %% ../../nbs/1_data/10_download.ipynb #9159d378
 def set_names(name) -> tuple:
-    """List the data sets a name stands for; raises `UserError` for an unknown one.
+    """List the data sets a name stands for.
 
     Parameters
     ----------
@@ -406,6 +421,10 @@ def set_names(name) -> tuple:
     Returns
     -------
     tuple : of SETS
+
+    Raises
+    ------
+    UserError : for an unknown one
     """
     choose('data set', name, {**SETS, **FACTS})
     return FACTS[name].sets if name in FACTS else (name,)
@@ -466,7 +485,7 @@ def _unreadable(files, what, bar):
 def _extra(listed):
     "A note of pictures that lie among the listed ones and are on no list, as most of FDDB's."
     top = os.path.commonpath(listed) if len(listed) > 1 else None
-    more = sorted(set(pictures(top)) - listed) if top else []
+    more = sorted(set(image_files(top, below=True)) - listed) if top else []
     if not more: return []
     return [('extra', 'ok', f'{len(more):,} more pictures in {top} are on no list and not used, '
                             f'the first {more[0].name}')]

@@ -212,8 +212,7 @@ def _grounds(root, n):
 TREES = dict(faces=_fddb, birds=_cub, cars=_cars, wider=_widerface, qrcodes=_qrcodes)
 
 def make_fixture(domain, folder, n=3) -> Path:
-    """Write a tiny drawn tree in the layout of a domain's public data sets; raises `UserError` for an unknown domain
-    and for a folder that holds anything but drawn trees.
+    """Write a tiny drawn tree in the layout of a domain's public data sets.
 
     Parameters
     ----------
@@ -224,6 +223,10 @@ def make_fixture(domain, folder, n=3) -> Path:
     Returns
     -------
     Path : the folder
+
+    Raises
+    ------
+    UserError : for an unknown domain and for a folder that holds anything but drawn trees
     """
     folder, make = Path(folder), choose('fixture', domain, TREES)
     marked = (folder/'DRAWN.txt').is_file()

@@ -7,7 +7,6 @@ __all__ = ['BACKGROUNDS', 'Crops', 'CentreCropped', 'faces', 'birds', 'cars', 'w
 
 # %% ../../nbs/1_data/08_public.ipynb #e1c6280d
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import segno
@@ -19,8 +18,8 @@ from ..core import choose, generator, interactive, UserError
 from .annotations import DetectionDataset, read_detection
 from .catalogue import FACTS, how_to_get, locate, NotHere, SETS
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
-from .domains import ClassImages, Images, pictures
-from .images import image_size, read_image
+from .domains import ClassImages, Images
+from .images import image_files, image_size, read_image
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
@@ -107,7 +106,7 @@ def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
 
 def _found(folder):
     "The class images below a folder."
-    files = pictures(folder)
+    files = image_files(folder, below=True)
     return ClassImages(files, [1]*len(files), Path(folder).parent)
 
 # %% ../../nbs/1_data/08_public.ipynb #592984b3
@@ -142,8 +141,8 @@ def _backgrounds(name, root, wanted):
     "The backgrounds of a public domain: by name of BACKGROUNDS, a folder, or the first that are there."
     if wanted and wanted not in BACKGROUNDS and not Path(wanted).is_dir():
         raise UserError(f"backgrounds={str(wanted)!r} is no folder; choose one, or {' or '.join(BACKGROUNDS)}")
-    if wanted and wanted not in BACKGROUNDS: return Images(pictures(wanted))
-    if not wanted and (root/'backgrounds').is_dir(): return Images(pictures(root/'backgrounds'))
+    if wanted and wanted not in BACKGROUNDS: return Images(image_files(wanted, below=True))
+    if not wanted and (root/'backgrounds').is_dir(): return Images(image_files(root/'backgrounds', below=True))
     every = (BACKGROUNDS[k](name, root) for k in ([wanted] if wanted else BACKGROUNDS))
     files = next(filter(None, every), None)
     if not files:
@@ -251,7 +250,7 @@ def birds(root, class_images='', backgrounds='', split:str='paper', redo='', dmg
     return _public('birds', root, sets, class_images, backgrounds, fallback=fallback)
 
 # %% ../../nbs/1_data/08_public.ipynb #c7912fcb
-def cars(root, class_images='', backgrounds='', centre_crop:bool=False) -> Domain:
+def cars(root, class_images='', backgrounds='') -> Domain:
     """Read Stanford Cars: 7,144 / 1,000 / 8,041 photographs of one car each; the first 1,000 rows of the training list
     are for validation (paper, section 4).
 
@@ -260,7 +259,6 @@ def cars(root, class_images='', backgrounds='', centre_crop:bool=False) -> Domai
     root : folder with stanford_cars/, and stylegan_cars/ or lsun_cars/, INRIAPerson/ or VOCdevkit/
     class_images : 'stylegan_cars', 'lsun_cars' or a folder; by default the first of them that is there
     backgrounds : one of BACKGROUNDS or a folder; by default root/backgrounds or the first of them that is there
-    centre_crop : class images scaled to 256 x 256, and the middle 128 x 128 of them, as in the released code
     """
     root = _root('cars', root)
     sets, base = _nothing('cars', root), locate('cars', root)
@@ -272,9 +270,7 @@ def cars(root, class_images='', backgrounds='', centre_crop:bool=False) -> Domai
         if (base/'cars_train').is_dir(): sets.update(val=part(rows[:n], 'train'), train=part(rows[n:], 'train'))
         tested = found('devkit/cars_test_annos.mat', 'cars_test_annos_withlabels.mat')
         if (base/'cars_test').is_dir(): sets['test'] = part(cars_boxes(tested), 'test')
-    d = _public('cars', root, sets, class_images, backgrounds)
-    if not centre_crop or isinstance(d.class_images, Missing): return d
-    return replace(d, class_images=CentreCropped(d.class_images))
+    return _public('cars', root, sets, class_images, backgrounds)
 
 # %% ../../nbs/1_data/08_public.ipynb #8f629846
 def wider(root, class_images='', backgrounds='', landmarks:bool=True) -> Domain:

@@ -192,7 +192,7 @@ def _as_maps(name, state, path):
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #8eda0b58
 def load_backbone(backbone:Backbone, state:dict, path) -> Backbone:
-    """Fill a backbone with timm weights. Raises `UserError` when they do not fit.
+    """Fill a backbone with timm weights; raises `UserError` when they do not fit.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def _timm_file(name):
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #fb23bd29
 def imagenet_file(name) -> Path:
-    """The file with the ImageNet weights of a backbone. Raises `UserError` where there is none.
+    """Find the file with the ImageNet weights of a backbone; raises `UserError` where there is none.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def imagenet_file(name) -> Path:
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #bb484c71
 def make_backbone(name='mobilenetv1_100', weights='none') -> Backbone:
-    """Make a backbone by name. Raises `UserError` for an unknown name and for weights that are missing or do not fit.
+    """Make a backbone by name; raises `UserError` for unknown names, and for weights that are missing or do not fit.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import hash_file, named, UserError
-from .settings import DETECTORS, Model, resolved
+from .settings import DETECTORS, Model, OWN, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_weights, read_note, read_weights, save_weights
 
@@ -47,29 +47,35 @@ def _torchvision(build, pretrained):
         model = build(weights=None, weights_backbone=start, num_classes=num_classes, **options)
         model = _own_size(model, as_size(image_size))
         return model if weights in ('none', 'imagenet') else fit_weights(model, read_weights(weights), weights)
+    make.__doc__ = f"Build torchvision's {build.__name__} at one size, side or (height, width)."
     return make
 
 ssdlite320 = _torchvision(ssdlite320_mobilenet_v3_large, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 retinanet = _torchvision(retinanet_resnet50_fpn, ResNet50_Weights.IMAGENET1K_V1)
 fasterrcnn_mobilenet = _torchvision(fasterrcnn_mobilenet_v3_large_fpn, MobileNet_V3_Large_Weights.IMAGENET1K_V1)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #cff87341
+# %% ../../nbs/5_detection/04_detectors.ipynb #7c9c4cc7
 def _options(model):
     "What a builder is called with, from settings."
-    model = resolved(model)
-    return dict(image_size=model.test_size or model.image_size, backbone=model.backbone, weights=model.weights)
+    backbone = resolved(model).backbone
+    return dict(image_size=model.test_size or model.image_size, backbone=None if backbone == OWN else backbone,
+                weights=model.weights)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #b229f1b8
+# %% ../../nbs/5_detection/04_detectors.ipynb #2d973436
 def _build(build, name, num_classes, options):
-    "Call a builder; raises `UserError` for a backbone where none can be chosen, and for too few classes."
+    "Call a builder; raises `UserError` for options that it does not have, and for too few classes."
     check_classes(num_classes)
+    takes = inspect.signature(build).parameters
     if options.get('backbone') is None: options.pop('backbone', None)
-    elif 'backbone' not in inspect.signature(build).parameters:
+    elif 'backbone' not in takes:
         raise UserError(f"backbone {options['backbone']!r} cannot be chosen for {name}: it brings its own; leave "
                         "backbone out or take detector 'ssd'")
+    unknown = [k for k in options if k not in takes]
+    if unknown and not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
+        raise UserError(f"option {unknown[0]!r} is unknown to {name}; choose from {', '.join(takes)}")
     return build(num_classes=num_classes, **options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #8ac124a3
+# %% ../../nbs/5_detection/04_detectors.ipynb #119f284d
 def _made(model, num_classes, options):
     "A detector from a name, settings or a builder."
     if isinstance(model, Model):
@@ -80,7 +86,7 @@ def _made(model, num_classes, options):
     name = model if isinstance(model, str) else getattr(model, '__name__', 'this detector')
     return _build(build, name, 2 if num_classes is None else num_classes, options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #e4374b26
+# %% ../../nbs/5_detection/04_detectors.ipynb #b65ebb43
 def save_detector(model, path, *, settings, classes, image_size=None, scores=None, licences=(), **more) -> Path:
     """Write a detector that `detector(path)` loads; an existing file is never replaced by another.
 
@@ -106,7 +112,7 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
     path, network = Path(path), None
     if settings is not None:
         network = {**asdict(resolved(settings)), 'weights': 'none'}
-        image_size = image_size or settings.test_size or settings.image_size
+        if image_size in (None, settings.image_size): image_size = settings.test_size or settings.image_size
     new = save_weights(model, path.with_name(f'.{path.name}.new'), model=network, classes=list(classes),
                        image_size=image_size, scores=scores or {}, licences=list(licences), **more)
     try:
@@ -115,7 +121,7 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
         raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
     finally: new.unlink(missing_ok=True)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #e7cb6de4
+# %% ../../nbs/5_detection/04_detectors.ipynb #c00e127f
 def _rebuilt(path, note):
     "Settings, class names and image size that a file notes; raises `UserError` when it does not."
     as_made = lambda size: tuple(size) if isinstance(size, list) else size
@@ -124,7 +130,7 @@ def _rebuilt(path, note):
         raise UserError(f'{path} does not say how its network is built; build it, and give the file as '
                         'weights') from None
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #006b11f4
+# %% ../../nbs/5_detection/04_detectors.ipynb #82ef2494
 def _load(path, num_classes, options):
     "The detector in a file of `save_detector`, in evaluation mode."
     if not path.is_file():
@@ -160,6 +166,7 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
     ------
     UserError : for unknown names and options, and for weights or files that do not fit
     """
+    model = options.pop('name', model) # its name in version 0.1
     if isinstance(model, nn.Module): return model
     if isinstance(model, (str, Path)) and model not in DETECTORS: return _load(Path(model), num_classes, options)
     return _made(model, num_classes, options)

@@ -245,19 +245,39 @@ def _scaled(h, w, k):
     return round(h*k), round(w*k)
 
 def original(h, w):
-    "The size it has."
+    """Leave an image its size.
+
+    Parameters
+    ----------
+    h, w : pixels
+    """
     return h, w
 
 def long320(h, w):
-    "Long side 320."
+    """Bring the long side to 320.
+
+    Parameters
+    ----------
+    h, w : pixels
+    """
     return _scaled(h, w, 320 / max(h, w))
 
 def long640(h, w):
-    "Long side 640."
+    """Bring the long side to 640.
+
+    Parameters
+    ----------
+    h, w : pixels
+    """
     return _scaled(h, w, 640 / max(h, w))
 
 def reference(h, w):
-    "Short side 1600, long side at most 2150."
+    """Bring the short side to 1600, or the long side to 2150 where that is less.
+
+    Parameters
+    ----------
+    h, w : pixels
+    """
     k = 1600 / min(h, w)
     return _scaled(h, w, k if round(k * max(h, w)) <= 2150 else 2150 / max(h, w))
 
@@ -313,7 +333,7 @@ class RetinaFace(nn.Module):
         return [d for x, hw, size in zip(groups, before, sizes) for d in self.detections(x, hw, size)]
 
     def size_of(self, h, w):
-        "What an image of h x w is resized to."
+        "Say to which (height, width) an image of h x w is resized; raises `UserError` for one that is too small."
         size = self.size
         if isinstance(size, str): size = named('image_size', 'original' if self.training else size, SIZES)(h, w)
         small = next((s for s in ((h, w), size) if min(s) < max(STRIDES)), None)
@@ -344,7 +364,7 @@ class RetinaFace(nn.Module):
         return read(self.BboxHead), read(self.ClassHead), read(self.LandmarkHead)
 
     def losses(self, images, targets, before, sizes):
-        "The losses of a batch."
+        "Compute the losses of a batch."
         if len({*sizes}) > 1:
             raise UserError(f'images of {len({*sizes})} sizes cannot be learned from in one batch; set image_size to a '
                             'side, or bring them to one size')
@@ -356,7 +376,7 @@ class RetinaFace(nn.Module):
         return face_losses(*self.raw(x), anchors, *relative(targets, before, x.device))
 
     def detections(self, x, before, size):
-        "The faces of images of one size, in their own pixels, by descending score."
+        "Find the faces in images of one size, in their own pixels, by descending score."
         anchors, scale = priors(*size, self.anchors).to(x.device), x.new_tensor(before[::-1]) # width, height
         offsets, logits, points = self.raw(self.prepare(x, size))
         boxes, scores = decode(offsets, anchors) * scale.repeat(2), logits.softmax(-1)[..., 1]

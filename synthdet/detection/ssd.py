@@ -94,7 +94,7 @@ def match(iou, low=.3, high=.5) -> torch.Tensor:
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #e8f9d6f8
 def pad_targets(targets, device) -> tuple:
-    """Lists of boxes as one tensor, so that a batch is matched at once.
+    """Make lists of boxes one tensor, so that a batch is matched at once.
 
     Parameters
     ----------
@@ -219,17 +219,17 @@ def stack_images(images, size) -> tuple:
     return resize(images if isinstance(images, torch.Tensor) else torch.stack(list(images))), before
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #b85c3dca
-def select(boxes, scores, score_thresh=.01, nms_thresh=.5, candidates=400, detections_per_img=100) -> dict:
+def select(boxes, scores, score_thresh, nms_thresh, candidates=None, detections_per_img=None) -> dict:
     """Choose the detections of one image.
 
     Parameters
     ----------
     boxes : float [N,4]
     scores : float [N,C], background first
-    score_thresh : least score; the authors' is 0.5
+    score_thresh : least score
     nms_thresh : IoU from which on the weaker of two boxes goes
-    candidates : boxes per class that enter the suppression; None for all, as the authors
-    detections_per_img : the best that leave it; None for all, as the authors
+    candidates : boxes per class that enter the suppression; None for all
+    detections_per_img : the best that leave it; None for all
 
     Returns
     -------
@@ -295,7 +295,7 @@ class SSD(nn.Module):
         return [torch.cat(p, 1).float() for p in zip(*parts)]
 
     def boxes_and_labels(self, targets, before):
-        "Padded targets in the pixels of the network's input."
+        "Pad the targets and bring them to the pixels of the network's input."
         labels, most = torch.cat([t['labels'] for t in targets]), self.num_classes - 1
         if ((labels < 1) | (labels > most)).any():
             raise UserError(f'labels must lie in 1..{most} for num_classes={most + 1} (0 is the background)')
@@ -304,7 +304,7 @@ class SSD(nn.Module):
         return pad_targets(targets, self.anchors.device)
 
     def losses(self, logits, offsets, boxes, labels):
-        "The authors' total in three terms; divided by the positives of the whole batch."
+        "Compute the authors' total in three terms, divided by the positives of the whole batch."
         corners = box_convert(self.anchors, 'cxcywh', 'xyxy')
         found = match(box_iou(boxes.flatten(0, 1), corners).view(*boxes.shape[:2], -1)) # [B,N]
         positive, which = found >= 0, found.clamp(min=0)
@@ -317,7 +317,7 @@ class SSD(nn.Module):
                     l2=5e-4 * sum(h.weight.float().square().sum() for h in self.heads))
 
     def detections(self, logits, offsets, before):
-        "Boxes in each image's own pixels."
+        "Choose the boxes, in each image's own pixels."
         boxes, scores = decode(offsets, self.anchors), logits.softmax(-1)
         out = [select(b, s, **self.selection) for b, s in zip(boxes, scores)]
         return [dict(o, boxes=resize_boxes(o['boxes'], self.size, hw)) for o, hw in zip(out, before)]
@@ -361,7 +361,8 @@ def check_classes(num_classes):
                         'num_classes=2')
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #2affccbb
-def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=300, **selection) -> SSD:
+def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=300, *, score_thresh=.01, nms_thresh=.5,
+        candidates=400, detections_per_img=100) -> SSD:
     """Build the paper's detector.
 
     Parameters
@@ -370,7 +371,10 @@ def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=30
     weights : 'none' (random), 'imagenet' (backbone), or the path of backbone or detector weights
     num_classes : with the background
     image_size : side or (height, width) the images are resized to, pixels
-    **selection : arguments of `select`; the authors' are score_thresh=.5, candidates=None, detections_per_img=None
+    score_thresh : least score of a detection; the authors' is 0.5
+    nms_thresh : IoU from which on the weaker of two boxes of a class goes
+    candidates : boxes per class that enter the suppression; None for all, as the authors
+    detections_per_img : the best that are returned; None for all, as the authors
 
     Raises
     ------
@@ -380,6 +384,7 @@ def ssd(backbone='mobilenetv1_100', weights='none', num_classes=2, image_size=30
     """
     size = as_size(image_size)
     check_classes(num_classes)
-    model = SSD(make_backbone(backbone), num_classes, size, **selection)
+    model = SSD(make_backbone(backbone), num_classes, size, score_thresh=score_thresh, nms_thresh=nms_thresh,
+                candidates=candidates, detections_per_img=detections_per_img)
     if weights == 'none': return model
     return load_ssd(model, imagenet_file(backbone) if weights == 'imagenet' else weights)

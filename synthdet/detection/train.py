@@ -46,12 +46,26 @@ AMP = {'none': None, 'bf16': torch.bfloat16, 'fp16': torch.float16} # forward pa
 
 # %% ../../nbs/5_detection/05_train.ipynb #a7d3f052
 def adam(weights, lr, fused):
-    "Adam with Keras' epsilon, the authors' optimiser."
+    """Make Adam with Keras' epsilon, the authors' optimiser.
+
+    Parameters
+    ----------
+    weights : parameters
+    lr : rate
+    fused : make a step one kernel?
+    """
     return torch.optim.Adam(weights, lr, (.9, .999), 1e-7, fused=fused)
 
 # %% ../../nbs/5_detection/05_train.ipynb #28d870df
 def sgd(weights, lr, fused):
-    "Gradient descent with momentum and weight decay, RetinaFace's optimiser."
+    """Make gradient descent with momentum and weight decay, RetinaFace's optimiser.
+
+    Parameters
+    ----------
+    weights : parameters
+    lr : rate
+    fused : make a step one kernel?
+    """
     return torch.optim.SGD(weights, lr, momentum=.9, weight_decay=5e-4, fused=fused)
 
 # %% ../../nbs/5_detection/05_train.ipynb #11223eab

@@ -8,7 +8,7 @@ __all__ = ['ARMS', 'PROTOCOLS', 'WORDS', 'Mixture', 'Phase', 'mixed', 'Arm', 'st
 # %% ../../nbs/6_evidence/01_arm.ipynb #19bcfc2f
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from ..core import choose, UserError
+from ..core import UserError
 from ..data.catalogue import FACTS
 from ..data.settings import DataSource, Labels
 from ..detection.settings import Model, Schedule
@@ -97,12 +97,12 @@ WORDS = dict(
                       'backgrounds=released')
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f9f78b06
-def _bent(arm):
+def _bent(arm, naive):
     "The settings of a protocol as the domain and the kind of experiment change them."
     protocol, domain, changes = arm.protocol, arm.data.domain, {}
     if domain == 'wider': changes['select'] = 'last'
-    if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha') # they are drawn
-    if protocol == 'released' and domain == 'cars': changes['options'] = 'centre_crop=True'
+    if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha')
+    if protocol == 'released' and domain == 'cars' and not naive: changes['centre_crop'] = 256
     if protocol == 'released' and arm.synthesis.n_fake:
         changes.update(pretrain_steps=arm.pretrain_steps//2, order='first')
     if protocol != 'quick' and domain == 'birds': changes['steps'] = 2*arm.steps
@@ -110,26 +110,25 @@ def _bent(arm):
     return override(arm, changes)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #cebeb81a
-def start(protocol, domain='butterflies', preset='', n_fake=0) -> Arm:
+def start(given, preset='') -> Arm:
     """The settings that a protocol starts from; raises `UserError` for a domain that it has no recipe for.
 
     Parameters
     ----------
-    protocol : one of `PROTOCOLS`
-    domain : one of DOMAINS
+    given : `Arm`, of which protocol, domain, n_fake and segmenter are looked at
     preset : which of the paper's recipes; '': the domain's own
-    n_fake : synthesised images of an ablation, 0: endless
     """
-    arm = override(Arm(), choose('protocol', protocol, WORDS))
-    arm = override(arm, dict(protocol=protocol, domain=domain, n_fake=n_fake))
+    protocol, domain, naive = given.protocol, given.data.domain, given.synthesis.masks.segmenter == 'frame'
+    arm = override(Arm(), WORDS[protocol])
+    arm = override(arm, dict(protocol=protocol, domain=domain, n_fake=given.synthesis.n_fake))
+    if protocol == 'quick': return _bent(arm, naive)
     preset = preset or (FACTS[domain].preset if domain in FACTS else '')
-    if protocol == 'quick': return _bent(arm)
     if not preset:
         raise UserError(f"protocol {protocol!r} has no recipe for domain {domain!r}; choose one of the paper's, such "
                         "as preset=birds, or protocol=quick")
     recipe = paper_recipe(preset, released=protocol == 'released', image_size=None)
     arm = replace(arm, synthesis=replace(arm.synthesis, recipe=recipe))
-    return _bent(arm if domain in FACTS else override(arm, dict(backgrounds='')))
+    return _bent(arm if domain in FACTS else override(arm, dict(backgrounds='')), naive)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f8ef15cf
 def make_arms(arms='pretrain', settings='', *, usual='', **given) -> list:
@@ -154,8 +153,8 @@ def make_arms(arms='pretrain', settings='', *, usual='', **given) -> list:
     if both: raise UserError(f"setting {both[0]!r} is given twice; leave one out")
     given = {**words(settings), **given}
     preset = given.pop('preset', '')
-    first = override(Arm(), given)                   # says what is wrong before anything else
-    base = override(start(first.protocol, first.data.domain, preset, first.synthesis.n_fake), usual)
+    first = override(override(Arm(), usual), given)              # says what is wrong before anything else
+    base = override(start(first, preset), usual)
     made = [override(base, {**given, 'arm': name.strip()}) for name in arms.split(',')]
     for arm in made: ARMS[arm.arm](arm)
     return made

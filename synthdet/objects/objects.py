@@ -17,6 +17,7 @@ from ..core import hash_file, named, UserError
 from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files
+from ..data.public import CentreCropped
 from .generated import folder_of, Generated, generated
 from .settings import Objects, OBJECTS
 
@@ -218,6 +219,7 @@ def make_objects(objects, domain, seed:int=0) -> Pictures:
     classes = len(domain.classes)
     if isinstance(objects, Objects):
         made = named('objects', objects.source, OBJECTS)(objects, domain, seed)
+        if objects.centre_crop: made = CentreCropped(made, objects.centre_crop, objects.centre_crop//2)
         return Pictures(made, objects.size, objects.n_objects, classes)
     if hasattr(objects, '__getitem__'): return Pictures(objects, classes=classes)
     if not callable(objects):

@@ -13,7 +13,7 @@ from .pixels import contrast, multiply, noise
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #48177929
 def draw(limits, g) -> float:
-    """A number drawn uniformly; nothing is drawn from a range without width.
+    """Draw a number uniformly; nothing is drawn from a range without width.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def draw(limits, g) -> float:
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #3147cddd
 def photometric(image, recipe, g, bias=0) -> np.ndarray:
-    """Blur, contrast, noise and brightness of an object, in random order (released compositor).
+    """Change blur, contrast, noise and brightness of an object, in random order (released compositor).
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def photometric(image, recipe, g, bias=0) -> np.ndarray:
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #2534f891
 def after(a, b) -> tuple:
-    """Two affine maps as one; plain numbers, since NumPy would take longer to start than to multiply.
+    """Join two affine maps; plain numbers, since NumPy would take longer to start than to multiply.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ def _affine(h, w, recipe, g):
     return sx*math.cos(turn), -sy*math.sin(turn+shear), sx*math.sin(turn), sy*math.cos(turn+shear), tx, ty
 
 # %% ../../nbs/4_synthesis/02_augment.ipynb #954d93d6
-def geometric(h, w, recipe, g):
-    """Flip, crop and affine map in random order, with values in the released distributions, as one map.
+def geometric(h, w, recipe, g) -> tuple:
+    """Draw flip, crop and affine map, in random order, as one map (released compositor).
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def geometric(h, w, recipe, g):
 
     Returns
     -------
-    affine map (see `after`), coordinates relative to the frame's centre; window (x1, y1, x2, y2) that remains of the
-        source
+    tuple : affine map (see `after`), coordinates relative to the frame's centre
+    tuple : window x1, y1, x2, y2 that remains of the source
     """
     total, window, affine = (1., 0., 0., 1., 0., 0.), (0, 0, w, h), False
     for op in g.permutation(3).tolist():

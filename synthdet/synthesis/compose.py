@@ -6,7 +6,7 @@
 __all__ = ['composer_of', 'backdrop', 'cast_shadow', 'effects', 'blending', 'render', 'target', 'compose']
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #6ad45d7b
-from functools import cache, lru_cache
+from functools import cache
 from inspect import signature
 import cv2
 import numpy as np
@@ -21,9 +21,8 @@ from .pool import Hand
 from .settings import BLENDS, COMPOSERS, MIXED, Recipe
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #ab815377
-@lru_cache(maxsize=64)
 def composer_of(recipe) -> tuple[Composer, Recipe]:
-    """The compositor of a recipe, and the recipe of the size at which it draws.
+    """Find the compositor of a recipe, and the recipe of the size at which it draws.
 
     Parameters
     ----------
@@ -34,7 +33,7 @@ def composer_of(recipe) -> tuple[Composer, Recipe]:
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #c0a9de0b
 def backdrop(background, recipe, g) -> np.ndarray:
-    """A fresh copy of the background, cropped and mirrored at random.
+    """Copy the background, cropped and mirrored at random.
 
     Parameters
     ----------
@@ -80,7 +79,7 @@ def cast_shadow(canvas, layer, strength, dx, dy):
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #59a94976
 def effects(image, recipe, g) -> np.ndarray:
-    """Light, blur, noise and JPEG over the whole image, each with probability `recipe.effects`.
+    """Put light, blur, noise and JPEG over the whole image, each with probability `recipe.effects`.
 
     Parameters
     ----------
@@ -106,8 +105,8 @@ def effects(image, recipe, g) -> np.ndarray:
 @cache
 def _asks(blend): return tuple(signature(blend).parameters)[3:]
 
-def blending(recipe, g):
-    """The blend of one picture.
+def blending(recipe, g) -> tuple:
+    """Choose the blend of a picture.
 
     Parameters
     ----------
@@ -116,7 +115,7 @@ def blending(recipe, g):
 
     Returns
     -------
-    function (region, colour, alpha), and its options as a dict
+    function of (region, colour, alpha, **options), and its options
     """
     mixed = recipe.blend == 'mixed'
     blend = named('blend', MIXED[int(g.integers(len(MIXED)))] if mixed else recipe.blend, BLENDS)
@@ -155,7 +154,7 @@ def render(background, layers, recipe, g) -> torch.Tensor:
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #bcca9846
 def target(layers, recipe, with_masks=False) -> dict:
-    """Boxes, labels and masks of what can be seen; distractors are left out.
+    """Label what can be seen; distractors are left out.
 
     Parameters
     ----------
@@ -169,9 +168,9 @@ def target(layers, recipe, with_masks=False) -> dict:
         torchvision.transforms.v2 moves them with the picture
     """
     (composer, drawn), found = composer_of(recipe), [l for l in layers if l.patch.label]
-    boxes = torch.tensor([composer.box(l) for l in found], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.from_numpy(np.array([composer.box(l) for l in found], np.float32).reshape(-1, 4))
     if drawn.size != recipe.size: boxes = resize_boxes(boxes, drawn.size, recipe.size)
-    out = dict(boxes=boxes, labels=torch.tensor([l.patch.label for l in found], dtype=torch.int64))
+    out = dict(boxes=boxes, labels=torch.from_numpy(np.array([l.patch.label for l in found], np.int64)))
     if with_masks: out['masks'] = _masks(found, drawn.size, recipe.size)
     return wrap(out, recipe.size)
 
@@ -184,8 +183,8 @@ def _masks(layers, drawn, size):
     return full if drawn == size else F.interpolate(full[None].byte(), size)[0].bool()
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #7ad0fc77
-def compose(background, cutouts, recipe, g, textures=None, with_masks=False):
-    """Draw one labelled picture. Raises `UserError` for an empty pool.
+def compose(background, cutouts, recipe, g, textures=None, with_masks=False) -> tuple[torch.Tensor, dict]:
+    """Draw one labelled picture.
 
     Parameters
     ----------
@@ -198,7 +197,12 @@ def compose(background, cutouts, recipe, g, textures=None, with_masks=False):
 
     Returns
     -------
-    image uint8 [3,H,W] and target {boxes float32 [N,4], labels int64 [N], masks bool [N,H,W] on request}
+    torch.Tensor : uint8 [3,H,W]
+    dict : its target, see `target`
+
+    Raises
+    ------
+    UserError : for an empty pool
     """
     composer, drawn = composer_of(recipe)
     hand = cutouts if isinstance(cutouts, Hand) else Hand(cutouts)

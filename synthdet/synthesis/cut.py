@@ -33,7 +33,7 @@ class Cutout(NamedTuple):
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #f4bf9620
 def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None, whole=False):
-    """(Cutout, None), or (None, the reason for which its mask was turned down).
+    """Cut the object under `mask` out of `image`, or say why not.
 
     Parameters
     ----------
@@ -45,6 +45,10 @@ def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None,
     tight : crop to what the mask shows; False: keep the whole picture
     score : of the mask, where the gate asks for one
     whole : is it a whole frame?
+
+    Returns
+    -------
+    (Cutout, None), or (None, the reason for which the gate turned its mask down)
     """
     mask, reason = gate(mask, limits, score, image)
     if reason: return None, reason
@@ -55,8 +59,7 @@ def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None,
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #08b7abc6
 def cutout(image, mask, label=1, origin='', limits=USUAL, tight=True):
-    """Cut the object under `mask` out of `image`; raises `UserError` when their sizes differ. A score is looked at
-    without the mirrored picture.
+    """Cut the object under `mask` out of `image`. A score is looked at without the mirrored picture.
 
     Parameters
     ----------
@@ -70,6 +73,10 @@ def cutout(image, mask, label=1, origin='', limits=USUAL, tight=True):
     Returns
     -------
     Cutout, or None when the gate turns the mask down
+
+    Raises
+    ------
+    UserError : when image and mask differ in size
     """
     return cut_or_reason(image, mask, label, origin, limits, tight=tight)[0]
 
@@ -103,7 +110,7 @@ def _back(mask, size):
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #c1d16fb2
 def masks_of(images, segment) -> list:
-    """The mask of every image at its own size, whatever the sizes in the list.
+    """Find the mask of every image at its own size, whatever the sizes in the list.
 
     Parameters
     ----------
@@ -113,6 +120,10 @@ def masks_of(images, segment) -> list:
     Returns
     -------
     list : of float32 [h,w] in 0..1
+
+    Raises
+    ------
+    UserError : for what is no picture
     """
     groups, masks = {}, [None]*len(images)
     for i, x in enumerate(images):
@@ -125,7 +136,7 @@ def masks_of(images, segment) -> list:
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #50e8e59a
 def scores_of(images, masks, segment) -> list:
-    """The score of every mask, by what the segmenter finds in the mirrored pictures.
+    """Score every mask, by what the segmenter finds in the mirrored pictures.
 
     Parameters
     ----------

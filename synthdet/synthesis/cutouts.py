@@ -22,11 +22,10 @@ from .pool import Cutouts, Endless, Reject
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #e2e5787d
 def _save(path, cutouts):
     "Write `Cutouts` to an npz file, whole or not at all."
-    origins, whole = [c.origin for c in cutouts], [c.whole for c in cutouts]
-    text = json.dumps([cutouts.name, origins, whole, dict(cutouts.rejected), cutouts.rejects]).encode()
+    about = [c[1:] for c in cutouts], cutouts.name, cutouts.scores, cutouts.rejected, cutouts.rejects
     arrays = dict(pixels=np.concatenate([hwc(c.rgba).reshape(-1) for c in cutouts]),
-                  shapes=np.array([c.rgba.shape[1:] for c in cutouts]), labels=np.array([c.label for c in cutouts]),
-                  scores=np.array(cutouts.scores, float), text=np.frombuffer(text, np.uint8))
+                  shapes=np.array([c.rgba.shape[1:] for c in cutouts]),
+                  text=np.frombuffer(json.dumps(about).encode(), np.uint8))
     def fill(tmp):
         with open(tmp, 'wb') as f: np.savez(f, **arrays)
     return write_atomic(path, fill)
@@ -37,14 +36,12 @@ _DAMAGE = (ValueError, LookupError, OSError, EOFError, TypeError, RuntimeError, 
 
 def _load(path):
     "The `Cutouts` in an npz file; raises one of `_DAMAGE` when it is not whole."
-    with np.load(path, allow_pickle=False) as f:
-        pixels, shapes, labels, scores, text = (f[k] for k in ('pixels', 'shapes', 'labels', 'scores', 'text'))
-    name, origins, whole, rejected, rejects = json.loads(text.tobytes())
+    with np.load(path, allow_pickle=False) as f: pixels, shapes, text = (f[k] for k in ('pixels', 'shapes', 'text'))
+    about, name, scores, rejected, rejects = json.loads(text.tobytes())
     ends = np.cumsum(shapes.prod(1)*4)
     if ends[-1] != len(pixels): raise ValueError('its parts do not fit together')
     views = [chw(p.reshape(h, w, 4)) for p, (h, w) in zip(np.split(pixels, ends[:-1]), shapes)]
-    cuts = [Cutout(v, int(l), o, w) for v, l, o, w in zip(views, labels, origins, whole, strict=True)]
-    return Cutouts(cuts, rejected, name, scores.tolist(), rejects)
+    return Cutouts([Cutout(v, *a) for v, a in zip(views, about, strict=True)], rejected, name, scores, rejects)
 
 def _cached(path):
     "The cut-outs in `path`; None when there is no such file, or with a warning when it is damaged."
@@ -98,8 +95,7 @@ def _name(objects, segmenter, size, tight, scored):
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #381cd32e
 def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=False, cache=True,
                  budget_mb=1024) -> Cutouts | Endless:
-    """Cut out every object once, endless ones on demand; raises `UserError` when there is none, when every mask is
-    rejected, or when the budget is exceeded.
+    """Cut out every object once, endless ones on demand.
 
     Parameters
     ----------
@@ -110,6 +106,10 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     scores : score every mask, in twice the time; done in any case when the gate asks for a least score
     cache : keep the result under `cache_dir()`, and look there first
     budget_mb : memory the decoded cut-outs may take, MB
+
+    Raises
+    ------
+    UserError : when there is no object, when every mask is rejected, or when the budget is exceeded
     """
     segmenter, ends = make_segmenter(segmenter), has_end(objects)
     if ends and not len(objects): raise UserError("no object images to cut out; give at least one picture")

@@ -16,8 +16,7 @@ from ..settings import to_row
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #3248f782
 def claim(samples, folder, n, format, suffix):
-    """Mark a folder as this stream's; raises `UserError` for a wrong choice, or when the folder holds something else
-    or more than n images.
+    """Mark a folder as this stream's.
 
     Parameters
     ----------
@@ -26,6 +25,10 @@ def claim(samples, folder, n, format, suffix):
     n : number of images wanted
     format : a name in FORMATS
     suffix : '.jpg' or '.png'
+
+    Raises
+    ------
+    UserError : for a wrong choice, and when the folder holds something else or more than n images
     """
     if n < 1 or (samples.n_fake and n > samples.n_fake):
         expected = f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"
@@ -49,8 +52,7 @@ def claim(samples, folder, n, format, suffix):
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #dd798587
 def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
-    """Write samples 0..n-1 with annotations and provenance, resumably; raises `UserError` for a folder with other
-    content or more images, or a full disk.
+    """Write samples 0..n-1 with annotations and provenance; run again, it goes on where it stopped.
 
     Parameters
     ----------
@@ -59,6 +61,10 @@ def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
     n : number of images
     format : 'coco', 'voc' or 'yolo'
     suffix : kind of image file: '.jpg' or '.png'
+
+    Raises
+    ------
+    UserError : for a folder with other content or more images, and when the disk refuses
     """
     folder = Path(folder)
     claim(samples, folder, n, format, suffix)

@@ -23,7 +23,7 @@ def _halved(part, size):
 
 # %% ../../nbs/4_synthesis/07_free.ipynb #f768e985
 def free_patch(cutout, recipe, g) -> Patch:
-    """A cut-out with its colours, size, aspect and orientation drawn.
+    """Draw colours, size, aspect and orientation of an object.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def free_patch(cutout, recipe, g) -> Patch:
 
 # %% ../../nbs/4_synthesis/07_free.ipynb #c0e4cc31
 def plan(recipe, g) -> list:
-    """What a picture will hold: 1 for each object and 0 for each distractor, in the order of pasting.
+    """Draw what a picture will hold: 1 for each object, 0 for each distractor, in the order of pasting.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def plan(recipe, g) -> list:
 
 # %% ../../nbs/4_synthesis/07_free.ipynb #d83d18d2
 def fill(patch, texture, g) -> Patch:
-    """A distractor: the outline of an object around a random piece of background.
+    """Make a distractor: the outline of an object around a random piece of background.
 
     Parameters
     ----------

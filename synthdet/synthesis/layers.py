@@ -37,7 +37,7 @@ class Patch(NamedTuple):
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #d1ec1775
 def patch_of(rgba, cutout, recipe, colour=None, hard=False, box=None) -> Patch:
-    """A warped cut-out as a `Patch`.
+    """Make a `Patch` of a warped cut-out.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Layer(NamedTuple):
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #05c1c69f
 def layer(patch, x, y, size) -> Layer:
-    """A patch cut at the border of the image.
+    """Cut a patch at the border of the image.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def layer(patch, x, y, size) -> Layer:
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #4d8d836e
 def extent(layer) -> list:
-    """The box x1, y1, x2, y2 of the pixels of a layer that can be seen.
+    """Find the box x1, y1, x2, y2 of the pixels of a layer that can be seen.
 
     Parameters
     ----------
@@ -99,14 +99,18 @@ def extent(layer) -> list:
     return [layer.window[0]+x, layer.window[1]+y, layer.window[0]+x+w, layer.window[1]+y+h]
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #a1c5e8b2
-def hide(below, above, recipe):
-    """What is left of a layer under another one; None when the recipe does not allow it.
+def hide(below, above, recipe) -> Layer|None:
+    """Hide what of a layer lies under another one.
 
     Parameters
     ----------
     below : `Layer`
     above : `Layer` that is pasted later
     recipe : `Recipe`: its max_overlap and min_visible
+
+    Returns
+    -------
+    Layer, or None when the recipe does not allow it
     """
     a, b = below.window, above.window
     x1, y1, x2, y2 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
@@ -184,8 +188,8 @@ class Composer(NamedTuple):
     tight: bool = False
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #b6e7dea3
-def fitted(image, size, average=False):
-    """A background at the size of the picture; the aspect is not kept, as in the paper.
+def fitted(image, size, average=False) -> 'torch.Tensor':
+    """Bring a background to the size of the picture; the aspect is not kept, as in the paper.
 
     Parameters
     ----------

@@ -76,8 +76,8 @@ def truncated(region, colour, alpha):
     region[:] = (region*(1-a) + colour*a).astype(np.uint8)
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #bf336e8a
-def contrast(image, a, bias=0):
-    """127 + a (v - 127).
+def contrast(image, a, bias=0) -> np.ndarray:
+    """Stretch grey levels about 127: 127 + a (v - 127).
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def contrast(image, a, bias=0):
     return cv2.transform(image, np.array([[a, 0, 0, b], [0, a, 0, b], [0, 0, a, b]]))
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #d65b5d8f
-def multiply(image, m, bias=0):
-    """m v, per channel.
+def multiply(image, m, bias=0) -> np.ndarray:
+    """Multiply each channel.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def _normals(bits):
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #bf7d3205
 def noise(image, sigma, g, colour=True) -> np.ndarray:
-    """Gaussian noise, rounded and clipped.
+    """Add Gaussian noise, rounded and clipped.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def noise(image, sigma, g, colour=True) -> np.ndarray:
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #a3c288ff
 def jpeg(image, quality) -> np.ndarray:
-    """An image as it comes back from a JPEG file.
+    """Give an image as it comes back from a JPEG file.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def jpeg(image, quality) -> np.ndarray:
 
 # %% ../../nbs/4_synthesis/01_pixels.ipynb #8ac075fd
 def warp(rgba, matrix, size) -> np.ndarray:
-    """Interpolate an object once.
+    """Interpolate an object once, about its centre.
 
     Parameters
     ----------

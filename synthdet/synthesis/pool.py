@@ -18,19 +18,23 @@ from ..data.ahead import Bank
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #419196e8
 class Hand:
-    """The cut-outs one sample may paste; raises `UserError` when there are none.
+    """The cut-outs one sample may paste.
 
     Parameters
     ----------
     cutouts : sequence of Cutout
     first : which of them is the sample's first object, counted round and round; None: objects are drawn at random
+
+    Raises
+    ------
+    UserError : when there are none
     """
     def __init__(self, cutouts, first=None):
         if not len(cutouts): raise UserError('no cut-out to paste; give class images whose masks pass the gate')
         self.cutouts, self.next = cutouts, first
 
     def pick(self, g):
-        """Any cut-out.
+        """Draw any cut-out.
 
         Parameters
         ----------
@@ -39,7 +43,7 @@ class Hand:
         return self.cutouts[int(g.integers(len(self.cutouts)))]
 
     def deal(self, g):
-        """The sample's next object.
+        """Give the sample's next object.
 
         Parameters
         ----------
@@ -95,12 +99,12 @@ class Cutouts(Sequence):
         return Cutouts(self.cutouts[i], self.rejected, self.name, self.scores[i], self.rejects)
 
     def dealt(self, counts, most, reuse=1):
-        "Itself: whatever a sample takes, it is drawn from all of them. Raises `UserError` when there are none."
+        "Give itself: whatever a sample takes, it is drawn from all of them. `UserError` when there are none."
         self.hand(0)
         return self
 
     def hand(self, i) -> Hand:
-        """What sample i may paste.
+        """Give what sample i may paste.
 
         Parameters
         ----------
@@ -115,7 +119,7 @@ class Cutouts(Sequence):
         "Nothing to be stopped."
 
     def report(self) -> str:
-        "One line: how many were kept, how many turned down and why."
+        "Say in a line how many were kept, how many turned down and why."
         tried = len(self) + self.rejected.total()
         return f"{self.name or 'given'}: {len(self)} of {tried} cut-outs kept" + _lost(self.rejected)
 
@@ -140,8 +144,7 @@ class Endless:
         self.kept, self.rejected = 0, Counter()
 
     def some(self, start, n, within) -> list:
-        """The first `n` cut-outs of the objects from `start` on; raises `UserError` when fewer than that pass the
-        gate.
+        """Give the first `n` cut-outs of the objects from `start` on.
 
         Parameters
         ----------
@@ -152,6 +155,10 @@ class Endless:
         Returns
         -------
         list : of n Cutout
+
+        Raises
+        ------
+        UserError : when fewer pass the gate
         """
         kept, lost, k = [], Counter(), start
         while len(kept) < n and k < start + within:
@@ -166,7 +173,7 @@ class Endless:
                         f"{_lost(lost)}; look at the objects, loosen the limits (Gate), or choose another segmenter")
 
     def dealt(self, counts, most, reuse=1) -> 'Dealer':
-        """The pool of a stream of which it is known how many objects each sample takes.
+        """Give the pool of a stream of which it is known how many objects each sample takes.
 
         Parameters
         ----------
@@ -177,7 +184,7 @@ class Endless:
         return Dealer(self, counts, most, reuse)
 
     def report(self) -> str:
-        "One line: how many were kept so far, how many turned down and why."
+        "Say in a line how many were kept so far, how many turned down and why."
         tried = self.kept + self.rejected.total()
         return f"{self.name}: endless objects; {self.kept} of {tried} cut-outs kept so far" + _lost(self.rejected)
 
@@ -188,7 +195,7 @@ def _block(cuts, counts, most, reuse, samples, room, b):
     return cuts.some(b*room, max(most, -(-total//reuse)), room), first
 
 class Dealer:
-    """An endless pool: hands for the samples of a stream, made ahead by a thread. Raises what making them raises.
+    """An endless pool: hands for the samples of a stream, made ahead by a thread.
 
     Parameters
     ----------
@@ -208,7 +215,7 @@ class Dealer:
         self.bank = Bank(partial(_block, cuts, counts, most, reuse, samples, room), ahead) # its thread knows no dealer
 
     def hand(self, i) -> Hand:
-        """What sample i may paste.
+        """Give what sample i may paste.
 
         Parameters
         ----------
@@ -226,7 +233,7 @@ class Dealer:
         self.bank.close()
 
     def report(self) -> str:
-        "One line: how many were kept so far, how many turned down and why."
+        "Say in a line how many were kept so far, how many turned down and why."
         return self.cuts.report()
 
     @property

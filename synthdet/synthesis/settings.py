@@ -90,13 +90,17 @@ _AUTHORS = 'compositor=released blend=truncated'
 RELEASED = {**dict.fromkeys(PAPER, _AUTHORS), **dict.fromkeys(('faces', 'qrcodes'), f'{_AUTHORS} mask_threshold=0')}
 
 def paper_recipe(name, released=False, **changes) -> Recipe:
-    """A recipe of the paper's experiments; raises `UserError` for another name.
+    """Give a recipe of the paper's experiments.
 
     Parameters
     ----------
     name : 'faces', 'birds', 'cars' or, from the authors' code, 'qrcodes'
     released : with the quirks of the released code
     **changes : any field that should differ; pictures are of 320 px unless `image_size` says otherwise
+
+    Raises
+    ------
+    UserError : for another name
 
     Notes
     -----
@@ -116,8 +120,7 @@ class Synthesis(Settings):
     reuse:int = opt(1, 'how often each object of an endless generator is pasted', low=1)
 
 def resolved(synthesis, image_size=300, domain=None) -> Synthesis:
-    """Settings in which nothing is left open: limits are numbers, the picture has a size; with a domain, the weights of
-    the segmenter are a file.
+    """Leave nothing open: limits are numbers, the picture has a size; with a domain, weights of masks are a file.
 
     Parameters
     ----------

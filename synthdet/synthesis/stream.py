@@ -38,8 +38,7 @@ def _origin(items, i):
 
 # %% ../../nbs/4_synthesis/10_stream.ipynb #16305d06
 class Samples(Dataset):
-    """Composed images: `samples[i] -> (image uint8 [3,H,W], {boxes, labels, masks on request})`. Raises `UserError`
-    without backgrounds or cut-outs.
+    """Composed images: `samples[i] -> (image uint8 [3,H,W], {boxes, labels, masks on request})`.
 
     Parameters
     ----------
@@ -52,6 +51,10 @@ class Samples(Dataset):
     classes : class names; label k is classes[k-1]
     budget_mb : memory for decoded backgrounds
     reuse : uses of each object of an endless pool
+
+    Raises
+    ------
+    UserError : without backgrounds or cut-outs
     """
     def __init__(self, cutouts, backgrounds, recipe=None, *, seed=0, n_fake=0, with_masks=False, classes=('object',),
                  budget_mb=1024, reuse=1):
@@ -76,18 +79,18 @@ class Samples(Dataset):
         return self.drawing(g, background, layers)
 
     def layout(self, i):
-        "Generator, number of the background, and layers of sample i: all but the drawing."
+        "Lay sample i out: generator, number of the background, layers; all but the drawing."
         if i < 0 or (self.n_fake and i >= self.n_fake): raise IndexError(i)
         g, background = _begin(self.seed, i, len(self.backgrounds))
         return g, background, self.composer.arrange(self.pool.hand(i), self.drawn, g, self.backgrounds)
 
     def drawing(self, g, background, layers):
-        "Image and target of a layout."
+        "Draw a layout: image and target."
         image = render(self.backgrounds[background], layers, self.recipe, g)
         return image, target(layers, self.recipe, self.with_masks)
 
     def provenance(self, i, layout=None) -> dict:
-        """Where everything in sample i comes from.
+        """Tell where everything in sample i comes from.
 
         Parameters
         ----------
@@ -115,13 +118,17 @@ class Samples(Dataset):
         self.pool.close()
 
     def report(self) -> str:
-        "What it is made of, in a line: cut-outs accepted and rejected, backgrounds."
+        "Say in a line what it is made of: cut-outs accepted and rejected, backgrounds."
         return f"{self.pool.report()}; {len(self.backgrounds):,} backgrounds"
 
     def signature(self) -> str:
-        """The name of this stream by content: recipe, seed, classes, all cut-outs (endless ones: what makes them),
-        and all backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced. Raises `UserError`
-        when the pool has no name."""
+        """Name this stream by content: recipe, seed, classes, all cut-outs (endless ones: what makes them), and all
+        backgrounds by name; their pixels too, beyond 1,000 those of 1,000 evenly spaced.
+
+        Raises
+        ------
+        UserError : when the pool has no name
+        """
         if self.pool.content is None:
             raise UserError(f"this stream has no name ({self.pool.report()}): give the generator and the segmenter of "
                             "your own a `content`, text that names what they do")
@@ -133,8 +140,7 @@ class Samples(Dataset):
 # %% ../../nbs/4_synthesis/10_stream.ipynb #1ac800bf
 def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, recipe=None, seed=0, with_masks=False,
                  budget_mb=1024, n_fake=None, reuse=None) -> Samples:
-    """The stream of a domain; raises `UserError` when there is no background, no object, no weights for generator or
-    segmenter, or when every mask is rejected.
+    """Make the stream of a domain.
 
     Parameters
     ----------
@@ -148,6 +154,11 @@ def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, rec
     budget_mb : memory for decoded cut-outs and for decoded backgrounds, MB each
     n_fake : length; 0: endless
     reuse : uses of each object of an endless generator
+
+    Raises
+    ------
+    UserError : when there is no background, no object, no weights for generator or segmenter, or when every mask is
+        rejected
     """
     if not len(domain.backgrounds):
         raise UserError(f'domain {domain.name!r} has no background; '
