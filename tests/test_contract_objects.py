@@ -91,8 +91,8 @@ def test_the_first_n_are_a_sequence_with_an_end(source, root):
 def test_pictures_that_are_there_have_a_length_and_no_seed(source, root):
     a, b = (make_objects(source, domain(root), seed=s) for s in (0, 1))
     assert len(a) == 6 and all(torch.equal(x.image, y.image) for x, y in zip(a, b)) and digest(a.content) == digest(b.content)
-    assert "there are 6 class images, and n_objects=7" in refused(make_objects, Objects(source, n_objects=7), domain(root))
-    assert f"objects={source} takes no psi" in refused(make_objects, Objects(source, psi=0), domain(root))
+    assert "there are 6 class images and n_objects=7" in refused(make_objects, Objects(source, n_objects=7), domain(root))
+    assert f"objects={source} takes no psi=0.0" in refused(make_objects, Objects(source, psi=0), domain(root))
 
 
 @pytest.mark.parametrize("source", SIDES)

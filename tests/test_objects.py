@@ -55,13 +55,20 @@ def test_the_bars_of_the_cars_are_cut_off(tmp_path):
         assert torch.equal(drawn(source, file, preset), whole[:, 64:448])
 
 
-@pytest.mark.parametrize("source,broken", [("gan64", Generator64(8, (8,)*5)), ("stylegan", StyleGAN((8,)*4, (6, 8)))])
-def test_broken_weights_are_told_when_they_show(source, broken, tmp_path):
-    for value in (float("nan"), 0.):
-        for p in broken.parameters(): p.data.fill_(value)
-        path = save_weights(broken, tmp_path/f"{source}.safetensors", nz=8, widths=(8,)*5)
-        told = refused(lambda: make_objects(Objects(source, path), domain())[3])
-        assert "damaged" in told and "\n" not in told
+@pytest.mark.parametrize("source,value,words", [("gan64", float("nan"), "gan64 drew object 0 in one colour"), ("gan64", 0., "in one colour"),
+                                                ("stylegan", float("nan"), "does not hold finite numbers"), ("stylegan", 0., "stylegan drew object 0 in one colour")])
+def test_broken_weights_are_told_when_they_show(source, value, words, tmp_path):
+    broken = dict(gan64=Generator64(8, (8,)*5), stylegan=StyleGAN((8,)*4, (6, 8)))[source]
+    for p in broken.parameters(): p.data.fill_(value)
+    path = save_weights(broken, tmp_path/f"{source}.safetensors", nz=8, widths=(8,)*5)
+    told = refused(lambda: make_objects(Objects(source, path), domain())[3])
+    assert words in told and "\n" not in told
+
+
+def test_a_generator_that_draws_nan_is_told(root):
+    objects = make_objects("dmgan", domain(root))
+    objects.images.draw.args[0].generator.img_net3.img[0].weight.data.fill_(float("nan"))
+    assert "dmgan drew NaN or infinity; its weights are damaged" in refused(lambda: objects[0])
 
 
 @pytest.mark.parametrize("source,file,words", [

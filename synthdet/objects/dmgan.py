@@ -234,15 +234,6 @@ class Generator(nn.Module):
         h3 = self.h_net3(h2, words, mask_rows(padding, h2[0, 0].numel(), quirk=quirk))
         return self.img_net1(h1), self.img_net2(h2), self.img_net3(h3)
 
-# %% ../../nbs/2_objects/05_dmgan.ipynb #54146d7e
-def _integers(name, x, expected):
-    "`x` as an int64 tensor. Raises `UserError` unless it holds integers only."
-    try: x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f'{name} cannot be made a tensor of integers; expected {expected}') from None
-    if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool): return x.long()
-    raise UserError(f'{name} are {str(x.dtype)[6:]}; expected integers: {expected}')
-
 # %% ../../nbs/2_objects/05_dmgan.ipynb #a2eb27c9
 def check_captions(captions, lengths, words):
     """Make captions and lengths what the text encoder needs.
@@ -259,27 +250,21 @@ def check_captions(captions, lengths, words):
 
     Raises
     ------
-    UserError : the first caption that does not fit is named
+    UserError : they are no such numbers; the first caption that does not fit is named
     """
-    captions = _integers('captions', captions, f'word numbers 0..{words - 1} of shape [N,W]')
-    lengths = _integers('lengths', lengths, 'the number of words of each caption').to(captions.device)
-    if captions.ndim != 2 or not captions.numel():
-        raise UserError(f'captions have shape {list(captions.shape)}; expected [N,W]: N captions, each padded with 0')
-    n, w = captions.shape
-    if lengths.shape != (n,): raise UserError(f'lengths have shape {list(lengths.shape)}; expected [{n}], one each')
-    _none((lengths < 1) | (lengths > w), f'has a length that is not in 1..{w}, and captions are {w} words wide')
-    _none(((captions < 0) | (captions >= words)).any(1),
-          f'has a word that the text encoder does not know, of 0..{words - 1}; use the vocabulary it was trained with')
+    try: captions, lengths = torch.as_tensor(captions), torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError('captions or lengths cannot be made tensors; expected integers [N,W] and [N]') from None
+    whole = not any(x.is_floating_point() or x.is_complex() or x.dtype == torch.bool for x in (captions, lengths))
+    if not whole or captions.ndim != 2 or not captions.numel() or lengths.shape != captions.shape[:1]:
+        found = f'{captions.dtype} {list(captions.shape)} and lengths {lengths.dtype} {list(lengths.shape)}'
+        raise UserError(f'captions are {found}; expected integers [N,W] and [N]')
+    captions, lengths, w = captions.long(), lengths.long().to(captions.device), captions.shape[1]
     after, empty = torch.arange(w, device=captions.device) >= lengths[:, None], captions == 0
-    _none((after & ~empty).any(1), 'goes on after its length; put 0 there, or mend its length')
-    _none(empty.all(1), 'has no word, only padding (0); give it at least one')
-    if (empty & ~after).any():
-        warnings.warn('a caption has padding (0) within its length; the text encoder reads it, the memory does not')
-    return captions, lengths
-
-def _none(bad, what):
-    "Raise `UserError` when one of the captions is bad: bool [N]."
-    if bad.any(): raise UserError(f'caption {int(bad.nonzero()[0])} {what}')
+    wrong = (captions < 0) | (captions >= words) | (after & ~empty)
+    bad = (lengths < 1) | (lengths > w) | wrong.any(1) | empty.all(1)
+    if not bad.any(): return captions, lengths
+    raise UserError(f'caption {int(bad.nonzero()[0])} does not fit; expected 1 to {w} words of 1..{words - 1}, then 0')
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f959165d
 def _own_eps(captions, lengths, z, size):
@@ -320,7 +305,7 @@ class DMGAN(nn.Module):
 
         Raises
         ------
-        UserError : captions or noise do not fit, pictures are NaN or of one colour
+        UserError : captions or noise do not fit
         """
         net, weight = self.generator, self.text_encoder.encoder.weight
         captions, lengths = (x.to(weight.device) for x in check_captions(captions, lengths, len(weight)))
@@ -329,11 +314,7 @@ class DMGAN(nn.Module):
         if eps is None: eps = _own_eps(captions, lengths, z, net.condition)
         else: eps = rows(eps, 'eps', (net.condition,), n=n).to(weight)
         words, sentence = self.text_encoder(captions, lengths)
-        images = net(words, sentence, captions[:, :words.shape[2]] == 0, z, eps, quirk=batch_mask_quirk)
-        low, high = images[-1].amin((1, 2, 3)), images[-1].amax((1, 2, 3))
-        if all(x.isfinite().all() for x in images) and (low < high).all(): return images
-        raise UserError('the generator returned NaN, infinity or a picture of one colour; '
-                        'its weights are damaged or not those of a trained generator')
+        return net(words, sentence, captions[:, :words.shape[2]] == 0, z, eps, quirk=batch_mask_quirk)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #35e5be9c
 def _matrix(state, key):
@@ -398,19 +379,17 @@ def read_vocabulary(path) -> Vocabulary:
     """
     content = read_pickle(path)
     if not (isinstance(content, (list, tuple)) and [type(x) for x in content] == [list, list, dict, dict]):
-        raise UserError(f'{path} is not a vocabulary; expected a pickled list of train captions, test captions, '
-                        'number -> word and word -> number')
+        raise UserError(f'{path} is not a vocabulary; expected a list of train and test captions and two dictionaries')
     v = Vocabulary(*content)
     known = {i for i, w in v.words.items() if type(i) is int and isinstance(w, str)}
     if not known or known != set(range(len(v.words))) or v.ids != {w: i for i, w in v.words.items()}:
-        raise UserError(f'{path}: its two dictionaries do not mirror each other; expected words numbered from 0, '
-                        'and the same the other way round')
+        raise UserError(f'{path}: its dictionaries do not mirror each other; expected words numbered from 0')
     fits = lambda c: isinstance(c, list) and c and all(type(i) is int and i in known for i in c)
     for split in ('train', 'test'):
         for k, caption in enumerate(getattr(v, split)):
             if fits(caption): continue
-            raise UserError(f'{path}: {split} caption {k} is {reprlib.repr(caption)}; '
-                            f'expected a list of word numbers 0..{len(known) - 1}')
+            wanted = f'a list of word numbers 0..{len(known) - 1}'
+            raise UserError(f'{path}: {split} caption {k} is {reprlib.repr(caption)}; expected {wanted}')
     return v
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #f7a60dd3
@@ -435,12 +414,10 @@ def load_dmgan(generator, text_encoder, captions=None) -> DMGAN:
     reader = _loaded(TextEncoder, text_encoder, lambda state: dict(words=_reader_sizes(state)['words']), _reader_sizes)
     words, numbers = len(reader.encoder.weight), 2*reader.rnn.hidden_size
     if numbers != net.text:
-        raise UserError(f'{text_encoder} gives {numbers} numbers per word, {generator} takes {net.text}; '
-                        'use the two files that were trained together')
+        raise UserError(f'{text_encoder} gives {numbers} numbers per word, {generator} takes {net.text}; use a pair')
     vocabulary = None if captions is None else read_vocabulary(captions)
     if vocabulary and len(vocabulary.words) != words:
-        raise UserError(f'{captions} has {len(vocabulary.words)} words, {text_encoder} knows {words}; '
-                        'use the vocabulary it was trained with')
+        raise UserError(f'{captions} has {len(vocabulary.words)} words, {text_encoder} knows {words}; use a pair')
     return DMGAN(net, reader, vocabulary)
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #98011b19
@@ -466,8 +443,7 @@ def tokens(text, vocabulary:Vocabulary) -> list:
     ids = [vocabulary.ids[w] for w in found if w in vocabulary.ids]
     unknown = [w for w in found if w and w not in vocabulary.ids]
     if not ids:
-        raise UserError(f'{text[:60]!r} has no word that the vocabulary knows; '
-                        'describe a bird in plain English, such as: a bird with red wings')
+        raise UserError(f'{text[:60]!r} has no word that the vocabulary knows; write such as: a bird with red wings')
     if unknown: warnings.warn(f"not in the vocabulary, left out: {', '.join(unknown)}")
     return ids
 

@@ -131,8 +131,7 @@ def load_gan64(path) -> Generator64:
     if isinstance(widths, str): widths = widths.split() # as files of version 0.1 have it
     try: G = Generator64(int(note['nz']), [int(w) for w in widths])
     except (KeyError, ValueError, IndexError):
-        raise UserError(f"{path} does not say what generator it holds ({note or 'no notes'}); "
-                        "give a file that train_gan wrote") from None
+        raise UserError(f"{path} does not say what generator it holds; give a file that train_gan wrote") from None
     return fit_weights(G, read_weights(path), path).eval().requires_grad_(False)
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #d18ee0f1

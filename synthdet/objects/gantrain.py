@@ -307,9 +307,7 @@ def _advance(run, to, pictures, bar):
         bar.update()
     losses = {k: round(v.item(), 5) for k, v in losses.items()}
     bad = [k for k, v in losses.items() if not math.isfinite(v)]
-    if bad:
-        raise UserError(f"the GAN's loss is not finite at step {to} ({', '.join(bad)}); the state of the last look is "
-                        f"kept; lower lr (now {run.c.lr:g}) or use amp='none'")
+    if bad: raise UserError(f"loss of the {bad[0]} is not finite at step {to}; lower lr={run.c.lr:g} or use amp='none'")
     run.at['seconds'] += time.perf_counter() - started
     run.at['rows'].append(dict(step=to, **losses, seconds=round(run.at['seconds'], 1)))
 
@@ -335,8 +333,7 @@ def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, feature
     """
     c, device = config, torch.device(default_device() if device is None else device)
     if len(images) < c.batch:
-        raise UserError(f"a GAN needs a batch of images at least: {len(images)} given and batch is {c.batch}; "
-                        "give more images or a smaller batch")
+        raise UserError(f"{len(images)} images are given and batch={c.batch}; give more, or a smaller batch")
     pictures = as_batch(images, 64)
     sight = imagenet_sight(imagenet, device) if imagenet else None
     run = _Run(c, out, digest(pictures, hash_file(imagenet) if imagenet else None), device, sight)

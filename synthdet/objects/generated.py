@@ -22,6 +22,8 @@ from .stylegan2 import load_stylegan2
 from .stylenet import normals
 
 # %% ../../nbs/2_objects/08_generated.ipynb #d103bb51
+_DAMAGED = 'its weights are damaged or not those of a trained generator'
+
 class Generated:
     """Objects drawn by a generator, without an end: object k is a function of the generator, `seed` and k.
 
@@ -50,8 +52,7 @@ class Generated:
         drawn = self.draw(range(b*self.block, (b + 1)*self.block), self.seed)
         flat = (drawn.amax((1, 2, 3)) == drawn.amin((1, 2, 3))).nonzero().flatten().tolist()
         if not flat: return [chw(hwc(x)) for x in drawn]
-        raise UserError(f"{self.name} drew object {b*self.block + flat[0]} in one colour; "
-                        "its weights are damaged or not those of a trained generator")
+        raise UserError(f'{self.name} drew object {b*self.block + flat[0]} in one colour; {_DAMAGED}')
 
     @cached_property
     def _held(self): return lru_cache(self.hold)(self._drawn)
@@ -85,24 +86,24 @@ def _noise(name, G, nz, ks, seed):
     "Normal noise [B,nz] where `G` lives: row k is a function of (seed, k)."
     return normals(nz, [(seed, name, k) for k in ks]).to(next(iter(G.parameters()), torch.empty(0)).device)
 
-def _bytes(name, x):
-    "Pictures in -1..1 as bytes. Raises `UserError` for NaN."
-    if x.isfinite().all(): return to_uint8(x).cpu()
-    raise UserError(f'{name} drew NaN or infinity; its weights are damaged or not those of a trained generator')
+def _finite(name, x):
+    "Pictures of floats. Raises `UserError` for NaN."
+    if x.isfinite().all(): return x.cpu()
+    raise UserError(f'{name} drew NaN or infinity; {_DAMAGED}')
 
 def _gan64(G, psi, ks, seed): return drawn_gan64(G, ks, seed)
-def _dmgan(G, psi, ks, seed): return dmgan_bytes(G(**drawn_captions(G, ks, seed))[-1]).cpu()
-def _exported(G, psi, ks, seed): return _bytes('exported', G(_noise('exported', G, G.nz, ks, seed)))
-def _stylegan(G, psi, ks, seed): return _bytes('stylegan', G(_noise('stylegan', G, G.z_dim, ks, seed), psi=psi))
+def _dmgan(G, psi, ks, seed): return dmgan_bytes(_finite('dmgan', G(**drawn_captions(G, ks, seed))[-1]))
+
+def _exported(G, psi, ks, seed): return to_uint8(_finite('exported', G(_noise('exported', G, G.nz, ks, seed))))
+def _stylegan(G, psi, ks, seed): return to_uint8(_finite('stylegan', G(_noise('stylegan', G, G.z_dim, ks, seed), psi)))
 def _stylegan2(G, psi, ks, seed):
-    return _bytes('stylegan2', G(_noise('stylegan2', G, G.layout.z_dim, ks, seed), psi=psi))
+    return to_uint8(_finite('stylegan2', G(_noise('stylegan2', G, G.layout.z_dim, ks, seed), psi=psi)))
 
 def _load_exported(path):
     "An exported generator. Raises `UserError` when its file does not tell how long its noise is."
     G = load_exported(path)
     if G.nz is not None: return G
-    raise UserError(f"{path} does not tell how long its noise is, and objects need to know; "
-                    "export it as ONNX with a fixed size, such as [B,128]")
+    raise UserError(f'{path} does not tell how long its noise is; export it as ONNX with a fixed size, such as [B,128]')
 
 # %% ../../nbs/2_objects/08_generated.ipynb #8c464bd3
 GENERATORS = dict(

@@ -84,8 +84,7 @@ class Pictures:
     """
     def __init__(self, images, size=0, n=0, classes=1):
         if n and has_end(images) and n > len(images):
-            raise UserError(f"there are {len(images)} class images, and n_objects={n} were asked for; "
-                            "choose a number up to that, or 0 for all")
+            raise UserError(f'there are {len(images)} class images and n_objects={n}; choose up to that, or 0 for all')
         self.images, self.size, self.n, self.classes = images, size, n, classes
 
     def __len__(self): return self.n or len(self.images)
@@ -118,8 +117,7 @@ def _unused(objects, *names):
     for name in names:
         value = getattr(objects, name)
         if value == getattr(Objects, name): continue
-        raise UserError(f"objects={objects.source} takes no {name}, and {name}={value!r} was given; leave it out, "
-                        "or ask for a generator")
+        raise UserError(f'objects={objects.source} takes no {name}={value!r}; leave it out, or ask for a generator')
 
 def real(objects, domain, seed=0):
     """Take the domain's own class images.
@@ -160,8 +158,7 @@ def images(objects, domain, seed=0) -> ClassImages:
     _unused(objects, 'psi')
     root, several = folder_of(domain), len(domain.classes) > 1
     if not objects.weights and root is None:
-        raise UserError(f"objects=images needs a folder of pictures for domain {domain.name!r}; "
-                        "give it as objects.weights=")
+        raise UserError(f'objects=images of domain {domain.name!r} needs a folder; give it as objects.weights=')
     place = Path(objects.weights) if objects.weights else root/'generated'
     pairs = [(f, k) for k, c in enumerate(domain.classes, 1) for f in image_files(place/c if several else place)]
     return ClassImages(*zip(*pairs), place)
@@ -226,7 +223,7 @@ def make_objects(objects, domain, seed:int=0) -> Pictures:
         return Pictures(made, objects.size, objects.n_objects, classes)
     if hasattr(objects, '__getitem__'): return Pictures(objects, classes=classes)
     if not callable(objects):
-        raise UserError(f"objects are a {type(objects).__name__}; expected settings, a sequence of pictures, "
-                        f"a function that draws them, or one of {', '.join(OBJECTS)}")
+        ways = f"Objects, pictures, a function that draws them, or {', '.join(OBJECTS)}"
+        raise UserError(f'objects are a {type(objects).__name__}; expected {ways}')
     name = getattr(objects, '__name__', type(objects).__name__)
     return Pictures(Generated(objects, name, key=getattr(objects, 'content', None), seed=seed), classes=classes)

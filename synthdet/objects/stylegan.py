@@ -75,8 +75,12 @@ def _state(path):
     for name in ('generator_smooth', 'g_running'):
         if isinstance(file.get(name), dict): return file[name]
     if file and all(isinstance(v, torch.Tensor) for v in file.values()): return file
-    found = ', '.join(repr(k)[:40] for k in list(file)[:4]) or 'nothing'
-    raise UserError(f'{path} holds no StyleGAN generator, but {found}; expected {_FILES}, or the tensors of one')
+    raise _no_generator(path, file)
+
+def _no_generator(path, entries):
+    "The `UserError` for a file of other things."
+    found = ', '.join(repr(k)[:40] for k in list(entries)[:4]) or 'nothing'
+    return UserError(f'{path} holds no StyleGAN generator, but {found}; expected {_FILES}, or the tensors of one')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #d728d09b
 def _refuse_nvidia(path):
@@ -84,20 +88,22 @@ def _refuse_nvidia(path):
     with open(path, 'rb') as f: head = f.read(1 << 16)
     if head[:2] == b'PK': return # a zip, as torch writes it; `read_checkpoint` knows what to refuse
     if any(name in head for name in (b'dnnlib.tflib', b'tensorflow', b'tfutil')):
-        raise UserError(f'{path} is a TensorFlow pickle, which is not supported: opening it would run its code; '
-                        f'get the same network as {_FILES}')
+        raise UserError(f'{path} is a TensorFlow pickle, which is not supported: it would run code; expected {_FILES}')
     if b'torch_utils.persistence' in head:
         raise UserError(f'{path} is a StyleGAN2-ADA pickle; open it with load_stylegan2, or give {_FILES}')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #957bfbfb
+def _misfit(path, what):
+    "The `UserError` for a file that is no StyleGAN generator."
+    return UserError(f'{path} does not fit StyleGAN: {what}; expected {_FILES}')
+
 def _dim(state, key, path, ndim=1, dim=0):
     "A size in the shape of an entry. Raises `UserError` when the entry is missing or has an impossible shape."
     v = state.get(key)
-    if v is None: raise UserError(f'{path} does not fit StyleGAN: {key!r} is missing; expected {_FILES}')
+    if v is None: raise _misfit(path, f'{key!r} is missing')
     if isinstance(v, torch.Tensor) and v.ndim == ndim and 0 < v.shape[dim] <= 1 << 16: return v.shape[dim]
     found = list(v.shape) if isinstance(v, torch.Tensor) else type(v).__name__
-    raise UserError(f'{path} does not fit StyleGAN: {key!r} is {found}, expected {ndim} dimension(s) of 1 to 65536; '
-                    f'expected {_FILES}')
+    raise _misfit(path, f'{key!r} is {found} and should have {ndim} dimension(s) of 1 to 65536')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #da10b782
 def _sizes(state, path, dense, widths, colours):
@@ -124,9 +130,7 @@ def _check(state, expected, path):
     finite numbers."""
     fit_weights(SimpleNamespace(state_dict=lambda: expected, load_state_dict=lambda *_, **__: None), state, path)
     for k in expected:
-        if not _is_whole(state[k]):
-            raise UserError(f'{path} does not fit StyleGAN: {k!r} does not hold finite numbers throughout; '
-                            'the file is damaged, get it anew')
+        if not _is_whole(state[k]): raise _misfit(path, f'{k!r} does not hold finite numbers throughout')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #d6af6e2f
 def _genforce(state, path):
@@ -189,9 +193,7 @@ def load_stylegan(path, size=None) -> StyleGAN:
     """
     state = _state(path)
     read = next((f for start, f in LAYOUTS.items() if any(str(k).startswith(start) for k in state)), None)
-    if read is None:
-        raise UserError(f"{path} holds no StyleGAN generator, but entries such as "
-                        f"{str(next(iter(state), 'none'))[:60]!r}; expected {_FILES}")
+    if read is None: raise _no_generator(path, state)
     G = read(state, path)
     if size is not None: G.synthesis.blocks = choose(f'{path}: size', size, {4 << b: b + 1 for b in range(G.layers//2)})
     return G

@@ -418,8 +418,7 @@ def _size(state, *places):
     `UserError` when none is there."""
     sizes = [state[k].shape[axis] for k, axis in places if k in state and state[k].ndim > axis]
     if sizes: return max(sizes, key=sizes.count)
-    raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the names of the generator of '
-                    'StyleGAN2-ADA, from mapping.fc0.weight to synthesis.b4.const')
+    raise UserError(f'{places[0][0]!r} is missing or has too few axes; expected the generator of StyleGAN2-ADA')
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #ecd421f1
 def _layout_of_state(state):
@@ -460,8 +459,7 @@ def _filled(layout, state, path):
     if shapes(own) != shapes(state): fit_weights(G, state, path)
     for k, v in state.items():
         if v.is_complex() or not v.isfinite().all():
-            raise UserError(f'{path} cannot be used: {k!r} holds values that are not finite real numbers; '
-                            'get an undamaged file')
+            raise UserError(f'{path}: {k!r} holds values that are not finite real numbers; get an undamaged file')
     G.load_state_dict({k: v.float().contiguous() for k, v in state.items()}, assign=True)
     return G.eval().requires_grad_(False)
 
@@ -490,8 +488,8 @@ def load_stylegan2(path, **options) -> StyleGAN2:
     try: state, attributes = (read_weights(path), None) if _is_plain(path) else read_network(path)
     except RefusedName as e:
         if not e.name.startswith(('dnnlib.tflib', 'tensorflow')): raise
-        raise UserError(f'{path} is a TensorFlow pickle ({e.name}), which is not supported; expected a .pkl of the '
-                        'PyTorch version (stylegan2-ada-pytorch), whose scripts convert the older ones') from None
+        wanted = 'a .pkl of the PyTorch version (stylegan2-ada-pytorch), whose scripts convert the older ones'
+        raise UserError(f'{path} is a TensorFlow pickle ({e.name}), not supported; expected {wanted}') from None
     try:
         layout = _layout_of_state(state) if attributes is None else _layout_of_arguments(attributes)
         layout = replace(layout, **_known(options, 'the option'))
