@@ -24,7 +24,7 @@ class Objects(Settings):
     n_objects:int = opt(0, 'how many; 0: all, without an end from a generator', low=0)
     psi:float = opt(1., 'truncation of StyleGAN: 1 as drawn, less is nearer the average', low=0, high=2)
     size:int = opt(128, 'longest side of a class image, px; larger ones are shrunk', low=8)
-    centre_crop:int = opt(0, 'side, px, to which a picture is brought before its middle half is kept; 0: it stays whole',
+    centre_crop:int = opt(0, 'side, px, a picture is brought to before its middle half is kept; 0: it stays whole',
                           low=0)
 
 # %% ../../nbs/2_objects/00_settings.ipynb #5962ed85
