@@ -122,6 +122,7 @@ STREAMS = {  # name -> fields of the recipe, and preset, domain, segmenter, mask
     "much truncation": dict(truncation=.8, min_visible=.1),
     "many distractors": dict(distractors=(4, 8), scale=(.1, .4)),
     "many objects": dict(count=(6, 12), scale=(.1, .3), max_overlap=.6),
+    "crowded": dict(count=(5, 9), scale=(.25, .5), max_overlap=.9, min_visible=.5, truncation=.5),
     "no overlap": dict(max_overlap=0, count=(2, 6), scale=(.1, .4)),
     "hard masks": dict(hard_mask=True, mask_threshold=.3),
     "no effects": dict(effects=0),
@@ -376,8 +377,19 @@ TRAININGS = {  # name -> detector, batch, options of the training
     "ssd on a small resnet": (dict(backbone="resnet_small", image_size=64), 4, dict(steps=20, lr=1e-3)),
     "ssd, sgd": (
         dict(backbone="resnet_small", image_size=64), 2, dict(steps=4, lr=1e-4, optimizer="sgd", decay=(2, 3))),
+    "a model that draws lots": (dict(image_size=32), 4, dict(steps=3, lr=1e-3, seed=2)),
     "retinaface": (dict(model="retinaface", image_size=96), 2, dict(steps=5, lr=1e-5, optimizer="sgd", decay=(3,))),
 }
+
+
+class Lots(torch.nn.Module):
+    "A detector with dropout."
+    def __init__(self): super().__init__(); self.scale = torch.nn.Parameter(torch.ones(3, 32, 32))
+
+    def forward(self, images, targets=None):
+        x = torch.nn.functional.dropout(torch.stack(list(images))*self.scale, .5, self.training).mean((1, 2, 3))
+        none = [dict(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))]
+        return dict(classification=x.square().mean()) if self.training else none*len(x)
 
 
 def training(name):
@@ -385,7 +397,7 @@ def training(name):
     options, batch, how = TRAININGS[name]
     feed = noise_batches(options["image_size"], batch, landmarks=name == "retinaface")
     torch.manual_seed(how.get("seed", 0))
-    model = detector(num_classes=2, **options)
+    model = Lots() if "lots" in name else detector(num_classes=2, **options)
     steps, seed, rest = how["steps"], how.get("seed", 0), {k: v for k, v in how.items() if k not in ("steps", "seed")}
     if "decay" in rest: rest["decay"] = tuple((d + .5)/steps for d in rest["decay"])   # shares of the steps
     done = train(model, feed, steps, scratch("train"), Schedule(**dict(lr=1e-4) | rest), device="cpu", seed=seed)
@@ -414,13 +426,14 @@ EVALUATIONS = {
     "difficult boxes and ties": dict(seed=5, flag="difficult", ties=True),
     "crowds": dict(seed=6, flag="iscrowd"),
     "large pictures": dict(seed=7, scale=12),
+    "halves": dict(seed=10, halves=True),
     "nothing found": dict(seed=8, most=1),
     "nothing there": dict(seed=9, there=1),
 }
 
 
-def verdicts(seed, classes=3, ties=False, flag=None, scale=1, most=14, there=6, images=8):
-    "Random detections, half of them near boxes that are there."
+def verdicts(seed, classes=3, ties=False, halves=False, flag=None, scale=1, most=14, there=6, images=8):
+    "Random detections, half of them near boxes that are there, or exactly one half of them."
     g = luck("verdicts", seed)
     def boxes(n):
         corner, side = 2*g.integers(0, 30, (n, 2)), 2*g.integers(1, 20, (n, 2))
@@ -430,8 +443,10 @@ def verdicts(seed, classes=3, ties=False, flag=None, scale=1, most=14, there=6, 
         m, n = int(g.integers(0, there)), int(g.integers(0, most))
         truth = dict(boxes=boxes(m), labels=torch.from_numpy(g.integers(1, classes + 1, m)))
         which = torch.from_numpy(g.integers(0, m, n//2)) if m else torch.zeros(0, dtype=torch.int64)
-        near = truth["boxes"][which] + scale*torch.from_numpy(g.integers(-2, 3, (len(which), 4))).float()
+        aim, miss = truth["boxes"][which], torch.from_numpy(g.integers(-2, 3, (len(which), 4))).float()
+        near = aim + scale*miss
         near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 1)
+        if halves: near = torch.cat([aim[:, :3], aim[:, [1, 3]].mean(1, keepdim=True)], 1)
         rest = n - len(which)
         labels = torch.cat([truth["labels"][which], torch.from_numpy(g.integers(1, classes + 2, rest))])
         scores = torch.from_numpy(g.random(n).round(1 if ties else 6)).float()
@@ -467,7 +482,8 @@ def wider_score(name):
         if n > 2: boxes[1] = boxes[0]
         faces[key], shown[key] = boxes, g.permutation(n) + 1
         near = (np.repeat(boxes, 3, 0) + g.integers(-6, 7, (3*n, 4))).clip(0)
-        rows = np.concatenate([near, g.integers(0, 60, (int(g.integers(0, 6)), 4))]).astype(float)
+        half = boxes[:2]*[1, 1, 1, 2] + [0, 0, 0, 1]  # sides count as one pixel longer, so these are twice the face
+        rows = np.concatenate([near, half, g.integers(0, 60, (int(g.integers(0, 6)), 4))]).astype(float)
         scores = np.sort(g.integers(2, 101, len(rows))/100)[::-1].copy()
         rows = torch.from_numpy(rows[g.permutation(len(rows))])
         corners = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1)
@@ -585,7 +601,7 @@ class Known(list):
 
 def subset_order(name):
     "Which items the subsets of an order are: of plain things, and of pictures whose labels are known."
-    labels = [[1], [1, 2], [], [3], [1], [2, 2], [1], [1], [4, 1], []]*3
+    labels = [[1]]*14 + [[1, 2]]*4 + [[3], [3, 1], [2, 2]] + [[]]*3
     known = Known((None, dict(labels=torch.tensor(ls))) for ls in labels)
     parts = [("plain", range(50), 0), ("plain", range(50), 8), ("known", known, 0), ("known", known, 6)]
     return {f"{what}, {n} of fold {fold}": subset(of, n, fold, name).indices

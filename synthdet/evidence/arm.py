@@ -13,7 +13,7 @@ from ..data.catalogue import FACTS
 from ..data.settings import DataSource, Labels
 from ..detection.settings import Model, resolved as resolved_model, Schedule
 from ..settings import opt, override, Settings, words
-from ..synthesis.settings import paper_recipe, Synthesis
+from ..synthesis.settings import paper_recipe, resolved as resolved_synthesis, Synthesis
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #42de817d
 @dataclass(frozen=True)
@@ -167,9 +167,7 @@ def resolved(arm, n_real=None) -> Arm:
     arm : `Arm`
     n_real : labelled images that `labels.n_real` stands for, where it is 0; None: not known
     """
-    recipe, masks, model, share = arm.synthesis.recipe, resolved_masks(arm.synthesis.masks), arm.model, arm.share
-    if recipe.image_size is None: recipe = replace(recipe, image_size=model.image_size)
-    if model.backbone is None: model = replace(model, backbone='resnet_small' if model.detector == 'ssd' else 'its own')
-    n_real, n_fake = arm.labels.n_real or n_real, arm.synthesis.n_fake
+    share, n_real, n_fake = arm.share, arm.labels.n_real or n_real, arm.synthesis.n_fake
     if arm.arm == 'mixed' and share is None and n_real: share = n_real/(n_real + n_fake)
-    return replace(arm, model=model, share=share, synthesis=replace(arm.synthesis, recipe=recipe, masks=masks))
+    return replace(arm, model=resolved_model(arm.model), share=share,
+                   synthesis=resolved_synthesis(arm.synthesis, arm.model.image_size))
