@@ -45,10 +45,12 @@ def test_table_v_on_a_drawn_set(tmp_path):
     rows = read_jsonl(tmp_path/"out"/"results.jsonl")
     kept = {r["id"]: r for r in rows}
     assert len(rows) == 8 and len(kept) == 4, "the second call added nothing; the last row of a run has WIDER's scores"
-    seen = {(r["arm"], r["n_real"], r["steps"]) for r in kept.values()}
+    seen = {(r["arm"], r["settings"]["labels"]["n_real"], r["settings"]["steps"]) for r in kept.values()}
     assert seen == {(a, n, s) for a in ("scratch", "pretrain") for n, s in ((2, 2), (0, 12))}
     for r in kept.values():
-        assert r["test_size"] == "original" and r["decay"] == [.76, .88] and r["best_step"] == r["steps"]
+        of = r["settings"]
+        assert of["model"]["test_size"] == "original" and of["schedule"]["decay"] == [.76, .88]
+        assert r["best_step"] == of["steps"], "the last step is tested"
         assert all(0 <= r[s] <= 1 for s in ("easy", "medium", "hard"))
     assert (tmp_path/"out"/"figures"/"detections.png").exists()
     phases = [read_jsonl(p) for p in (tmp_path/"out"/"artefacts").glob("*/metrics.jsonl")]

@@ -10,8 +10,8 @@ import ast, os, shlex, sys
 from contextlib import suppress
 from pathlib import Path
 from ..core import choose, project, UserError, write_atomic
-from .arm import make_arms
-from ..settings import text_of
+from .arm import Arm, make_arms
+from ..settings import find, text_of
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #eec67927
 def parameters(notebook) -> dict:
@@ -59,8 +59,9 @@ def given(namespace) -> dict:
     -------
     dict : name -> value
     """
-    plain = {k: v for k, v in namespace.items() if k[0] != '_' and isinstance(v, (str, int, float, list, tuple))}
-    found = {k: v for k, v in plain.items() if k not in (*_OWN, 'In') and v != 'auto'}
+    plain = {k: v for k, v in namespace.items() if k.islower() and k[0] != '_'}          # no constants, no classes
+    plain = {k: v for k, v in plain.items() if isinstance(v, (str, int, float, list, tuple))}
+    found = {k: v for k, v in plain.items() if k not in _OWN and v != 'auto'}
     if 'weights' in found: found['model.weights'] = found.pop('weights')
     return found
 
@@ -93,10 +94,15 @@ def sorted_out(known, values) -> dict:
     found = {k: _value(k, v, known[k][0]) if isinstance(v, str) else v for k, v in values.items() if k in known}
     more = ' '.join(shlex.quote(f'{k}={text_of(v)}') for k, v in values.items() if k not in known)
     if more: found['more'] = f"{found.get('more', '')} {more}".strip()
-    if {'arms', 'more'} <= known.keys():
-        whole = {k: d for k, (d, _) in known.items()} | found
+    whole = {k: d for k, (d, _) in known.items()} | found
+    if {'arms', 'more'} <= known.keys() and all(map(_is_setting, given(whole))):
         make_arms(whole['arms'], whole['more'], **given(whole))
     return found
+
+def _is_setting(name):
+    "Is this a setting of an arm? A notebook may have parameters of its own."
+    try: return bool(find(Arm(), name))
+    except UserError: return False
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #cf066113
 def run_notebook(notebook, output, values) -> str:
