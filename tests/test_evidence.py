@@ -321,7 +321,7 @@ TINY = {**SMALL, "model.weights": "none", "batch_size": 2, "steps": 2, "pretrain
 @pytest.mark.parametrize("values, lines", [
     (dict(domain="birds"), ("dmgan for domain 'birds' needs", "objects=real")),
     (dict(domain="birds", objects="real"), ("no ReDO weights", "segmenter=grabcut")),
-    (dict(domain="birds", objects="real", segmenter="grabcut"), ("has no class images of 'birds'", "class_images crops")),
+    (dict(domain="birds", objects="real", segmenter="grabcut"), ("has no class images of 'birds'", "class_images=crops")),
 ])
 def test_the_papers_protocols_stop_and_name_what_can_be_had_instead(trees, tmp_path, values, lines):
     for protocol in ("paper", "released"):

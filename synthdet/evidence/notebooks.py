@@ -6,7 +6,7 @@
 __all__ = ['parameters', 'experiment_notebook', 'given', 'sorted_out', 'run_notebook']
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #1ceb861a
-import ast, os, shlex, sys
+import ast, io, json, os, shlex, sys, tokenize
 from contextlib import suppress
 from pathlib import Path
 from ..core import choose, project, UserError, write_atomic
@@ -19,7 +19,7 @@ def parameters(notebook) -> dict:
 
     Parameters
     ----------
-    notebook : path of a notebook with a cell tagged `parameters`
+    notebook : path of a notebook with a cell tagged `parameters`: literals, one per line, each with its comment
 
     Returns
     -------
@@ -29,12 +29,18 @@ def parameters(notebook) -> dict:
     ------
     UserError : when it is not there or has no such cell
     """
-    import papermill
     if not Path(notebook).is_file():
         raise UserError(f"{notebook}: no such notebook; run from a checkout of synthdet or name the notebook")
-    known = papermill.inspect_notebook(str(notebook))
-    if not known: raise UserError(f"{notebook} has no cell tagged `parameters`; choose an experiment notebook")
-    return {k: (ast.literal_eval(p['default']), p['help']) for k, p in known.items()}
+    cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    tagged = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', ())]
+    if not tagged: raise UserError(f"{notebook} has no cell tagged `parameters`; choose an experiment notebook")
+    comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(tagged[0]).readline)
+                if t.type == tokenize.COMMENT}
+    found = {}
+    for node in ast.parse(tagged[0]).body:
+        name = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        found[name.id] = ast.literal_eval(node.value), comments.get(node.lineno, '')
+    return found
 
 def experiment_notebook(name='run_experiment') -> Path:
     """The path of one of the checkout's experiment notebooks.

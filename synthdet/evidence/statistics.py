@@ -18,7 +18,8 @@ from ..settings import columns, leaves, override, text_of
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #c1efa56b
 _COLUMNS = columns(Arm())
-_DEFAULTS = {_COLUMNS[l.path]: list(l.value) if isinstance(l.value, tuple) else l.value for l in leaves(Arm())}
+_PLAIN = leaves(resolved(Arm()))
+_DEFAULTS = {_COLUMNS[l.path]: list(l.value) if isinstance(l.value, tuple) else l.value for l in _PLAIN}
 _FLAT = dict(objects='source', object_weights='objects.weights', mask_weights='masks.weights', weights='model.weights',
              image_size='model.image_size', val_labels='val', label_order='order')   # first version -> now
 _RECIPE = dict(image_size='recipe.image_size', objects='count')
