@@ -10,7 +10,7 @@ import argparse, sys
 from pathlib import Path
 from .core import UserError, write_atomic
 from .data.catalogue import FACTS, how_to_get, locate, SETS
-from .evidence.arm import Arm, ARMS, make_arms
+from .evidence.arm import Arm, make_arms
 from .settings import listing, words
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
@@ -27,7 +27,8 @@ def _guarded(main, argv):
 # %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
 def _parser(name, what):
     "A parser for settings as words, whose help lists them all."
-    tree = f'settings, named by any ending that fits one alone, with their defaults:\n{listing(Arm())}'
+    settings = '\n'.join(listing(Arm()).split('\n')[1:])                 # without the arm, which `arms` names
+    tree = f'settings, named by any ending that fits one alone, with their defaults:\n{settings}'
     p = argparse.ArgumentParser(name, description=what, epilog=tree, allow_abbrev=False,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('words', nargs='*', metavar='NAME=VALUE', help='a setting: domain=folder root=mine n_real=20')
@@ -43,12 +44,13 @@ def _given(a) -> dict:
 # %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
-    p = _parser('synthdet-run', f"Run an experiment notebook and print its summary. Arms are {', '.join(ARMS)}.")
+    from synthdet.evidence.notebooks import experiment_notebook, own_parameters, parameters, run_notebook
+    p = _parser('synthdet-run', 'Run an experiment notebook and print its summary. Beside the settings it takes:\n\n'
+                + '\n'.join(f'  {k:8} {d!r:32} {told}' for k, (d, told) in own_parameters().items()))
     p.add_argument('--notebook', help='experiment notebook (default: run_experiment of the checkout)')
     p.add_argument('--output', help='where the executed notebook goes (default: OUT/DOMAIN.ipynb)')
     a = p.parse_args(argv)
     values = _given(a)
-    from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook
     notebook = a.notebook or experiment_notebook()
     known = parameters(notebook)
     word = lambda k: values.get(k, known[k][0] if k in known else '')
@@ -65,7 +67,9 @@ def _samples(a):
     "Domain and stream that the words name."
     from synthdet.data.domains import load_domain
     from synthdet.synthesis.stream import make_samples
-    arm, = make_arms('pretrain_only', **_given(a))
+    given = _given(a)
+    if 'arms' in given: raise UserError(f"arms={given['arms']}: arms are what synthdet-run compares; a stream has none")
+    arm, = make_arms('pretrain_only', **given)
     domain = load_domain(arm.data)
     return domain, make_samples(domain, arm.synthesis, seed=arm.seed)
 

@@ -7,7 +7,7 @@ __all__ = ['opt', 'choices', 'checked', 'Settings', 'Leaf', 'leaves', 'listing',
            'identity', 'to_row', 'columns']
 
 # %% ../nbs/0_ground/01_settings.ipynb #6eea546a
-import ast, math, shlex
+import ast, difflib, math, shlex
 from dataclasses import field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -174,18 +174,27 @@ def find(settings, name):
     Parameters
     ----------
     settings : a `Settings` object
-    name : the ending of a path, or of the path of a branch, which stands for its first leaf
+    name : the ending of a path, or of the path of a branch, which stands for its first leaf; or parts of a path
     """
-    all_ = leaves(settings)
+    known, heads = leaves(settings), {}
+    for l in known: heads.setdefault(l.path.rpartition('.')[0], l)
     ends = lambda path: path == name or path.endswith('.' + name)
-    hits = [l for l in all_ if ends(l.path)]
-    if not hits: # a branch
-        heads = {}
-        for l in all_: heads.setdefault(l.path.rpartition('.')[0], l)
-        hits = [l for path, l in heads.items() if path and ends(path)]
+    hits = [l for l in known if ends(l.path)] or [l for path, l in heads.items() if ends(path)]
+    hits = hits or [l for l in known if _in_order(name.split('.'), l.path.split('.'))]
     if len(hits) == 1: return hits[0]
     if hits: raise UserError(f"setting {name!r} is ambiguous; choose from {', '.join(l.path for l in hits)}")
-    raise UserError(f"setting {name!r} is unknown; choose from {', '.join(l.path for l in all_)}")
+    raise UserError(f"setting {name!r} is unknown; choose from {', '.join(_close(name, [l.path for l in known]))}")
+
+def _in_order(some, parts):
+    "Are these parts of a path, the last one among them?"
+    rest = iter(parts)
+    return some[-1] == parts[-1] and all(s in rest for s in some)
+
+def _close(name, paths):
+    "The paths that look like what was typed; all of them when none does."
+    last = {p: p.rpartition('.')[2] for p in paths}
+    like = difflib.get_close_matches(name.rpartition('.')[2], set(last.values()))
+    return [p for p in paths if last[p] in like] or paths
 
 # %% ../nbs/0_ground/01_settings.ipynb #5e226d43
 def parse(text, f):

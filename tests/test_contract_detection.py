@@ -138,10 +138,10 @@ def test_options_that_a_builder_does_not_have(name):
     assert f"option 'depth' is unknown to {name}; choose from" in refused(built, name, depth=3)
 
 
-@pytest.mark.parametrize('model', ['yolo', 'nowhere.safetensors'])
-def test_unknown_names_and_files(model):
-    told = refused(detector, model)
-    assert f'detector {model!r} is unknown; choose from ssd, ' in told and 'the path of a saved detector' in told
+def test_unknown_names_and_files():
+    told = refused(detector, 'yolo')
+    assert "detector 'yolo' is unknown; choose from ssd, " in told and 'the path of a saved detector' in told
+    assert refused(detector, 'nowhere.safetensors').startswith('nowhere.safetensors: no such file; give the path of')
 
 
 # -- files

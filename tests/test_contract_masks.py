@@ -1,6 +1,7 @@
 "Every segmenter: what it takes, what it gives, what it refuses."
 import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from synthdet.core import refused
 from synthdet.data.butterflies import class_image
 from synthdet.masks.segment import make_segmenter
+from synthdet.settings import opt
 from synthdet.masks.settings import Gate, Masks, OPEN, own_gate, SEGMENTERS, USUAL
 
 WEIGHTS = dict(redo='butterflies')
@@ -101,3 +103,20 @@ def test_a_name_is_its_settings_and_weights_are_only_for_those_that_read_some(ma
 def test_what_is_true_by_definition_has_no_limits():
     assert own_gate('frame') == own_gate('alpha') == OPEN and own_gate('grabcut') == own_gate() == USUAL
     assert own_gate('redo').min_score == .65
+
+
+@dataclass(frozen=True)
+class Tomorrow(Masks):
+    "Settings with one more."
+    threshold:float = opt(.5, "what a mask is cut at", low=0, high=1)
+
+
+def test_a_setting_of_tomorrow_is_part_of_what_names_a_mask():
+    a, b = (make_segmenter(Tomorrow(threshold=t)).content for t in (.5, .3))
+    assert a != b and make_segmenter(Masks()).content not in (a, b)
+
+
+def test_weights_of_redo_are_nobody_elses():
+    SEGMENTERS["bright"] = lambda masks: lambda images: images[:, 0]
+    try: assert "are those of segmenter 'redo'" in refused(make_segmenter, Masks("bright", "butterflies"))
+    finally: del SEGMENTERS["bright"]

@@ -2,6 +2,8 @@
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -228,6 +230,7 @@ def test_papermill_without_our_command(root, tmp_path):
 @pytest.mark.parametrize("values, line", [
     (dict(n_reel=5), "setting 'n_reel' is unknown; choose from "),
     (dict(n_real="five"), "n_real='five' should be int like the default 25"),
+    (dict(arm="scratch"), "what is compared is said as arms=scratch"),
     (dict(arms="scratch,pretrian"), "arm 'pretrian' is unknown; choose from scratch, "),
     (dict(domain="brids"), "domain 'brids' is unknown; choose from butterflies, folder"),
     (dict(detector="yolo"), "detector 'yolo' is unknown; choose from ssd, "),
@@ -245,7 +248,7 @@ def test_run_refuses_before_anything_is_written(capsys, tmp_path, values, line):
 
 @pytest.mark.parametrize("values, line", [
     (dict(root="/nowhere"), "/nowhere: no such folder"),
-    (dict(n_real=9), "a subset of 9 was asked for, and the set holds 8"),
+    (dict(n_real=9), "n_real=9: the training set holds 8 images"),
     (dict(detector="retinanet", backbone="resnet_small"), "backbone 'resnet_small' cannot be chosen"),
 ])
 def test_an_arm_that_cannot_be_run_is_said_in_one_line(root, tmp_path, values, line):
@@ -258,7 +261,7 @@ def test_an_arm_that_cannot_be_run_is_said_in_one_line(root, tmp_path, values, l
 @pytest.mark.slow
 def test_an_error_inside_the_notebook_is_one_line_too(capsys, root, tmp_path):
     values = words(SMALL, domain="folder", root=root, out=tmp_path/"out", n_real=9)
-    assert said(capsys, cli.run, *values).startswith("error: a subset of 9 was asked for")
+    assert said(capsys, cli.run, *values).startswith("error: n_real=9: the training set holds 8 images")
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
@@ -266,8 +269,28 @@ def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
     tiny = ("domain=folder", f"root={root}", "recipe.image_size=96")
     assert "segmenter 'sam' is unknown" in said(capsys, cli.preview, *tiny, "segmenter=sam")
     assert "-n 0 should be 1 or more" in said(capsys, cli.preview, *tiny, "-n", 0)
+    assert "a stream has none" in said(capsys, cli.preview, *tiny, "arms=pretrain")
     assert "format 'csv' is unknown" in said(capsys, cli.synth, *tiny, "-n", 2, "--format", "csv", "--output", tmp_path/"set")
     assert not (tmp_path/"set").exists()
+
+
+README = (Path(__file__).parents[1]/"README.md").read_text()
+
+
+@pytest.mark.parametrize("line", [l.split("#")[0].strip() for l in README.splitlines()
+                                  if re.match(r"    .venv/bin/synthdet-(run|preview|synth) (?!--notebook)", l)])
+def test_the_words_of_the_readme_are_settings(line):
+    own = ("arms", "more", "out", "results", "workers", "...")
+    words = [w for w in shlex.split(line)[1:] if "=" in w]
+    given = dict(w.split("=", 1) for w in words)
+    make_arms(given.get("arms", "pretrain"), **{k: v for k, v in given.items() if k not in own and "weights" not in k})
+
+
+@pytest.mark.slow
+def test_a_command_with_a_live_generator_ends_well(tmp_path):
+    command = [BIN/"synthdet-preview", "objects=gan", "segmenter=redo", "-n", "2", "--output", tmp_path/"sheet.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path/"sheet.png").exists(), done.stderr
 
 
 # a domain without boxes

@@ -51,7 +51,7 @@ from synthdet.evidence.arm import make_arms, resolved
 from synthdet.evidence.phases import run
 from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.masks.segment import make_segmenter
-from synthdet.masks.settings import Gate, Masks, OPEN, own_gate, SEGMENTERS
+from synthdet.masks.settings import Gate, Masks, OPEN, own_gate
 from synthdet.objects.dmgan import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.gantrain import train_gan
@@ -643,7 +643,8 @@ def recipe_of(recipe):
     kept = as_recorded(recipe, dict(count="objects", compositor=""))
     kept["image_size"] = 300 if kept["image_size"] is None else kept["image_size"]
     if released: kept["blend"] = "paste"
-    return kept | dict(protocol="paper" if composed else "free", naive=False, released=released, reuse=1)
+    kept |= dict(protocol="paper" if composed else "free", naive=False, released=released, reuse=1)
+    return {k: v for k, v in kept.items() if k in recorded("settings")["cases"]["recipes"]["always"]["default"]}
 
 
 def arm_of(a):
@@ -667,7 +668,7 @@ def settings(name):
     return dict(
         recipes=lambda: dict(default=recipe_of(Recipe())) | {
             f"{n}{' as released' if r else ''}": recipe_of(paper_recipe(n, released=r)) for n, r in presets},
-        gates=lambda: dict(none=asdict(OPEN)) | {s: asdict(own_gate(s)) for s in SEGMENTERS},
+        gates=lambda: dict(none=asdict(OPEN)) | {s: asdict(own_gate(s)) for s in ("grabcut", "redo", "frame", "alpha")},
         redo=lambda: dict(default=asdict(RedoConfig()), small=asdict(RedoConfig.small())),
         gan64=lambda: dict(default=asdict(GanConfig())),
         data=lambda: dict(default=dict(splits=SPLITS, generators={

@@ -34,6 +34,7 @@ class _Pool:
         self.threads = [threading.Thread(target=_work, args=(self.orders,), name=f'bank {i}', daemon=True)
                         for i in range(workers)]
         _POOLS.add(self)
+        _THREADS.update(self.threads)
         for t in self.threads: t.start()
 
     def take(self, b, ahead):
@@ -61,14 +62,14 @@ class _Pool:
         for _ in self.threads: self.orders.put(None)
 
 # %% ../../nbs/1_data/11_ahead.ipynb #fd7c9757
-_POOLS = weakref.WeakSet()
+_POOLS, _THREADS = weakref.WeakSet(), weakref.WeakSet() # a thread that runs is held, whatever became of its pool
 
 @atexit.register
 def _stop(patience=5.):
     "Stop the threads of all banks; `patience` seconds for what they are at."
     for pool in _POOLS: pool.close()
     until = time.monotonic() + patience
-    for t in [t for pool in _POOLS for t in pool.threads]: t.join(max(0, until - time.monotonic()))
+    for t in list(_THREADS): t.join(max(0, until - time.monotonic()))
 
 # %% ../../nbs/1_data/11_ahead.ipynb #f259b974
 class Bank:

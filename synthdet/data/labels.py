@@ -116,6 +116,9 @@ def taken(labels:Labels, train) -> tuple:
     ------
     UserError : for more labels than there are, and for a budget that leaves nothing to train on
     """
+    if labels.n_real > len(train):
+        raise UserError(f"n_real={labels.n_real}: the training set holds {len(train)} images; choose 1 to "
+                        f"{len(train)}, or 0 for all")
     part = subset(train, labels.n_real, labels.fold, labels.order)
     if labels.val == 'full': return part, None
     cut = max(1, round(len(part)/5))

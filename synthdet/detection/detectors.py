@@ -168,5 +168,9 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
     """
     model = options.pop('name', model) # its name in version 0.1
     if isinstance(model, nn.Module): return model
-    if isinstance(model, (str, Path)) and model not in DETECTORS: return _load(Path(model), num_classes, options)
+    if isinstance(model, (str, Path)) and model not in DETECTORS:
+        if Path(model).suffix and not Path(model).is_file():
+            raise UserError(f"{model}: no such file; give the path of a saved detector, or one of "
+                            f"{', '.join(DETECTORS)}")
+        return _load(Path(model), num_classes, options)
     return _made(model, num_classes, options)

@@ -151,6 +151,7 @@ def make_arms(arms='pretrain', settings='', *, usual='', **given) -> list:
     both = sorted(words(settings).keys() & given.keys())
     if both: raise UserError(f"setting {both[0]!r} is given twice; leave one out")
     given = {**words(settings), **given}
+    if 'arm' in given: raise UserError(f"arm={given['arm']}: what is compared is said as arms={given['arm']}")
     preset = given.pop('preset', '')
     first = override(override(Arm(), usual), given)              # says what is wrong before anything else
     base = override(start(first, preset), usual)

@@ -73,12 +73,13 @@ def _content(what, thing, name):
 
 def _synthesis(sees, arm, loaded):
     "What of a synthesis names its result: settings, weights that were found, things that were handed over."
-    made = identity(sees)
-    source = sees.objects.source
-    if loaded.objects is not None: made['objects'] = _content('objects', loaded.objects, type(loaded.objects).__name__)
-    elif source != 'real': made['objects'] = digest(make_objects(sees.objects, loaded.domain, seed=arm.seed).content)
+    made, found, objects = identity(sees), {}, loaded.objects
+    if objects is not None: found['objects'] = _content('objects', objects, type(objects).__name__)
+    elif sees.objects.source != 'real':
+        found['objects'] = digest(make_objects(sees.objects, loaded.domain, seed=arm.seed).content)
     masks = make_segmenter(sees.masks if loaded.masks is None else loaded.masks, loaded.domain)
-    made['masks'] = [identity(sees.masks.gate), _content('masks', masks, masks.name)]
+    found['masks'] = _content('masks', masks, masks.name)
+    for k in found: made[k] = {**made[k], 'weights': found[k]}                      # by what was found, not where
     return made
 
 def _seen(sees, arm, loaded):

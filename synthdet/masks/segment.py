@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from ..core import device, digest, hash_file, named, UserError, VERSIONS
+from ..settings import identity
 from .redonet import load_redo, said
 from .settings import Gate, mask_weights, Masks, own_gate, resolved, SEGMENTERS, USUAL
 
@@ -132,11 +133,13 @@ class Segmenter:
         return _checked(masks, images, self.name)
 
 # %% ../../nbs/3_masks/05_segment.ipynb #93ba8b9a
-def _content(name, weights, segment):
+def _content(masks, segment):
     "What names the masks of a segmenter by name; None for one from elsewhere that does not say."
-    mine, said = str(SEGMENTERS[name]).startswith('synthdet.'), getattr(segment, 'content', None)
-    if not mine and said is None: return None
-    return digest(name, said, hash_file(weights) if weights else '', VERSIONS['masks'])
+    name, said = masks.segmenter, getattr(segment, 'content', None)
+    if not str(SEGMENTERS[name]).startswith('synthdet.') and said is None: return None
+    own = {k: v for k, v in identity(masks).items() if k not in ('', 'segmenter', 'weights', 'gate')} # of tomorrow
+    file = hash_file(masks.weights) if masks.weights else ''
+    return digest(name, said, file, VERSIONS['masks'], *([own] if own else []))
 
 # %% ../../nbs/3_masks/05_segment.ipynb #8c91cd6e
 def make_segmenter(masks='grabcut', domain=None) -> Segmenter:
@@ -164,4 +167,4 @@ def _named(masks, domain):
     "The segmenter of some settings."
     name, masks = masks.segmenter, resolved(replace(masks, weights=str(mask_weights(masks, domain) or '')))
     segment = named('segmenter', name, SEGMENTERS)(masks)
-    return Segmenter(name, segment, masks.gate, _content(name, masks.weights, segment), whole=name == 'frame')
+    return Segmenter(name, segment, masks.gate, _content(masks, segment), whole=name == 'frame')

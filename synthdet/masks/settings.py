@@ -98,6 +98,8 @@ def mask_weights(masks, domain=None):
     name, given = masks.segmenter, masks.weights
     if given and name in ('grabcut', 'frame', 'alpha'):
         raise UserError(f"segmenter {name!r} takes no weights; leave weights={given!r} out")
+    if given in shipped_weights() and name != 'redo':
+        raise UserError(f"weights={given!r} are those of segmenter 'redo'; give {name!r} a file of its own")
     if given: return shipped_weights().get(given) or Path(given)
     if name != 'redo': return None
     if domain is not None: return _of_domain(domain)

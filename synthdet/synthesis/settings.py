@@ -14,7 +14,8 @@ from ..objects.settings import Objects
 from ..settings import opt, override, Settings
 
 # %% ../../nbs/4_synthesis/00_settings.ipynb #1b89857f
-BLENDS = {name: f'synthdet.synthesis.pixels:{name}' for name in ('paste', 'feather', 'poisson', 'truncated')}
+BLENDS = dict(paste='synthdet.synthesis.pixels:paste', feather='synthdet.synthesis.pixels:feather',
+              poisson='synthdet.synthesis.pixels:poisson', truncated='synthdet.synthesis.pixels:truncated')
 MIXED = ('paste', 'feather', 'poisson')
 COMPOSERS = dict(free='synthdet.synthesis.free:free', paper='synthdet.synthesis.paper:paper',
                  released='synthdet.synthesis.paper:released')

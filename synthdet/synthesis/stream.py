@@ -11,10 +11,12 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from ..boxes import hwc
 from ..core import digest, generator, UserError, VERSIONS
+from ..data.domains import load_domain
 from ..data.images import Held
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
 from ..objects.settings import Objects
+from ..settings import override
 from .compose import composer_of, render, target
 from .cutouts import make_cutouts
 from .pool import Cutouts
@@ -138,17 +140,24 @@ class Samples(Dataset):
         return digest(self.recipe, self.seed, self.classes, self.pool.content, n, names, looked_at, VERSIONS['stream'])
 
 # %% ../../nbs/4_synthesis/10_stream.ipynb #1ac800bf
+def _recipe(given):
+    "A recipe from what stands for one."
+    if isinstance(given, Recipe): return given
+    if not isinstance(given, str):
+        raise UserError(f"recipe={given!r} is no Recipe; give Recipe(...), or words like 'blend=paste scale=.2,.5'")
+    return override(Recipe(), given) if '=' in given else paper_recipe(given)
+
 def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, recipe=None, seed=0, with_masks=False,
                  budget_mb=1024, n_fake=None, reuse=None) -> Samples:
     """Make the stream of a domain.
 
     Parameters
     ----------
-    domain : `Domain`: class images and backgrounds are taken from it
+    domain : `Domain`, or the name of one: class images and backgrounds are taken from it
     synthesis : `Synthesis`: what the other parameters do not say
     objects : `Objects`, a name of a source, or the class images themselves: see `make_objects`
     masks : `Masks`, a name of a segmenter, or one itself: see `make_segmenter`
-    recipe : `Recipe`, or the name of one of the paper's
+    recipe : `Recipe`, words of settings ('blend=paste scale=.2,.5'), or the name of one of the paper's
     seed : which stream
     with_masks : targets with masks
     budget_mb : memory for decoded cut-outs and for decoded backgrounds, MB each
@@ -160,12 +169,13 @@ def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, rec
     UserError : when there is no background, no object, no weights for generator or segmenter, or when every mask is
         rejected
     """
+    domain = load_domain(domain)
     if not len(domain.backgrounds):
         raise UserError(f'domain {domain.name!r} has no background; '
                         'put images without the object into its backgrounds folder')
     or_own = lambda given, own: own if given is None else given
     objects, masks = or_own(objects, synthesis.objects), or_own(masks, synthesis.masks)
-    recipe = paper_recipe(recipe) if isinstance(recipe, str) else or_own(recipe, synthesis.recipe)
+    recipe = _recipe(or_own(recipe, synthesis.recipe))
     made, segmenter = make_objects(objects, domain, seed), make_segmenter(masks, domain)
     size = objects.size if isinstance(objects, Objects) else synthesis.objects.size
     cutouts = make_cutouts(made, segmenter, size=size, tight=composer_of(recipe)[0].tight, budget_mb=budget_mb)
