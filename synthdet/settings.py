@@ -253,7 +253,7 @@ def _with(settings, changes):
         branches[head] = inner[''] if '' in inner else _with(getattr(settings, head), inner)
     return replace(settings, **branches)
 
-def override(settings, changes):
+def override(settings:Settings, changes:'str | dict') -> Settings:
     """A settings tree with some leaves changed; raises `UserError` for unknown or ambiguous names and bad values.
 
     Parameters

@@ -19,7 +19,7 @@ from .train import as_floats
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
 @torch.no_grad()
-def predict(model, dataset, batch_size=16, device=None) -> list:
+def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None) -> list:
     """Find the objects in every image of a data set, with the model in evaluation mode.
 
     Parameters
@@ -261,7 +261,7 @@ def _defined(value):
     return None if np.isnan(value) else value
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #7deafc1f
-def evaluate(predictions, targets) -> dict:
+def evaluate(predictions:list, targets:list) -> dict:
     """Compute every score of a test: `ap50` (VOC), `ap50_authors` (scores from 0.5, their rule), `ap50_coco` and COCO's
     other eleven.
 

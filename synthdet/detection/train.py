@@ -209,8 +209,8 @@ def _fit(run, batches, validate, save_every):
             bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #c88c1e9f
-def train(model, batches, steps, out, schedule=Schedule(), *, validate=None, save_every=None, amp='none', device=None,
-          seed=0, key='', **changes) -> dict:
+def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Schedule(), *, validate=None,
+          save_every:int | None=None, amp:str='none', device=None, seed:int=0, key:str='', **changes) -> dict:
     """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights.
 
     Parameters

@@ -130,7 +130,7 @@ def start(given, preset='') -> Arm:
     return _bent(arm if domain in FACTS else override(arm, dict(backgrounds='')), naive)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f8ef15cf
-def make_arms(arms='pretrain', settings='', *, usual='', **given) -> list:
+def make_arms(arms:str='pretrain', settings:str='', *, usual:str='', **given) -> list:
     """The arms of one experiment, the protocol filling in what was left open.
 
     Parameters

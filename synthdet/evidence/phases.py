@@ -20,7 +20,7 @@ from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict, validator
 from ..detection.train import train
-from .arm import ARMS, Mixture, resolved
+from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
 from ..settings import identity, to_row
@@ -220,7 +220,7 @@ def _about(arm, loaded):
     return dict(row, class_images_from=d.class_images_from, boxes_spent=d.boxes_spent)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #ff23dbd0
-def run(arm, out='runs', results=None, *, loaded=None, workers=0, **things) -> dict:
+def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers:int=0, **things) -> dict:
     """Run one arm, or find its row when it was run before.
 
     Parameters

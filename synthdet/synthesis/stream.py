@@ -147,8 +147,9 @@ def _recipe(given):
         raise UserError(f"recipe={given!r} is no Recipe; give Recipe(...), or words like 'blend=paste scale=.2,.5'")
     return override(Recipe(), given) if '=' in given else paper_recipe(given)
 
-def make_samples(domain, synthesis=Synthesis(), *, objects=None, masks=None, recipe=None, seed=0, with_masks=False,
-                 budget_mb=1024, n_fake=None, reuse=None) -> Samples:
+def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks=None, recipe=None, seed:int=0,
+                 with_masks:bool=False, budget_mb:int=1024, n_fake:int | None=None,
+                 reuse:int | None=None) -> Samples:
     """Make the stream of a domain.
 
     Parameters
