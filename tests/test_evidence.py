@@ -25,7 +25,8 @@ from synthdet.data.fixtures import make_fixture
 from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
 from synthdet.evidence.phases import fit, load, phases, run
 from synthdet.evidence.statistics import load_rows, table
-from synthdet.masks.settings import shipped_weights
+from synthdet.masks.segment import make_segmenter
+from synthdet.masks.settings import OPEN, shipped_weights
 from synthdet.settings import choices, leaves, override
 
 BIN = Path(sys.executable).parent
@@ -192,6 +193,15 @@ def test_what_was_handed_over_must_say_what_it_is():
         cut.content = content
         named.append(phases(arm, LOADED._replace(masks=cut))[0].key)
     assert named[0] == named[1] != named[2] != phases(arm, LOADED)[0].key
+    cut.content = "above .5"
+    gates = [make_segmenter(cut), replace(make_segmenter(cut), gate=OPEN)]
+    assert len({phases(arm, LOADED._replace(masks=m))[0].key for m in gates}) == 2, "the gate of a thing, too"
+
+
+def test_pictures_that_were_handed_over_are_named_by_what_they_show():
+    one, two = ([torch.full((3, 16, 16), v, dtype=torch.uint8)] for v in (1, 2))
+    names = [phases(Arm("pretrain_only"), LOADED._replace(objects=o))[0].key for o in (one, list(one), two)]
+    assert names[0] == names[1] != names[2]
 
 
 # commands

@@ -58,6 +58,7 @@ class Crops(Dataset):
 
 def _grey(path):
     "Is this picture stored without colour?"
+    image_size(path)                                     # says what is wrong with a damaged file
     with Image.open(path) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
 
 # %% ../../nbs/1_data/08_public.ipynb #9cfdc3fd

@@ -74,11 +74,11 @@ def _content(what, thing, name):
 def _synthesis(sees, arm, loaded):
     "What of a synthesis names its result: settings, weights that were found, things that were handed over."
     made, found, objects = identity(sees), {}, loaded.objects
-    if objects is not None: found['objects'] = _content('objects', objects, type(objects).__name__)
-    elif sees.objects.source != 'real':
-        found['objects'] = digest(make_objects(sees.objects, loaded.domain, seed=arm.seed).content)
+    if objects is not None or sees.objects.source != 'real':
+        drawn = make_objects(sees.objects if objects is None else objects, loaded.domain, seed=arm.seed)
+        found['objects'] = digest(_content('objects', drawn, type(objects).__name__))
     masks = make_segmenter(sees.masks if loaded.masks is None else loaded.masks, loaded.domain)
-    found['masks'] = _content('masks', masks, masks.name)
+    found['masks'] = [_content('masks', masks, masks.name), identity(masks.gate), masks.whole]
     for k in found: made[k] = {**made[k], 'weights': found[k]}                      # by what was found, not where
     return made
 
