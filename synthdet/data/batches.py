@@ -132,7 +132,12 @@ def collate(samples) -> tuple:
     return stacked.permute(0, 3, 1, 2), list(map(unwrap, targets))
 
 # %% ../../nbs/1_data/12_batches.ipynb #194c0fb0
-def _batch(samples, batch_size, k): return collate([samples[i] for i in range(k*batch_size, (k+1)*batch_size)])
+def _batch(samples, batch_size, part, prepare, k):
+    "Batch k, or a rank's part of it, prepared."
+    share = batch_size//part[1]
+    first = k*batch_size + part[0]*share
+    images, targets = collate([samples[i] for i in range(first, first + share)])
+    return (images, targets) if prepare is None else prepare(images, targets)
 
 class _Told(Dataset):
     "Item k is `make(k)`, or the `UserError` it raised."
@@ -155,7 +160,7 @@ def _forked(make, start, workers):
         yield batch
 
 # %% ../../nbs/1_data/12_batches.ipynb #07af5dfb
-def batches(samples, batch_size:int, start:int=0, workers:int=0):
+def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1), prepare=None):
     """Endless iterator of batches, the same for any number of workers.
 
     Parameters
@@ -164,19 +169,24 @@ def batches(samples, batch_size:int, start:int=0, workers:int=0):
     batch_size : images per batch
     start : batch to start with: what a resumed run gives
     workers : processes that compose; 0: this one; for a stream that cannot be forked any number is one thread
+    part : (rank, ranks): of every batch only the share of this rank, so that the ranks together have it whole
+    prepare : function of (images, targets) -> what is handed on instead, called where batches are made
 
     Returns
     -------
-    iterator : of (uint8 [B,3,H,W], list of targets)
+    iterator : of (uint8 [B,3,H,W], list of targets), or of what `prepare` made of them
 
     Raises
     ------
-    UserError : for counts below their minimum
+    UserError : for counts below their minimum, and for a batch that cannot be shared equally
     """
     for name, value, low in (('batch_size', batch_size, 1), ('start', start, 0), ('workers', workers, 0)):
         if value < low: raise UserError(f'{name}={value}: expected a whole number of at least {low}')
+    if batch_size % part[1]:
+        raise UserError(f'batch_size={batch_size} cannot be shared equally by {part[1]} ranks; choose a multiple of '
+                        f'{part[1]}')
     samples = endless(samples, getattr(samples, 'seed', 0))
-    make = partial(_batch, samples, batch_size)
+    make = partial(_batch, samples, batch_size, part, prepare)
     if not workers: return (make(k) for k in count(start))
     if not forkable(samples): return _threaded(make, start)
     _fill(samples)
