@@ -10,9 +10,8 @@ from synthdet.data.domain import Domain
 from synthdet.data.domains import load_domain
 from synthdet.objects.dmgan import draw, load_dmgan, pictures
 from synthdet.objects.gan64 import Generator64
-from synthdet.objects.generated import weight_files
 from synthdet.objects.objects import make_objects
-from synthdet.objects.settings import Objects
+from synthdet.objects.settings import Objects, weight_files
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
 from test_contract_objects import domain, root # noqa: F401 (a fixture)
