@@ -65,7 +65,7 @@ def refused(f, *args, **options) -> str:
     return line
 
 # %% ../nbs/0_ground/00_core.ipynb #13843124
-VERSIONS = dict(data=1, objects=1, masks=1, stream=1, model=1, train=1, score=1)
+VERSIONS = dict(data=1, objects=1, masks=1, stream=1, model=1, train=2, score=1)
 
 # %% ../nbs/0_ground/00_core.ipynb #a54ecd9b
 def generator(seed:int, *keys) -> 'numpy.random.Generator':
