@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'OPTIMIZERS', 'SIZES', 'BACKBONES', 'ANY', 'OWN', 'Layout', 'Model', 'resolved', 'is_backbone',
-           'unknown_backbone', 'own_backbone', 'check_model', 'Schedule']
+           'unknown_backbone', 'own_backbone', 'check_model', 'Schedule', 'resolved_schedule']
 
 # %% ../../nbs/5_detection/00_settings.ipynb #bdd26286
 import re, sys
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import UserError
+from ..core import device as default_device, UserError
 from ..settings import opt, Settings
 
 # %% ../../nbs/5_detection/00_settings.ipynb #47c20bda
@@ -150,3 +150,28 @@ class Schedule(Settings):
     eval_every:int = opt(50, 'steps between validations', low=1)
     select:str = opt('ap50', 'which checkpoint is kept: the best by this score, or the last',
                      among=('ap50', 'ap50_authors', 'last'))
+    precision:str = opt('auto', 'of the forward pass: fp32, bf16, fp16 (GPU), or auto: bf16 where the processor has it',
+                        among=('auto', 'fp32', 'bf16', 'fp16'))
+    compile:bool = opt(False, 'compile forward pass and losses (torch.compile): minutes once, faster steps on a GPU')
+
+# %% ../../nbs/5_detection/00_settings.ipynb #d5e703a9
+def resolved_schedule(schedule:Schedule, device=None) -> Schedule:
+    """Give a schedule in which no precision is left open.
+
+    Parameters
+    ----------
+    schedule : `Schedule`
+    device : where the training happens; None: the GPU when there is one
+
+    Raises
+    ------
+    UserError : for fp16 on a CPU
+    """
+    import torch
+    kind = torch.device(default_device() if device is None else device).type
+    if schedule.precision == 'fp16' and kind == 'cpu':
+        raise UserError("precision='fp16' is for GPUs, and this training is on a CPU; choose bf16, fp32 or auto")
+    if schedule.precision != 'auto': return schedule
+    has = dict(cuda=lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+               cpu=torch.cpu._is_avx512_bf16_supported) # so has every CPU with AMX
+    return replace(schedule, precision='bf16' if kind in has and has[kind]() else 'fp32')
