@@ -197,7 +197,7 @@ def writable(path) -> Path:
         if path.is_dir(): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         tmp.touch()
         tmp.unlink()
-    except OSError as e: raise _refused(path, e) from None
+    except OSError as e: raise disk_refused(path, e) from None
     return path
 
 # %% ../nbs/0_ground/00_core.ipynb #f28cbbf2
