@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS
+from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -19,7 +19,7 @@ from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict, validator
-from ..detection.train import train
+from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
@@ -193,10 +193,11 @@ def fit(arm, out, loaded, *, workers=0):
     arm, done = resolved(arm, _n_train(loaded)), []
     planned = phases(arm, loaded)
     judges = [judge(p.validation, arm, loaded) for p in planned] # what is wrong is said before anything is trained
-    model = build(arm, loaded)
+    model, size = build(arm, loaded), arm.schedule.batch_size
     for phase, images in zip(planned, judges):
         def feed(start, sees=phase.sees):
-            return batches(stream(sees, arm, loaded), arm.schedule.batch_size, start=start, workers=workers)
+            seen = stream(sees, arm, loaded)
+            return batches(seen, size, start=start, workers=workers, prepare=matcher_of(model))
         done.append(train(model, feed, phase.steps, Path(out)/'artefacts'/phase.key, arm.schedule, seed=arm.seed,
                           save_every=min(arm.schedule.eval_every, 500),
                           validate=None if images is None else validator(images)))
@@ -246,6 +247,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     results, start = Path(results or Path(out)/'results.jsonl'), time.time()
     found = [r for r in read_jsonl(results) if r.get('id') == ident]
     if found: return found[-1]
+    writable(results)                                            # before hours are spent, not after
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
     file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,
