@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS
+from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -247,6 +247,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     results, start = Path(results or Path(out)/'results.jsonl'), time.time()
     found = [r for r in read_jsonl(results) if r.get('id') == ident]
     if found: return found[-1]
+    writable(results)                                            # before hours are spent, not after
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
     file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,
