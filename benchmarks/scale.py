@@ -243,8 +243,8 @@ def random_access(a):
 def records(a):
     "What a training leaves behind: bytes of its state and of a step, and the cost of a line in a long file."
     where, steps = Model(), 24
-    data = [(butterflies.scene(i, size=where.image_size)[0], dict(boxes=butterflies.scene(i, size=where.image_size)[1],
-             labels=torch.ones(len(butterflies.scene(i, size=where.image_size)[1]), dtype=torch.int64))) for i in range(8)]
+    scenes = [butterflies.scene(i, size=where.image_size)[:2] for i in range(8)]
+    data = [(x, dict(boxes=boxes, labels=torch.ones(len(boxes), dtype=torch.int64))) for x, boxes in scenes]
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         folder, model = Path(folder), detector(where, num_classes=2)
         train(model, lambda start: batches(data, 2, start), steps, folder/'run', validate=validator(data), save_every=8)
