@@ -198,9 +198,9 @@ def fit(arm, out, loaded, *, workers=0):
         def feed(start, sees=phase.sees):
             seen = stream(sees, arm, loaded)
             return batches(seen, size, start=start, workers=workers, prepare=matcher_of(model))
+        validate = None if images is None else validator(images, precision=arm.schedule.precision)
         done.append(train(model, feed, phase.steps, Path(out)/'artefacts'/phase.key, arm.schedule, seed=arm.seed,
-                          save_every=min(arm.schedule.eval_every, 500),
-                          validate=None if images is None else validator(images)))
+                          save_every=min(arm.schedule.eval_every, 500), validate=validate))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36
