@@ -1,4 +1,8 @@
-"The cut-out cache, determinism, and real photographs where the reference folder is at hand."
+"The cut-out cache, pools larger than memory, determinism, and real photographs where the reference folder is at hand."
+import multiprocessing
+import os
+import pickle
+import tracemalloc
 import warnings
 
 import cv2
@@ -7,6 +11,8 @@ import pytest
 import torch
 
 from synthdet.core import refused, shared
+from synthdet.data import butterflies
+from synthdet.data.batches import batches
 from synthdet.data.butterflies import class_image
 from synthdet.data.domain import ClassImage
 from synthdet.data.domains import load_domain
@@ -16,7 +22,8 @@ from synthdet.objects.objects import make_objects
 from synthdet.synthesis import cutouts as module
 from synthdet.synthesis.cut import cutout, Cutout
 from synthdet.synthesis.cutouts import make_cutouts
-from synthdet.synthesis.pool import Cutouts
+from synthdet.synthesis.settings import Recipe
+from synthdet.synthesis.stream import Samples
 
 
 def objects(n=10, size=48, first=0):
@@ -111,20 +118,141 @@ def test_a_pickle_in_the_cache_is_not_executed(tmp_path):
     assert not (tmp_path/'sprung').exists()
 
 
-def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
+def test_a_disk_that_refuses_leaves_no_pool_and_is_gone_on_with(tmp_path, monkeypatch):
     def full(f, **arrays):
         f.write(b'half')
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(module.np, 'savez', full)
-    assert 'No space left' in refused(make_cutouts, objects(3))
-    assert not [p for p in (tmp_path/'cache').rglob('*') if p.is_file()]
+    with monkeypatch.context() as m:
+        m.setattr(module.np, 'savez', full)
+        assert 'No space left' in refused(make_cutouts, objects(3))
+    assert not files(tmp_path) and not [p for p in (tmp_path/'cache').rglob('*') if p.name.endswith('tmp')]
+    assert same(make_cutouts(objects(3)), make_cutouts(objects(3), cache=False)) and len(files(tmp_path)) == 1
+    monkeypatch.setenv('SYNTHDET_CACHE', '/proc/no/folder')
+    assert 'choose another folder' in refused(make_cutouts, objects(3))
 
 
-def test_a_thousand_cached_cutouts_are_views_of_one_block(tmp_path):
-    x = torch.zeros(4, 40, 50, dtype=torch.uint8)
-    module._save(tmp_path/'x.npz', Cutouts([Cutout(x, 1, 'a', whole=True)]*1000, {}, 'frame'))
-    back = module._load(tmp_path/'x.npz')
-    assert len(back) == 1000 and back[1].rgba.data_ptr() - back[0].rgba.data_ptr() == x.numel() and back[7].whole
+def test_pixels_that_cannot_be_written_are_told_in_a_line(tmp_path):
+    assert refused(module._append, tmp_path, 0, np.zeros(9, np.uint8)).startswith(f'cannot write {tmp_path}: Is a dir')
+
+
+# pools larger than memory
+
+def pools(n=12, **options):
+    "The same cut-outs held in memory and read from disk."
+    return [make_cutouts(objects(n), budget_mb=mb, **options) for mb in (100, 0)]
+
+
+def test_a_pool_on_disk_gives_what_one_in_memory_gives():
+    held, read = pools(scores=True)
+    assert isinstance(read.cutouts.pixels, module.OnDisk) and isinstance(held.cutouts.pixels, np.ndarray)
+    assert same(held, read) and held.scores == read.scores and held.report() == read.report()
+    for a, b in zip(held, read, strict=True): assert torch.equal(a.rgba, b.rgba) and a[1:] == b[1:]
+    part = read[2:9:3]
+    assert same(held[2:9:3], part) and part.scores == held.scores[2:9:3] and torch.equal(part[-1].rgba, held[8].rgba)
+    with pytest.raises(IndexError): read[len(read)]
+    back = pickle.loads(pickle.dumps(read))
+    assert same(back, read) and torch.equal(back[5].rgba, held[5].rgba), 'a process that is not forked reads, too'
+
+
+def test_the_stream_has_the_same_bytes_from_memory_and_from_disk_for_any_number_of_workers():
+    recipe = Recipe(image_size=64, count=(1, 3))
+    made = [Samples(p, [butterflies.background(0, size=64)], recipe, seed=4) for p in pools()]
+    held, read = ([next(b)[0] for b in [batches(s, 4, workers=w)] for _ in range(3)] for s, w in zip(made, (0, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(held, read, strict=True))
+    assert made[0].signature() == made[1].signature()
+
+
+def test_what_is_known_of_a_large_pool_is_compact(tmp_path):
+    x, n = torch.zeros(4, 2, 2, dtype=torch.uint8), 20_000
+    part, pixels = module._packed(0, [(Cutout(x, 1, f'{i}.png'), None, .5) for i in range(n)])
+    (tmp_path/'x.rgba').write_bytes(pixels)
+    module._save(tmp_path/'x.npz', part)
+    module._load(tmp_path/'x.npz', '', 0)
+    tracemalloc.start()
+    pool = module._load(tmp_path/'x.npz', '', 0)
+    used, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used/n < 80 and peak/n < 160 and pool[n-1].origin == f'{n-1}.png', 'columns, not objects'
+
+
+@pytest.mark.parametrize('budget_mb', [100, 0])
+def test_a_flipped_bit_of_a_picture_is_never_pasted(tmp_path, budget_mb):
+    first = make_cutouts(objects(4))
+    path, = (tmp_path/'cache').rglob('*.rgba')
+    damaged = bytearray(path.read_bytes())
+    damaged[first[0].rgba.numel() + 50] ^= 1
+    path.write_bytes(damaged)
+    if not budget_mb:
+        pool = make_cutouts(objects(4), budget_mb=0)
+        assert torch.equal(pool[0].rgba, first[0].rgba)
+        assert 'cut-out 1 is damaged; delete the file' in refused(lambda: pool[1])
+        path.unlink()
+    with pytest.warns(UserWarning, match='is damaged'): assert same(first, make_cutouts(objects(4)))
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:-1], lambda b: b + b'0', lambda b: b''])
+def test_pixels_of_another_length_are_cut_again(tmp_path, damage):
+    first = make_cutouts(objects(4), budget_mb=0)
+    path, = (tmp_path/'cache').rglob('*.rgba')
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match='do not fit'): assert same(first, make_cutouts(objects(4), budget_mb=0))
+
+
+# cutting that is stopped, shared, or done by several
+
+class Told(list):
+    "Objects that note in a file which of them are asked for, and stop at one."
+    def __init__(self, items, path, stop=None):
+        super().__init__(items)
+        self.path, self.stop, self.content = path, stop, 'told'
+
+    def __getitem__(self, i):
+        if i == self.stop: raise KeyboardInterrupt
+        with open(self.path, 'a') as f: f.write(f'{i}\n')
+        return super().__getitem__(i)
+
+
+def asked(path): return list(map(int, path.read_text().split()))
+
+
+@pytest.mark.parametrize('torn', [False, True])
+def test_a_killed_cutting_goes_on_after_the_last_whole_block(tmp_path, monkeypatch, torn):
+    monkeypatch.setattr(module, '_BLOCK', 4)
+    xs, note = objects(11), tmp_path/'asked'
+    with pytest.raises(KeyboardInterrupt): make_cutouts(Told(xs, note, stop=9), 'frame')
+    pixels, = (tmp_path/'cache').rglob('*.rgba')
+    with open(pixels, 'rb+') as f: f.truncate(pixels.stat().st_size - 1) if torn else f.seek(0, 2) and f.write(b'torn')
+    note.unlink()
+    whole = make_cutouts(Told(xs, note), 'frame', budget_mb=0)
+    assert asked(note)[0] == (4 if torn else 8) and whole.content == make_cutouts(xs, 'frame', cache=False).content
+    assert [p.suffix for p in sorted(pixels.parent.iterdir())] == ['.lock', '.npz', '.rgba']
+
+
+def test_of_two_processes_one_cuts(tmp_path):
+    xs, note = Told(objects(6), tmp_path/'asked'), tmp_path/'asked'
+    def cut(): os._exit(0 if len(make_cutouts(xs)) == 6 else 1)
+    both = [multiprocessing.get_context('fork').Process(target=cut) for _ in range(2)]
+    for p in both: p.start()
+    for p in both: p.join(60)
+    assert [p.exitcode for p in both] == [0, 0] and asked(note) == list(range(6))
+
+
+@pytest.mark.parametrize('masks', ['grabcut', Masks('redo', 'butterflies')], ids=['grabcut', 'redo'])
+def test_any_number_of_workers_cuts_the_same(tmp_path, monkeypatch, masks):
+    monkeypatch.setattr(module, '_BLOCK', 4)
+    alone, several = ([make_cutouts(objects(10), masks, cache=c, workers=w) for c in (False, True)] for w in (0, 2))
+    assert all(same(alone[0], other) and other.rejects == alone[0].rejects for other in (alone[1], *several))
+
+
+def test_what_a_worker_refuses_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(module, '_BLOCK', 4)
+    bad = [*objects(6), ClassImage(torch.zeros(48, 48, dtype=torch.uint8), 1, 'flat.png')]
+    assert refused(make_cutouts, bad, workers=2).startswith('flat.png is torch.uint8 [48, 48]; expected')
+
+
+def test_a_pool_without_a_name_has_to_fit_into_memory():
+    told = refused(make_cutouts, objects(6), brighter(.3), budget_mb=.01)
+    assert 'the budget is 0.01 MB; raise budget_mb' in told and 'a `content`' in told
 
 
 # what is cut

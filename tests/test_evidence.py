@@ -80,6 +80,7 @@ def other(leaf, tmp_path):
     if leaf.path == "synthesis.masks.weights": return "butterflies"
     if leaf.path == "synthesis.objects.weights": return str(write(tmp_path/"weights.pth"))
     if leaf.path == "synthesis.recipe.image_size": return 64
+    if leaf.path == "schedule.precision": return "fp32" if resolved(Arm()).schedule.precision == "bf16" else "bf16"
     if name in OTHER: return OTHER[name]
     words = [w for w in choices(leaf.field) if w != leaf.value]
     if words: return words[-1]

@@ -400,7 +400,8 @@ def training(name):
     model = Lots() if "lots" in name else detector(num_classes=2, **options)
     steps, seed, rest = how["steps"], how.get("seed", 0), {k: v for k, v in how.items() if k not in ("steps", "seed")}
     if "decay" in rest: rest["decay"] = tuple((d + .5)/steps for d in rest["decay"])   # shares of the steps
-    done = train(model, feed, steps, scratch("train"), Schedule(**dict(lr=1e-4) | rest), device="cpu", seed=seed)
+    schedule = Schedule(**dict(lr=1e-4, precision="fp32") | rest)              # what any CPU can do
+    done = train(model, feed, steps, scratch("train"), schedule, device="cpu", seed=seed)
     return done["history"], [p.detach() for p in model.parameters()], predict(model, next(feed(1000))[0][:2])
 
 
@@ -656,7 +657,7 @@ def arm_of(a):
     labels = {k: getattr(a.labels, k) for k in ("n_real", "fold", "augment")} | dict(val_labels=a.labels.val)
     made = dict(objects=s.objects.source, object_weights=s.objects.weights, n_objects=s.objects.n_objects, n_fake=s.n_fake,
                 psi=s.objects.psi, segmenter=s.masks.segmenter, mask_weights=s.masks.weights)
-    schedule = {k: v for k, v in asdict(a.schedule).items() if k != "select"}
+    schedule = {k: v for k, v in asdict(a.schedule).items() if k not in ("select", "precision", "compile")}
     usual = None if gate == asdict(own_gate(s.masks.segmenter)) else gate
     return dict(top, **data, **labels, **made, gate=usual, **asdict(a.model), **schedule)
 
@@ -682,7 +683,7 @@ def settings(name):
 def row(name):
     "The row of an arm, and the metrics of its phases one after the other."
     place, few = scratch("row"), "n_class_images=6 n_backgrounds=6"
-    arm, = make_arms(name, "model.image_size=96 eval_every=6 share=.5", options=few, steps=12, pretrain_steps=12)
+    arm, = make_arms(name, "model.image_size=96 eval_every=6 share=.5 precision=fp32", options=few, steps=12, pretrain_steps=12)
     found = run(arm, place)
     phases = sorted(place.rglob("metrics.jsonl"), key=lambda p: p.stat().st_mtime_ns)
     return found, [r for p in phases for r in read_jsonl(p)]

@@ -105,11 +105,11 @@ def test_matches_and_losses_equal_the_loops_on_boxes(small):
     corners = box_convert(small.anchors, 'cxcywh', 'xyxy')
     for case in range(12):
         targets = random_targets(g, 4, 64, 4, most=0 if case == 0 else 6)
-        boxes, labels = pad_targets(targets, 'cpu')
+        boxes, _ = pad_targets(targets)
         iou = box_iou(boxes.flatten(0, 1), corners).view(*boxes.shape[:2], -1)
         assert match(iou).tolist() == loop_matches(targets, corners)
         logits, offsets = torch.randn(4, len(corners), 4, generator=g) * 3, torch.randn(4, len(corners), 4, generator=g)
-        got = small.losses(logits, offsets, boxes, labels)
+        got = small.losses(logits, offsets, small.matcher()(torch.zeros(4, 3, 64, 64), targets)[1])
         got, want = (got['classification'], got['bbox_regression']), loop_loss(logits, offsets, small.anchors, targets)
         torch.testing.assert_close(torch.stack(got), torch.tensor(want), rtol=1e-4, atol=1e-4)
 
@@ -141,9 +141,12 @@ def test_batched_equals_single_and_padding_does_not_matter(small):
         together, alone = small(list(images)), [small([i])[0] for i in images]
         logits, offsets = small.raw(images)
     for a, b in zip(together, alone): torch.testing.assert_close(a['scores'], b['scores'], atol=1e-5, rtol=1e-4)
-    boxes, labels = pad_targets(targets, 'cpu')
-    more = torch.nn.functional.pad(boxes, (0, 0, 0, 5)), torch.nn.functional.pad(labels, (0, 5))
-    assert small.losses(logits, offsets, boxes, labels) == small.losses(logits, offsets, *more)
+    match_all, nothing = small.matcher(), dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    many = dict(boxes=targets[0]['boxes'][:1].repeat(9, 1), labels=torch.ones(9, dtype=torch.int64)) # others are padded
+    padded = match_all(torch.cat([images, images[:1]]), [*targets, many])[1]
+    for k, v in match_all(images, targets)[1].items():
+        if k != 'positives': assert torch.equal(padded[k][:5], v)
+    assert match_all(images, [nothing]*5)[1]['positives'] == 0
 
 
 def test_detections_come_in_the_pixels_of_each_image(small):

@@ -47,7 +47,7 @@ def new_model(seed=0):
     return Tiny()
 
 
-SETTINGS = dict(schedule=Schedule(lr=1e-2, eval_every=4), save_every=3, validate=validate, device='cpu')
+SETTINGS = dict(schedule=Schedule(lr=1e-2, eval_every=4, precision='fp32'), save_every=3, validate=validate, device='cpu')
 STEPS = 22
 
 
@@ -206,7 +206,7 @@ def test_without_validation_the_last_weights_are_kept(tmp_path):
 
 
 def test_a_schedule_and_its_settings_one_by_one_are_the_same_run(tmp_path):
-    named = dict(lr=3e-3, optimizer='sgd', decay=(.5,), eval_every=11, select='last')
+    named = dict(lr=3e-3, optimizer='sgd', decay=(.5,), eval_every=11, select='last', precision='fp32')
     run(tmp_path/'whole', schedule=Schedule(**named))
     run(tmp_path/'apart', **named)
     assert outcome(tmp_path/'whole') == outcome(tmp_path/'apart')
@@ -215,7 +215,7 @@ def test_a_schedule_and_its_settings_one_by_one_are_the_same_run(tmp_path):
 @pytest.mark.parametrize('change, says', [
     (dict(lr=.1), 'lr is 0.01 there and 0.1 here'), (dict(steps=8), 'it is 22 steps along and steps is 8'),
     (dict(eval_every=2), 'eval_every is 4 there'), (dict(select='last'), "select is 'ap50' there"),
-    (dict(amp='bf16'), "amp is 'none' there"), (dict(seed=1), 'seed is 0 there'), (dict(key='birds'), 'birds'),
+    (dict(precision='bf16'), "precision is 'fp32' there"), (dict(compile=True), 'compile is False there'), (dict(seed=1), 'seed is 0 there'), (dict(key='birds'), 'birds'),
     (dict(validate=None), 'validated is True there'), (dict(batch_size=3), 'batch_size is 16 there'),
     (dict(decay=(.5,)), 'decay is [] there and [11] here'), (dict(model=new_model(1)), 'other weights')])
 def test_a_state_of_another_run_is_refused_and_kept(tmp_path_factory, change, says):
@@ -286,12 +286,11 @@ def test_metrics_that_cannot_be_written_are_one_line(tmp_path):
     assert 'cannot write' in line and 'metrics.jsonl' in line
 
 
-@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
-def test_half_precision_resumes_too_and_keeps_float32_weights(tmp_path, amp):
-    run(tmp_path/'whole', amp=amp)
+def test_half_precision_resumes_too_and_keeps_float32_weights(tmp_path):
+    run(tmp_path/'whole', precision='bf16')
     def cut(start): return itertools.islice(batches(start), 10)
-    assert 'batches ended before step 11 of 22' in told(tmp_path/'cut', amp=amp, batches=cut)
-    run(tmp_path/'cut', amp=amp)
+    assert 'batches ended before step 11 of 22' in told(tmp_path/'cut', precision='bf16', batches=cut)
+    run(tmp_path/'cut', precision='bf16')
     assert outcome(tmp_path/'cut') == outcome(tmp_path/'whole')
     kept = load_file(tmp_path/'whole'/'last.safetensors')
     assert {v.dtype for v in kept.values()} == {torch.float32, torch.int64}
@@ -300,7 +299,8 @@ def test_half_precision_resumes_too_and_keeps_float32_weights(tmp_path, amp):
 @pytest.mark.parametrize('wrong, says', [
     (dict(steps=0), 'steps is 0; expected more than 0'), (dict(save_every=0), 'save_every is 0'),
     (dict(lr=-1), 'lr=-1.0 should be'), (dict(eval_every=0), 'eval_every=0 should be 1 or more'),
-    (dict(amp='int8'), "amp 'int8' is unknown; choose from none, bf16, fp16"),
+    (dict(precision='int8'), "precision 'int8' is unknown; choose from auto, fp32, bf16, fp16"),
+    (dict(precision='fp16'), "precision='fp16' is for GPUs"), (dict(amp='bf16'), "setting 'amp' is unknown"),
     (dict(optimizer='lion'), "optimizer 'lion' is unknown; choose from adam, sgd"),
     (dict(learning_rate=1), "setting 'learning_rate' is unknown; choose from batch_size, lr, "),
     (dict(validate=lambda m: {}), 'validation gave ap50=None at step 4'),

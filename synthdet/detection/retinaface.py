@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRIDES', 'ANCHORS', 'Body', 'FPN', 'SSH', 'Head', 'priors', 'match_faces', 'encode_points', 'decode_points',
-           'class_loss', 'face_losses', 'original', 'long320', 'long640', 'reference', 'check_size', 'RetinaFace',
-           'relative', 'retinaface', 'load_retinaface']
+           'class_loss', 'face_losses', 'original', 'long320', 'long640', 'reference', 'check_size', 'network_size',
+           'relative', 'match_pictures', 'RetinaFace', 'retinaface', 'load_retinaface']
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #1a7eb513
 import math
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torchvision.ops import box_convert, box_iou, nms
 
 from ..core import choose, named, UserError
 from .settings import SIZES
-from .ssd import as_size, check_input, decode, encode, pad_targets
+from .ssd import as_matched, as_size, check_input, decode, encode, pad_targets, stack_images
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
@@ -202,41 +203,31 @@ def class_loss(logits, positive, ratio=7) -> torch.Tensor:
     torch.Tensor : scalar, the sum over the anchors that count
     """
     loss = F.cross_entropy(logits.flatten(0, 1), positive.flatten().long(), reduction='none').view_as(positive)
-    rank = loss.detach().masked_fill(positive, 0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    mined = rank < (ratio * positive.sum(1, keepdim=True)).clamp(max=positive.shape[1] - 1)
-    return loss[positive | mined].sum()
+    hard = loss.where(~positive, 0).sort(dim=1, descending=True, stable=True)[0]
+    mined = (ratio * positive.sum(1, keepdim=True)).clamp(max=positive.shape[1] - 1)
+    rank = torch.arange(positive.shape[1], device=loss.device)
+    return loss.where(positive, 0).sum() + hard.where(rank < mined, 0).sum()
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #4aed4173
-def face_losses(offsets, logits, points, anchors, boxes, present, landmarks, valid) -> dict:
-    """Compute the reference's losses; without a landmark in the batch theirs is zero and has no gradient.
+def face_losses(offsets, logits, points, matched) -> dict:
+    """Compute the reference's losses; where targets carry no landmarks theirs is zero and has no gradient.
 
     Parameters
     ----------
     offsets : float [B,N,4] from the network
     logits : float [B,N,2] from the network
     points : float [B,N,10] from the network
-    anchors : float [N,4] from `priors`
-    boxes : float [B,M,4] xyxy, shares of the image; zeros for padding
-    present : bool [B,M]: False for padding
-    landmarks : float [B,M,5,2], shares of the image
-    valid : bool [B,M]: has this face landmarks?
+    matched : dict from `match_pictures`, where the network is
 
     Returns
     -------
     dict : bbox_regression (counted twice), classification, landmarks
     """
-    iou = box_iou(boxes.flatten(0, 1), box_convert(anchors, 'cxcywh', 'xyxy')).view(*boxes.shape[:2], -1) # [B,M,N]
-    found = match_faces(iou, present)
-    positive = found >= 0
-    image, anchor = positive.nonzero(as_tuple=True)
-    face = found[positive]
-    goal, n = encode(boxes[image, face], anchors[anchor]), positive.sum().clamp(min=1)
-    losses = dict(bbox_regression=2 * F.smooth_l1_loss(offsets[positive], goal, reduction='sum') / n,
-                  classification=class_loss(logits, positive) / n, landmarks=offsets.new_zeros(()))
-    has = valid[image, face]
-    if has.any():
-        goal = encode_points(landmarks[image, face][has], anchors[anchor][has])
-        losses['landmarks'] = F.smooth_l1_loss(points[positive][has], goal, reduction='sum') / has.sum()
+    def distance(x, goals, which, n): return F.smooth_l1_loss(x.where(which[..., None], 0), goals, reduction='sum') / n
+    positive, n = matched['truth'] > 0, matched['positives'].clamp(min=1)
+    losses = dict(bbox_regression=2 * distance(offsets, matched['goals'], positive, n[0]),
+                  classification=class_loss(logits, positive) / n[0], landmarks=offsets.new_zeros(()))
+    if 'marks' in matched: losses['landmarks'] = distance(points, matched['marks'], matched['marked'], n[1])
     return losses
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #8071f619
@@ -293,6 +284,95 @@ def check_size(size):
     choose('image_size', size, SIZES)
     return size
 
+# %% ../../nbs/5_detection/03_retinaface.ipynb #1a304b54
+def network_size(size, h, w) -> tuple:
+    """Say to which (height, width) an image is resized; raises `UserError` for one that is too small.
+
+    Parameters
+    ----------
+    size : a name in `SIZES`, or (height, width)
+    h, w : of the image, pixels
+    """
+    if isinstance(size, str): size = named('image_size', size, SIZES)(h, w)
+    small = next((s for s in ((h, w), size) if min(s) < max(STRIDES)), None)
+    if not small: return size
+    raise UserError(f'an image of {small[1]} x {small[0]} pixels is smaller than a cell of the coarsest map; '
+                    f'expected sides of at least {max(STRIDES)} pixels, so enlarge it or set image_size')
+
+# %% ../../nbs/5_detection/03_retinaface.ipynb #08a959a4
+def relative(targets, before) -> tuple:
+    """Pad targets and express them as shares of the image; faces without landmarks are marked so.
+
+    Parameters
+    ----------
+    targets : as `RetinaFace` takes them
+    before : (height, width) of each image
+
+    Returns
+    -------
+    tuple : boxes [B,M,4], present bool [B,M], landmarks [B,M,5,2], valid bool [B,M]; on the CPU, padded
+    """
+    scale = [torch.tensor([w, h], dtype=torch.float32, device=t['boxes'].device) for t, (h, w) in zip(targets, before)]
+    boxes, labels = pad_targets([dict(t, boxes=t['boxes'] / s.repeat(2)) for t, s in zip(targets, scale)])
+    landmarks, valid = boxes.new_zeros(*boxes.shape[:2], 5, 2), torch.zeros_like(labels, dtype=torch.bool)
+    for k, (t, s) in enumerate(zip(targets, scale)):
+        if 'landmarks' not in t: continue
+        n = len(t['labels'])
+        landmarks[k, :n] = t['landmarks'].float() / s
+        valid[k, :n] = t['landmarks_valid'] if 'landmarks_valid' in t else True
+    return boxes, labels > 0, landmarks, valid
+
+# %% ../../nbs/5_detection/03_retinaface.ipynb #f8bdcf32
+@lru_cache(maxsize=8)
+def _laid(height, width, anchors): return priors(height, width, anchors)
+
+def match_pictures(images, targets, *, size, anchors='reference') -> tuple:
+    """Find what each anchor of a batch should say.
+
+    Parameters
+    ----------
+    images : [B,3,H,W], or a list of [3,H,W]
+    targets : as `RetinaFace` takes them
+    size : what images are resized to: a name in `SIZES`, or (height, width)
+    anchors : one of ANCHORS
+
+    Returns
+    -------
+    tuple : the images, and a dict of tensors on the CPU: truth int64 [B,N] (1 face, 0 background), goals float32
+        [B,N,4], positives float32 [2] (anchors with a face, and with landmarks); and where targets carry landmarks
+        marked bool [B,N] (has this anchor some?), marks float32 [B,N,10]; zeros where there is nothing to find
+
+    Raises
+    ------
+    UserError : for images of several sizes, and for labels other than 1
+    """
+    before = [tuple(i.shape[-2:]) for i in images]
+    sizes = {network_size(size, *hw) for hw in before}
+    if len(sizes) > 1:
+        raise UserError(f'images of {len(sizes)} sizes cannot be learned from in one batch; set image_size to a '
+                        'side, or bring them to one size')
+    if any((t['labels'] != 1).any() for t in targets):
+        raise UserError('labels must all be 1 (face): RetinaFace knows one class; keep one class, or take another '
+                        'detector')
+    laid, faces = _laid(*sizes.pop(), anchors), relative(targets, before)
+    found = match_faces(_overlaps(faces[0], laid), faces[1])
+    return images, _asked(found, laid, *faces, with_marks=any('landmarks' in t for t in targets))
+
+# %% ../../nbs/5_detection/03_retinaface.ipynb #71baf485
+def _overlaps(boxes, anchors):
+    "IoU of all boxes and anchors [B,M,N]."
+    return box_iou(boxes.flatten(0, 1), box_convert(anchors, 'cxcywh', 'xyxy')).view(*boxes.shape[:2], -1)
+
+def _asked(found, anchors, boxes, present, landmarks, valid, *, with_marks):
+    "What `face_losses` takes, from the face that each anchor should find."
+    positive, face = found >= 0, found.clamp(min=0)
+    of = lambda x: x.gather(1, face.view(*face.shape, *[1]*(x.dim() - 2)).expand(-1, -1, *x.shape[2:])) # [B,N,...]
+    asked = dict(truth=positive.long(), goals=encode(of(boxes), anchors).where(positive[..., None], 0))
+    marked = positive & of(valid)
+    if with_marks:
+        asked.update(marked=marked, marks=encode_points(of(landmarks), anchors).where(marked[..., None], 0))
+    return dict(asked, positives=torch.stack([positive.sum(), marked.sum()]).float())
+
 # %% ../../nbs/5_detection/03_retinaface.ipynb #5059228d
 class RetinaFace(nn.Module):
     """RetinaFace on MobileNetV1 0.25 in torchvision's detection contract; attribute and weight names are those of
@@ -317,29 +397,32 @@ class RetinaFace(nn.Module):
 
         Parameters
         ----------
-        images : list of float RGB [3,H,W] in 0..1
+        images : float RGB in 0..1: [B,3,H,W], or a list of [3,H,W]
         targets : list of {boxes float [n,4] xyxy pixels, labels [n], all 1; landmarks float [n,5,2] pixels,
-            landmarks_valid bool [n] optional}
+            landmarks_valid bool [n] optional}, or what `matcher` made of it
 
         Returns
         -------
         dict of scalars, or list of {boxes, scores, labels, landmarks} in each image's own pixels
         """
         check_input(images, targets, self.training)
+        if self.training: return self.losses(images, as_matched(self, images, targets))
         before = [tuple(i.shape[-2:]) for i in images]
-        sizes = [self.size_of(*hw) for hw in before]
-        if self.training: return self.losses(images, targets, before, sizes)
+        sizes = [network_size(self.size, *hw) for hw in before]
         groups = [torch.stack(list(images))] if len({*before}) == 1 else [i[None] for i in images]
         return [d for x, hw, size in zip(groups, before, sizes) for d in self.detections(x, hw, size)]
 
-    def size_of(self, h, w):
-        "Say to which (height, width) an image of h x w is resized; raises `UserError` for one that is too small."
-        size = self.size
-        if isinstance(size, str): size = named('image_size', 'original' if self.training else size, SIZES)(h, w)
-        small = next((s for s in ((h, w), size) if min(s) < max(STRIDES)), None)
-        if not small: return size
-        raise UserError(f'an image of {small[1]} x {small[0]} pixels is smaller than a cell of the coarsest map; '
-                        f'expected sides of at least {max(STRIDES)} pixels, so enlarge it or set image_size')
+    def matcher(self):
+        """Give the part of training that needs no network: (images, targets) -> (images, dict of tensors on the CPU).
+
+        It can be handed to other processes, as `prepare` of `batches`; see `match_pictures` for what it returns.
+        """
+        return partial(match_pictures, size=self.learned_size, anchors=self.anchors)
+
+    @property
+    def learned_size(self):
+        "What images are resized to in training: a named size leaves them as they come."
+        return 'original' if isinstance(self.size, str) else self.size
 
     def prepare(self, x, size):
         """Bring images to a size, BGR, the mean subtracted, as `raw` takes them.
@@ -363,17 +446,10 @@ class RetinaFace(nn.Module):
         read = lambda heads: torch.cat([head(m) for head, m in zip(heads, maps)], 1).float()
         return read(self.BboxHead), read(self.ClassHead), read(self.LandmarkHead)
 
-    def losses(self, images, targets, before, sizes):
-        "Compute the losses of a batch."
-        if len({*sizes}) > 1:
-            raise UserError(f'images of {len({*sizes})} sizes cannot be learned from in one batch; set image_size to a '
-                            'side, or bring them to one size')
-        if any((t['labels'] != 1).any() for t in targets):
-            raise UserError('labels must all be 1 (face): RetinaFace knows one class; keep one class, or take another '
-                            'detector')
-        x = torch.cat([self.prepare(i[None], s) for i, s in zip(images, sizes)])
-        anchors = priors(*sizes[0], self.anchors).to(x.device)
-        return face_losses(*self.raw(x), anchors, *relative(targets, before, x.device))
+    def losses(self, images, matched):
+        "Compute the losses of a batch from the dict of `match_pictures`."
+        size = network_size(self.learned_size, *images[0].shape[-2:])
+        return face_losses(*self.raw(self.prepare(stack_images(images, size)[0], size)), matched)
 
     def detections(self, x, before, size):
         "Find the faces in images of one size, in their own pixels, by descending score."
@@ -387,30 +463,6 @@ class RetinaFace(nn.Module):
             out.append(dict(boxes=boxes[k, i], scores=scores[k, i], labels=torch.ones_like(i),
                             landmarks=decode_points(points[k, i], anchors[i]) * scale))
         return out
-
-# %% ../../nbs/5_detection/03_retinaface.ipynb #08a959a4
-def relative(targets, before, device) -> tuple:
-    """Pad targets to what `face_losses` takes; faces without landmarks are marked so.
-
-    Parameters
-    ----------
-    targets : as `RetinaFace` takes them
-    before : (height, width) of each image
-    device : where the result is wanted
-
-    Returns
-    -------
-    tuple : boxes [B,M,4], present bool [B,M], landmarks [B,M,5,2], valid bool [B,M]; shares of the image, padded
-    """
-    scale = [torch.tensor([w, h], dtype=torch.float32, device=t['boxes'].device) for t, (h, w) in zip(targets, before)]
-    boxes, labels = pad_targets([dict(t, boxes=t['boxes'] / s.repeat(2)) for t, s in zip(targets, scale)], device)
-    landmarks, valid = boxes.new_zeros(*boxes.shape[:2], 5, 2), torch.zeros_like(labels, dtype=torch.bool)
-    for k, (t, s) in enumerate(zip(targets, scale)):
-        if 'landmarks' not in t: continue
-        n = len(t['labels'])
-        landmarks[k, :n] = t['landmarks'].to(device).float() / s.to(device)
-        valid[k, :n] = t['landmarks_valid'].to(device) if 'landmarks_valid' in t else True
-    return boxes, labels > 0, landmarks, valid
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #ae72b3e3
 def _fill(model, path):

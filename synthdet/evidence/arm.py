@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..core import UserError
 from ..data.catalogue import FACTS
 from ..data.settings import DataSource, Labels
-from ..detection.settings import Model, resolved as resolved_model, Schedule
+from ..detection.settings import Model, resolved as resolved_model, resolved_schedule, Schedule
 from ..settings import opt, override, Settings, words
 from ..synthesis.settings import paper_recipe, resolved as resolved_synthesis, Synthesis
 
@@ -87,7 +87,8 @@ class Arm(Settings):
     protocol:str = opt('quick', 'where the settings that were not given come from', among=PROTOCOLS, names=False)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #440b369d
-_PAPER = ('backbone=mobilenetv1_100 model.weights=imagenet model.image_size=300 lr=1e-4 objects=gan segmenter=redo '
+_PAPER = ('backbone=mobilenetv1_100 model.weights=imagenet model.image_size=300 lr=1e-4 precision=fp32 '
+          'objects=gan segmenter=redo '
           'min_area=0 max_area=1 max_border=1 min_largest=0 keep=0 min_score=0 ')
 WORDS = dict(
     quick='',
@@ -170,5 +171,5 @@ def resolved(arm, n_real=None) -> Arm:
     """
     share, n_real, n_fake = arm.share, arm.labels.n_real or n_real, arm.synthesis.n_fake
     if arm.arm == 'mixed' and share is None and n_real: share = n_real/(n_real + n_fake)
-    return replace(arm, model=resolved_model(arm.model), share=share,
+    return replace(arm, model=resolved_model(arm.model), share=share, schedule=resolved_schedule(arm.schedule),
                    synthesis=resolved_synthesis(arm.synthesis, arm.model.image_size))

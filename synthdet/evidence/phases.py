@@ -19,7 +19,7 @@ from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict, validator
-from ..detection.train import train
+from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
@@ -193,10 +193,11 @@ def fit(arm, out, loaded, *, workers=0):
     arm, done = resolved(arm, _n_train(loaded)), []
     planned = phases(arm, loaded)
     judges = [judge(p.validation, arm, loaded) for p in planned] # what is wrong is said before anything is trained
-    model = build(arm, loaded)
+    model, size = build(arm, loaded), arm.schedule.batch_size
     for phase, images in zip(planned, judges):
         def feed(start, sees=phase.sees):
-            return batches(stream(sees, arm, loaded), arm.schedule.batch_size, start=start, workers=workers)
+            seen = stream(sees, arm, loaded)
+            return batches(seen, size, start=start, workers=workers, prepare=matcher_of(model))
         done.append(train(model, feed, phase.steps, Path(out)/'artefacts'/phase.key, arm.schedule, seed=arm.seed,
                           save_every=min(arm.schedule.eval_every, 500),
                           validate=None if images is None else validator(images)))

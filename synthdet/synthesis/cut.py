@@ -6,6 +6,7 @@
 __all__ = ['Cutout', 'cut_or_reason', 'cutout', 'check_image', 'masks_of', 'scores_of']
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #1cf2f2d4
+import hashlib
 from typing import NamedTuple
 import cv2
 import numpy as np
@@ -30,6 +31,14 @@ class Cutout(NamedTuple):
     label: int
     origin: str
     whole: bool = False
+
+    @property
+    def content(self) -> int:
+        "What names it: 64 bits of the hash of its pixels and of all the rest."
+        about = (*self.rgba.shape[1:], int(self.label), str(self.origin), bool(self.whole))
+        h = hashlib.blake2b(repr(about).encode(), digest_size=8)
+        h.update(np.ascontiguousarray(hwc(self.rgba)))
+        return int.from_bytes(h.digest(), 'little')
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #f4bf9620
 def cut_or_reason(image, mask, label, origin, limits, *, tight=True, score=None, whole=False):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
+import numpy as np
 from ..boxes import chw, hwc
 from ..core import digest, UserError
 from ..data.ahead import Bank
@@ -75,28 +76,39 @@ def _lost(rejected):
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #b5490894
 class Cutouts(Sequence):
-    """A finite pool: cut-outs in memory, and what was turned down.
+    """A finite pool: cut-outs in memory or on disk, and what was turned down.
 
     Parameters
     ----------
-    cutouts : list of Cutout
+    cutouts : list of Cutout; or a sequence that makes each when it is asked for, with `names`: the content of each
     rejected : mapping or pairs reason -> count
     name : of the segmenter, for the report
-    scores : the score of each mask, 0..1; None: not known
-    rejects : list of Reject, in the order of the objects
+    scores : the score of each mask, 0..1, a list or array; None: not known
+    rejects : list of Reject, or a structured array of them, in the order of the objects
     """
     forkable = True
 
     def __init__(self, cutouts, rejected=(), name='', scores=None, rejects=()):
-        self.cutouts = [c._replace(rgba=chw(hwc(c.rgba))) for c in cutouts] # channels-last: no copy on each use
-        self.rejected, self.name, self.rejects = Counter(dict(rejected)), name, [Reject(*r) for r in rejects]
-        self.scores = [math.nan]*len(self.cutouts) if scores is None else list(scores)
+        channels_last = lambda c: c._replace(rgba=chw(hwc(c.rgba))) # no copy on each use
+        self.cutouts = cutouts if hasattr(cutouts, 'names') else list(map(channels_last, cutouts))
+        self.rejected, self.name, self._rejects = Counter(dict(rejected)), name, rejects
+        self._scores = np.full(len(self.cutouts), math.nan) if scores is None else np.asarray(scores, float)
 
     def __len__(self): return len(self.cutouts)
 
     def __getitem__(self, i):
         if not isinstance(i, slice): return self.cutouts[i]
-        return Cutouts(self.cutouts[i], self.rejected, self.name, self.scores[i], self.rejects)
+        return Cutouts(self.cutouts[i], self.rejected, self.name, self._scores[i], self._rejects)
+
+    @property
+    def scores(self) -> list:
+        "The score of each mask, 0..1; nan where it is not known."
+        return self._scores.tolist()
+
+    @property
+    def rejects(self) -> list:
+        "A `Reject` of each picture that was turned down, in the order of the objects."
+        return [Reject(*r) for r in getattr(self._rejects, 'tolist', lambda: self._rejects)()]
 
     def dealt(self, counts, most, reuse=1):
         "Give itself: whatever a sample takes, it is drawn from all of them. `UserError` when there are none."
@@ -125,8 +137,9 @@ class Cutouts(Sequence):
 
     @property
     def content(self) -> str:
-        "What names these cut-outs: the digest of all that is pasted."
-        return digest([list(c) for c in self.cutouts])
+        "What names these cut-outs: the digest of the names of all that is pasted."
+        names = self.cutouts.names if hasattr(self.cutouts, 'names') else [c.content for c in self.cutouts]
+        return digest(np.asarray(names, np.uint64))
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #389c624f
 class Endless:
