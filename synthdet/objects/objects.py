@@ -7,13 +7,15 @@ __all__ = ['DEFAULTS', 'gan64', 'stylegan', 'stylegan2', 'dmgan', 'exported', 's
            'images', 'resolved', 'gan', 'make_objects']
 
 # %% ../../nbs/2_objects/09_objects.ipynb #73c7d5e3
+import os, time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import cv2
 import torch
 from ..boxes import chw, hwc
-from ..core import hash_file, named, UserError
+from ..core import cache_dir, digest, hash_file, named, UserError, write_atomic
 from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files
@@ -51,6 +53,17 @@ def has_end(images) -> bool:
     except TypeError: return False
 
 # %% ../../nbs/2_objects/09_objects.ipynb #b7793381
+def _of_files(files):
+    "The hash of what is in files; read again when the place, size or a time of one is another than last time."
+    stats = [(os.path.abspath(f), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [os.stat(f)]]
+    note = cache_dir()/'contents'/digest(repr(stats).encode())
+    if note.is_file(): return note.read_text()
+    found = digest([hash_file(f) for f in files])
+    settled = max((max(s[2:]) for s in stats), default=0) < time.time_ns() - 2*10**9 # clocks of discs are coarse
+    with suppress(UserError): # a note that cannot be kept is not needed
+        if settled: write_atomic(note, found)
+    return found
+
 def content(images):
     """Name pictures; cheap for those read from files and those drawn by code.
 
@@ -64,7 +77,7 @@ def content(images):
     """
     if hasattr(images, 'content'): return images.content
     if not has_end(images): return None
-    n, files = len(images), [hash_file(f) for f in getattr(images, 'files', ())]
+    n, files = len(images), _of_files(getattr(images, 'files', ()))
     return [n, fingerprint(images), files, *(images[i] for i in sorted({n*k//8 for k in range(8)}) if n)]
 
 # %% ../../nbs/2_objects/09_objects.ipynb #c6b758d7
