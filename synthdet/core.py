@@ -258,7 +258,7 @@ def device() -> 'torch.device':
 
 # %% ../nbs/0_ground/00_core.ipynb #c1669555
 def interactive() -> bool:
-    "Is somebody watching: a terminal, or a notebook that is not under test or papermill? Of several ranks the first is."
+    "Is somebody watching: a terminal, or a notebook that is not under test or papermill? Of several ranks, rank 0."
     if os.environ.get('IN_TEST') or os.environ.get('SYNTHDET_QUIET'): return False
     if int(os.environ.get('RANK') or 0): return False
     return sys.stderr.isatty() or 'ipykernel' in sys.modules

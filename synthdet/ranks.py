@@ -89,10 +89,11 @@ def gathered(x) -> list:
 # %% ../nbs/0_ground/06_ranks.ipynb #200b55ab
 @contextmanager
 def one_first():
-    "Let rank 0 do what follows, then the others."
+    "Let rank 0 do what follows, then the others; none goes on before all have."
     if not main(): gathered(None)
     yield
     if main(): gathered(None)
+    gathered(None)
 
 # %% ../nbs/0_ground/06_ranks.ipynb #1f9d4576
 def equal_share(batch_size:int, n:int | None=None) -> int:
@@ -141,10 +142,10 @@ def on_one_disk(folder):
                               'folder on a disk that all machines share')
 
 # %% ../nbs/0_ground/06_ranks.ipynb #fa79d3ae
-PATIENCE = timedelta(hours=1) # for ranks that wait while one cuts out objects or validates
+PATIENCE = timedelta(hours=1) # of ranks that wait for one that cuts out objects, reads data or validates
 
 def _meet(store, rank, ranks) -> str:
-    "A name of this start that all ranks have seen rank 0 give: each asks under it, and finds its own question answered."
+    "A name of this start: rank 0 gives it, each other rank asks under it and finds its own question answered."
     mine = os.urandom(8).hex()
     if rank == 0:
         store.set('start', mine)
