@@ -147,7 +147,7 @@ def _share_statistics(model, device):
     "Let the batch norms of several GPUs see the whole batch."
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     plain = not all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
-    if ranks() > 1 and device.type == 'cuda' and plain: convert_sync_batchnorm(model) # timm's, which knows its own norms
+    if ranks() > 1 and device.type == 'cuda' and plain: convert_sync_batchnorm(model) # timm's knows its own norms
 
 def _one_average(model):
     "Give all ranks the mean of their running averages; where nothing ran, or ran together, they are equal already."
