@@ -6,7 +6,7 @@
 __all__ = ['run', 'preview', 'synth', 'data']
 
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
-import argparse, sys
+import argparse, os, sys
 from pathlib import Path
 from .core import UserError, write_atomic
 from .data.catalogue import FACTS, how_to_get, locate, SETS
@@ -65,6 +65,7 @@ def _run(argv):
 def _run_together(values, notebook):
     "What `synthdet-run` does in each of the processes that torchrun started."
     from synthdet.evidence.notebooks import run_plan
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')                # advice to programmers, once per rank
     if notebook: raise UserError(f'--notebook {notebook}: under torchrun the arms are trained; leave it out')
     with together():
         run_plan(values, lambda line: main() and print(line, flush=True))

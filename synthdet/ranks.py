@@ -91,9 +91,10 @@ def gathered(x) -> list:
 def one_first():
     "Let rank 0 do what follows, then the others; none goes on before all have."
     if not main(): gathered(None)
-    yield
-    if main(): gathered(None)
-    gathered(None)
+    try: yield
+    finally: # an error of all comes to all
+        if main(): gathered(None)
+        gathered(None)
 
 # %% ../nbs/0_ground/06_ranks.ipynb #1f9d4576
 def equal_share(batch_size:int, n:int | None=None) -> int:

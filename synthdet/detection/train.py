@@ -8,6 +8,7 @@ __all__ = ['TYPES', 'as_floats', 'matcher_of', 'adam', 'sgd', 'train']
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
 import math, time
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +110,11 @@ def _learner(model, config):
     "What a step calls in the model's place: compiled when the schedule says so, averaging gradients over the ranks."
     learner = torch.compile(model) if config['compile'] else model
     if ranks() == 1: return learner
-    return DistributedDataParallel(learner, broadcast_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(learner, **_ALIKE)
+
+_BUFFERS = {'broadcast_buffers', 'forward_sync_buffers'} & signature(DistributedDataParallel).parameters.keys()
+_ALIKE = {max(_BUFFERS): False,             # the same under the name of before torch 2.14; see `_one_average`
+          'find_unused_parameters': True}   # no landmark in a part; and sums in one order, also after a restart
 
 def _counted(matched):
     """Matched targets that know of the other ranks' positives.
@@ -323,7 +328,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     _share_statistics(model, device)
     config = dict(to_row(schedule), decay=[int(d*steps) for d in schedule.decay], seed=seed, key=key, steps=steps,
                   validated=validate is not None)
-    agree(config, 'the schedule')
+    for k, v in config.items(): agree(v, k)
     on_one_disk(out)
     run = _start(model, config, out, device)
     if not _finished(run):

@@ -12,7 +12,6 @@ from pathlib import Path
 from ..core import choose, project, UserError, write_atomic
 from ..data.catalogue import NotHere
 from .arm import Arm, make_arms
-from .phases import load, run
 from ..ranks import equal_share
 from ..settings import find, text_of
 
@@ -138,15 +137,17 @@ def run_plan(values, tell=print) -> list:
     ------
     UserError : for unknown names and wrong values, before anything is started; and for what cannot be run
     """
+    from synthdet.evidence.phases import load, run
     known = parameters(experiment_notebook())
     whole = {k: d for k, (d, _) in known.items()} | sorted_out(known, values)
     plan, out, rows = make_arms(whole['arms'], whole['more'], **given(whole)), whole['out'], []
     for arm in plan: equal_share(arm.schedule.batch_size)
     loaded = load(plan[0])
     for arm in plan:
-        rows.append(run(arm, out, whole['results'] or None, loaded=loaded, workers=whole['workers']))
-        ap50 = rows[-1].get('ap50', math.nan)
-        tell(f"{arm.arm:14} test AP50 {100*ap50:5.1f}   {rows[-1]['seconds']:.0f} s   {Path(out)/rows[-1]['weights_file']}")
+        row = run(arm, out, whole['results'] or None, loaded=loaded, workers=whole['workers'])
+        tell(f"{arm.arm:14} test AP50 {100*row.get('ap50', math.nan):5.1f}   {row['seconds']:.0f} s   "
+             f"{Path(out)/row['weights_file']}")
+        rows.append(row)
     return rows
 
 def run_notebook(notebook, output, values) -> str:
