@@ -287,6 +287,19 @@ def test_images_of_one_size_are_validated_from_one_tensor():
     assert plain == held and seen == [0, 50, 100, 150, 200]*2
 
 
+def test_validation_is_computed_in_the_precision_of_the_training():
+    class Asks(Corner):
+        def forward(self, images):
+            types.add(torch.nn.functional.linear(images[0][0, :1], torch.ones(1, images[0].shape[2])).dtype)
+            return super().forward(images)
+    target = dict(boxes=torch.tensor([[0., 0, 1, 1]]), labels=torch.ones(1, dtype=torch.int64))
+    data = [(torch.full((3, 4, 4), 255, dtype=torch.uint8), target)]*2
+    for precision, dtype in dict(fp32=torch.float32, bf16=torch.bfloat16).items():
+        types = set()
+        assert validator(data, precision=precision)(Asks())['ap50'] == 1 and types == {dtype}
+    assert "precision 'fp64' is unknown" in refused(predict, Corner(), [], precision='fp64')
+
+
 def test_predict_restores_the_mode_when_the_model_fails():
     class Broken(nn.Module):
         def forward(self, images): raise RuntimeError('broken')

@@ -12,10 +12,9 @@ from synthdet.data.domains import ClassImages, load_domain
 from synthdet.data.images import write_image
 from synthdet.objects.dmgan import draw, load_dmgan, pictures
 from synthdet.objects.gan64 import Generator64
-from synthdet.objects.generated import weight_files
 from synthdet.objects import objects as module
 from synthdet.objects.objects import content, make_objects
-from synthdet.objects.settings import Objects
+from synthdet.objects.settings import Objects, weight_files
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
 from test_contract_objects import domain, root # noqa: F401 (a fixture)

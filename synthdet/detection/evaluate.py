@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from torchvision.ops import box_convert
 
 from ..core import choose, UserError
-from .train import as_floats
+from .train import as_floats, matcher_of, TYPES
 from ..ranks import gathered, rank, ranks
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
@@ -33,7 +33,7 @@ def _on_cpu(found):
     return [dict(zip(keys, parts)) for parts in zip(*columns)]
 
 @torch.no_grad()
-def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None) -> list:
+def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None, *, precision:str='fp32') -> list:
     """Find the objects in every image of a data set, with the model in evaluation mode.
 
     Parameters
@@ -42,22 +42,24 @@ def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None) -> l
     dataset : uint8 images [N,3,H,W], or a sequence of [3,H,W] or of (image, target)
     batch_size : images per call of the model
     device : where to compute; None: where the model is
+    precision : key of `TYPES`: how the forward pass is computed
 
     Returns
     -------
     list : per image {boxes float32 [N,4], scores float32 [N], labels int64 [N]} on the CPU
     """
-    if device is None: device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    was_training, found = model.training, []
+    if device is None: device = next((p.device for p in model.parameters()), 'cpu')
+    dtype, was_training, found = choose('precision', precision, TYPES), model.training, []
     model.eval()
     try:
-        for start in range(0, len(dataset), batch_size):
-            images = _images(dataset, start, min(start + batch_size, len(dataset)))
-            found += _on_cpu(model(as_floats(images, device)))
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+            for start in range(0, len(dataset), batch_size):
+                images = _images(dataset, start, min(start + batch_size, len(dataset)))
+                found += _on_cpu(model(as_floats(images, device, whole=matcher_of(model) is not None)))
     finally: model.train(was_training)
     return found
 
-def predict_together(model:torch.nn.Module, dataset, batch_size:int=16) -> list:
+def predict_together(model:torch.nn.Module, dataset, batch_size:int=16, **how) -> list:
     """Find the objects in every image, each rank in its part; all are given the whole list.
 
     Parameters
@@ -65,6 +67,7 @@ def predict_together(model:torch.nn.Module, dataset, batch_size:int=16) -> list:
     model : detector in torchvision's contract, the same on every rank
     dataset : sequence of uint8 images [3,H,W], or of (image, target)
     batch_size : images per call of the model
+    **how : of `predict`
 
     Returns
     -------
@@ -72,7 +75,7 @@ def predict_together(model:torch.nn.Module, dataset, batch_size:int=16) -> list:
     """
     first, end = (r*len(dataset) // ranks() for r in (rank(), rank() + 1))
     part = dataset[first:end] if isinstance(dataset, torch.Tensor) else Subset(dataset, range(first, end))
-    return [found for some in gathered(predict(model, part, batch_size)) for found in some]
+    return [found for some in gathered(predict(model, part, batch_size, **how)) for found in some]
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #7ebc9901
 def _paired(predictions, targets):
@@ -353,13 +356,14 @@ def evaluate(predictions:list, targets:list) -> dict:
     return dict(both, ap50_coco=coco.pop('ap50'), **coco)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cc82a0df
-def validator(dataset, batch_size=16):
+def validator(dataset, batch_size=16, *, precision='fp32'):
     """Make the function with which a training scores its model; raises `UserError` for a data set without a box.
 
     Parameters
     ----------
     dataset : sequence of (uint8 image [3,H,W], target)
     batch_size : images per call of the model
+    precision : key of `TYPES`: that of the training, whose checkpoints are ranked; tests are computed in fp32
 
     Returns
     -------
@@ -370,4 +374,4 @@ def validator(dataset, batch_size=16):
         raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it "
                         "annotated images")
     images = getattr(dataset, 'images', dataset) # of one size: one tensor
-    return lambda model: _both(predict_together(model, images, batch_size), targets)
+    return lambda model: _both(predict_together(model, images, batch_size, precision=precision), targets)

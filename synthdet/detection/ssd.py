@@ -275,7 +275,7 @@ def best(scores, group, most=None) -> torch.Tensor:
 
     Parameters
     ----------
-    scores : float [N]
+    scores : float32 [N], none negative
     group : int64 [N], from 0
     most : how many of a group; None for all
 
@@ -283,8 +283,8 @@ def best(scores, group, most=None) -> torch.Tensor:
     -------
     torch.Tensor : int64 [n], indices
     """
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
+    key = (group << 32) - scores.view(torch.int32) # bits of floats that are not negative sort as the floats do
+    order = key.argsort(stable=True)
     return order if most is None else order[_rank(group[order]) < most]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #20c58516
@@ -312,16 +312,17 @@ def suppress(boxes, scores, group, nms_thresh, *, inclusive) -> torch.Tensor:
 # %% ../../nbs/5_detection/02_ssd.ipynb #0b85901b
 def _survivors(boxes, scores, group, nms_thresh, most):
     "What `suppress` leaves of sorted groups; of a group that leaves `most` or more at least as many, the best."
-    among = lambda i: i[suppress(boxes[i], scores[i], group[i], nms_thresh, inclusive=True)]
-    all_ = torch.arange(len(group), device=group.device)
-    if most is None or not len(group): return among(all_)
-    early = _rank(group) < 2*most # mostly enough of them are left, and suppression is what costs
-    kept = among(all_[early])
-    short = torch.bincount(group[kept], minlength=int(group[-1]) + 1) < most
-    late = short[group[~early]]
-    if not late.any(): return kept
-    again = torch.isin(group, group[~early][late])
-    return torch.cat([kept[~again[kept]], among(all_[again])]).sort()[0]
+    def left(which):
+        i = which.nonzero()[:, 0]
+        return i[suppress(boxes[i], scores[i], group[i], nms_thresh, inclusive=True)]
+    if most is None or not len(group): return left(torch.ones_like(group))
+    early = _rank(group) < 2*most # suppression is what costs, and often enough of these are left
+    i = left(early)
+    few = (torch.bincount(group[i], minlength=int(group[-1]) + 1) < most)[group]
+    late = few & ~early
+    if not late.any(): return i
+    first = torch.zeros_like(early).index_fill(0, i, True)
+    return torch.cat([i[~few[i]], left(few & first | late)]).sort()[0] # what is gone takes nobody with it
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #5199426b
 def per_image(image, n, **columns) -> list:
