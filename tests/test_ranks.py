@@ -22,7 +22,7 @@ from synthdet.detection.train import matcher_of, train
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.notebooks import run_plan
 from synthdet.evidence.phases import fit, load
-from synthdet.ranks import agree, equal_share, gathered, launched, mean, on_one_disk, one_first, rank, ranks, told, total
+from synthdet.ranks import agree, equal_share, gathered, heard, launched, mean, on_one_disk, one_first, rank, ranks, total
 
 TORCHRUN = Path(sys.executable).parent/'torchrun'
 SIDE, BATCH = 64, 8
@@ -142,7 +142,7 @@ def of_rank(r, n, folder):
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=r, world_size=n)
     with one_first(): order = time.monotonic()
-    said = dict(rank=rank(), ranks=ranks(), told=told(r), total=total(torch.tensor([r + 1.])).item(), order=order,
+    said = dict(rank=rank(), ranks=ranks(), heard=heard(r), total=total(torch.tensor([r + 1.])).item(), order=order,
                 mean=mean(torch.tensor([float(r)])).item(), scored=scored(folder), averages=averages(folder),
                 lines=lines(folder))
     said, found = gathered(said), results(folder)
@@ -184,7 +184,7 @@ def test_ten_steps_of_two_ranks_end_with_the_weights_and_losses_of_one(both, nam
 def test_ranks_tell_each_other(both):
     zero, first = both[0]['said']
     assert (zero['rank'], first['rank'], zero['ranks'], first['ranks']) == (0, 1, 2, 2)
-    assert (zero['told'], first['told']) == (0, 0) and zero['total'] == first['total'] == 3 and zero['mean'] == .5
+    assert (zero["heard"], first["heard"]) == (0, 0) and zero['total'] == first['total'] == 3 and zero['mean'] == .5
     assert zero['order'] < first['order']
 
 

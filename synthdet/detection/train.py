@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from ..core import (
     append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic)
 from .settings import OPTIMIZERS, resolved_schedule, Schedule
-from ..ranks import agree, equal_share, gathered, main, mean, on_one_disk, one_first, rank, ranks, told, total
+from ..ranks import (
+    agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)
 from ..resume import load_state, save_state
 from ..settings import to_row
 from ..weights import fit_weights, read_weights, save_weights
@@ -229,7 +230,7 @@ def _start(model, config, out, device):
 def _finished(run):
     "Has the run come to its end?"
     whole = all((run.out/f'{k}.safetensors').exists() for k in ('best', 'last'))
-    return told(whole and run.at['step'] == run.config['steps'])
+    return heard(whole and run.at['step'] == run.config['steps'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #5e7a11c2
 def _tidy(run):
@@ -245,7 +246,7 @@ def _validate(run, validate):
     scores, score, better = {}, None, at['step'] == at['steps']
     if validate is not None:
         model.eval()
-        scores = told(validate(model))
+        scores = heard(validate(model))
         model.train()
     if validate is not None and select != 'last':
         score = scores.get(select)

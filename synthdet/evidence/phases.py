@@ -23,7 +23,7 @@ from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
-from ..ranks import agree, equal_share, main, rank, ranks, told
+from ..ranks import agree, equal_share, heard, main, rank, ranks
 from ..settings import identity, to_row
 from ..synthesis.settings import Synthesis
 from ..synthesis.stream import make_samples
@@ -249,12 +249,12 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     ident = f"{arm.arm}-{digest(planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])}"
     agree(ident, 'the name of the run')
     results, start = Path(results or Path(out)/'results.jsonl'), time.time()
-    found = told([r for r in read_jsonl(results) if r.get('id') == ident])
+    found = heard([r for r in read_jsonl(results) if r.get('id') == ident])
     if found: return found[-1]
     if main(): writable(results)                                         # before hours are spent, not after
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
-    if not main(): return told(None)
+    if not main(): return heard(None)
     file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,
                          settings=None if loaded.detector else arm.model, image_size=arm.model.image_size,
                          classes=loaded.domain.classes, licences=[loaded.domain.licence])
@@ -262,7 +262,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
                best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name,
                ranks=[d['ranks'] for d in done], **run_info())
     append_jsonl(results, row)
-    return told(row)
+    return heard(row)
 
 def _scores(model, test):
     "The scores of a model on the test images; none where there are none."
