@@ -139,7 +139,8 @@ def _packed(items):
     "A labelled set as tensors."
     images, targets = zip(*items)
     column = lambda k: torch.cat([t[k] for t in targets])
-    return dict(images=torch.stack([i.permute(1, 2, 0) for i in images]), boxes=column('boxes'), labels=column('labels'),
+    pixels = torch.stack([i.permute(1, 2, 0) for i in images])
+    return dict(images=pixels, boxes=column('boxes'), labels=column('labels'),
                 counts=torch.tensor([len(t['boxes']) for t in targets]))
 
 def _unpacked(state):
