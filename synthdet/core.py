@@ -11,6 +11,7 @@ __all__ = ['VERSIONS', 'UserError', 'choose', 'named', 'takes', 'refused', 'gene
 import ast, errno, hashlib, inspect, json, os, platform, subprocess, sys, warnings
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,9 +86,21 @@ def refused(f, *args, **options) -> str:
     return line
 
 # %% ../nbs/0_ground/00_core.ipynb #13843124
-VERSIONS = dict(data=1, objects=1, masks=1, stream=1, model=1, train=2, score=1)
+VERSIONS = dict(data=1, objects=1, masks=1, stream=2, model=1, train=2, score=1)
 
 # %% ../nbs/0_ground/00_core.ipynb #a54ecd9b
+class _Key:
+    "Sixteen bytes that NumPy takes for a seed as they are; for an integer it would ask the system for entropy first."
+    def __init__(self, key): self.key = key
+    def generate_state(self, n_words, dtype): return _numpy().frombuffer(self.key, dtype, n_words)
+
+@cache
+def _numpy():
+    "NumPy, told of keys."
+    import numpy as np
+    np.random.bit_generator.ISeedSequence.register(_Key)
+    return np
+
 def generator(seed:int, *keys) -> 'numpy.random.Generator':
     """The random generator that belongs to (seed, keys), and to nothing else.
 
@@ -96,9 +109,9 @@ def generator(seed:int, *keys) -> 'numpy.random.Generator':
     seed : which world
     *keys : which item in it: integers and strings
     """
-    import numpy as np
-    h = hashlib.blake2b(repr((int(seed), *keys)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(h, 'little')))
+    random, text = _numpy().random, repr((int(seed), *keys))
+    key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return random.Generator(random.Philox(_Key(key)))
 
 # %% ../nbs/0_ground/00_core.ipynb #6b575a32
 def _plain_array(x):
