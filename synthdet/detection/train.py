@@ -7,7 +7,9 @@ __all__ = ['TYPES', 'as_floats', 'matcher_of', 'adam', 'sgd', 'train']
 
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
 import math, time
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +35,9 @@ def _floats(images, device):
     wrong = next((i.dtype for i in images if i.dtype != torch.uint8), None)
     if wrong: raise UserError(f"images are {wrong}; expected uint8 in 0..255, which become floats here")
     if not isinstance(images, torch.Tensor):
-        if len({i.shape for i in images}) > 1: return [_sent(i, device) / 255 for i in images]
+        if len({i.shape for i in images}) > 1: return [_sent(i, device).float().div_(255) for i in images]
         images = torch.stack(list(images))
-    return _sent(images, device) / 255
+    return _sent(images, device).float().div_(255)
 
 # %% ../../nbs/5_detection/05_train.ipynb #cbc64271
 def as_floats(images, device) -> list:
@@ -114,11 +116,16 @@ def _arrived(run, batch):
         return _floats(images, run.device), {k: _sent(v, run.device) for k, v in targets.items()}
     return as_floats(images, run.device), [{k: _sent(v, run.device) for k, v in t.items()} for t in targets]
 
+def _set_random(run, step):
+    "Set the random state of a step."
+    set_seed = torch.default_generator.manual_seed if run.device.type == 'cpu' else torch.manual_seed
+    set_seed(int(generator(run.config['seed'], 'step', step).integers(2**62)))
+
 def _step(run, batch, step):
     "One optimiser step on `batch`; the losses, total first, still on the device."
     optimizer, scaler, dtype = run.optimizer, run.scaler, TYPES[run.config['precision']]
     images, targets = _arrived(run, batch)
-    torch.manual_seed(int(generator(run.config['seed'], 'step', step).integers(2**62)))
+    _set_random(run, step)
     with torch.autocast(run.device.type, dtype, enabled=dtype is not None): losses = run.learner(images, targets)
     total = sum(losses.values())
     optimizer.zero_grad(set_to_none=True)
@@ -126,6 +133,25 @@ def _step(run, batch, step):
     scaler.step(optimizer)
     scaler.update()
     return dict(loss=total.detach(), **{k: v.detach() for k, v in losses.items()})
+
+# %% ../../nbs/5_detection/05_train.ipynb #39802e38
+def _slow_in_bf16(m):
+    "Is it a depthwise convolution with a stride or a wide window?"
+    depthwise = isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels
+    return depthwise and (max(m.stride) > 1 or max(m.kernel_size) > 3)
+
+def _in_float32(forward, x):
+    with torch.autocast('cpu', enabled=False): return forward(x.float())
+
+@contextmanager
+def _without_slow_kernels(run):
+    "While it lasts, layers that a CPU is slow at in bf16 compute in float32."
+    bf16 = run.device.type == 'cpu' and run.config['precision'] == 'bf16'
+    slow = [m for m in run.model.modules() if bf16 and _slow_in_bf16(m)]
+    for m in slow: m.forward = partial(_in_float32, m.forward)
+    try: yield
+    finally:
+        for m in slow: del m.forward
 
 # %% ../../nbs/5_detection/05_train.ipynb #54b4fa75
 def _set_rate(optimizer, config, step):
@@ -284,7 +310,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
         (out/'last.safetensors').unlink(missing_ok=True) # the sign of the end, of a shorter run perhaps
         if run.at['best_step'] == run.at['step']: # killed before they were written
             save_weights(model, out/'best.safetensors', step=run.at['step'])
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []): # steps set the random state
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
             _fit(run, batches, validate, save_every)
         save_weights(model, out/'last.safetensors', step=steps)
     fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
