@@ -1,6 +1,6 @@
 """Images per second of the stream on one core, beside a minimal loop and beside torchvision-style copy-paste.
 
-    python benchmarks/stream.py             # speed: prints a table, writes results/stream.json
+    python benchmarks/stream.py             # speed and stages: prints tables, writes results/stream.json
     python benchmarks/stream.py --memory    # resident memory over 20,000 samples, added to the same file
 
 All of it runs on 300 x 300 images with three feathered objects and assets in memory. `floor` is the least that draws
@@ -8,11 +8,15 @@ such images with NumPy and OpenCV: resize, soften the mask, blend, note the box.
 objects as well. Both know no occlusion, nothing beyond the border, and draw no reproducible stream. `stream, same pastes`
 has everything switched off that the floor does not do; `stream, augmented` adds flip, rotation, shear, colours, truncation
 and the rules of visibility, and is held against the floor that does the same to its objects; `default recipe` is what
-training uses: all of it, and distractors, shadows, light, blur, noise and JPEG.
+training uses: all of it, and distractors, shadows, light, blur, noise and JPEG; `in batches` the same drawn straight into
+the memory of batches of 32, as training reads it. The stages are those of the default recipe, in batches.
 """
-import argparse, json, resource, sys, time
+import argparse, contextlib, importlib, json, resource, sys, time
+from collections import Counter
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 import cv2
 import numpy as np
 import torch
@@ -22,6 +26,7 @@ from synthdet.data import butterflies
 from synthdet.synthesis.settings import Recipe
 from synthdet.boxes import chw, hwc
 from synthdet.core import run_info, write_atomic
+from synthdet.data.batches import batches
 from synthdet.synthesis.cut import cutout
 from synthdet.synthesis.stream import Samples
 
@@ -117,10 +122,18 @@ def streams(cutouts, backgrounds):
                     multiply=(1, 1), truncation=0, max_overlap=1, min_visible=0)
     usual = Recipe(image_size=SIZE)
     recipes = {'stream, same pastes': plain, 'stream, augmented': base, 'stream, default recipe': usual}
-    return {name: Samples(cutouts, backgrounds, recipe).__getitem__ for name, recipe in recipes.items()}
+    draw = {name: Samples(cutouts, backgrounds, recipe).__getitem__ for name, recipe in recipes.items()}
+    return {**draw, 'stream, in batches': batched(cutouts, backgrounds)}
 
 
-def speed(n=100, rounds=20):
+def batched(cutouts, backgrounds, size=32):
+    "The default recipe, a batch at every 32nd call."
+    made = batches(Samples(cutouts, backgrounds, Recipe(image_size=SIZE)), size)
+    calls = count()
+    return lambda i: next(calls) % size or next(made)
+
+
+def speed(n=128, rounds=20):
     "Rows of images per second: all in turns, the fastest turn of each, since other programs can only add time."
     made = assets()
     runs = {'floor': floor_loop(*made), 'floor, augmented': floor_loop(*made, augmented=True),
@@ -136,6 +149,47 @@ def speed(n=100, rounds=20):
     torch_ = rate['torch copy-paste']
     return [dict(name=name, images_per_second=round(v), of_floor=round(v/floor(name), 2), of_torch=round(v/torch_, 2))
             for name, v in rate.items()]
+
+
+STAGES = {  # function, where it is looked up -> the stage it is; what it calls counts as its own, unless it is one, too
+    'stream.generator': 'chance', 'free.arrange': 'layout', 'free.free_patch': 'layout', 'free.warp': 'warp',
+    'free.photometric': 'photometric', 'free.place': 'place', 'compose.backdrop': 'background',
+    'compose.cast_shadow': 'shadow', 'pixels.feather': 'blend', 'compose.lit': 'effect: light',
+    'compose.blur': 'effect: blur', 'compose.noise': 'effect: noise', 'compose.jpeg': 'effect: JPEG',
+    'stream.target': 'target'}
+
+
+def timed(spent, open_, stage, f):
+    "A function whose time is added to its stage, less what inner stages took."
+    def run(*args, **options):
+        open_.append(0.)
+        start = time.perf_counter()
+        try: return f(*args, **options)
+        finally:
+            took = time.perf_counter() - start
+            spent[stage] += took - open_.pop()
+            if open_: open_[-1] += took
+    return run
+
+
+def stages(n=20, rounds=12):
+    "Microseconds per image of each stage of the default recipe, of the fastest of some rounds; `rest` is the batch."
+    found = []
+    for _ in range(rounds):
+        spent, open_ = Counter(), []
+        with contextlib.ExitStack() as stack:
+            for name, stage in STAGES.items():
+                where, function = name.split('.')
+                where = importlib.import_module(f'synthdet.synthesis.{where}')
+                run = timed(spent, open_, stage, getattr(where, function))
+                stack.enter_context(patch.object(where, function, run))
+            draw = timed(spent, open_, 'rest', batched(*assets()))
+            for i in range(32): draw(i) # warms up
+            spent.clear()
+            for i in range(32*n): draw(i)
+        found.append({stage: 1e6*v/(32*n) for stage, v in spent.items()})
+    best = min(found, key=lambda f: sum(f.values()))
+    return [dict(stage=s, microseconds=round(best[s], 1)) for s in dict.fromkeys([*STAGES.values(), 'rest'])]
 
 
 def rss():
@@ -163,12 +217,13 @@ def main():
     a = p.parse_args()
     cv2.setNumThreads(1); torch.set_num_threads(1)
     old = json.loads(OUT.read_text()) if OUT.exists() else {}
-    rows = memory() if a.memory else speed()
-    told = '{samples:6} samples  {rss_mb:.1f} MB' if a.memory else \
-        '{name:24}{images_per_second:6} images/s{of_floor:8.2f} of its floor{of_torch:8.2f} of torch'
-    for r in rows: print(told.format(**r))
-    about = dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())
-    write_atomic(OUT, json.dumps({**old, 'memory' if a.memory else 'speed': about}, indent=1)+'\n')
+    told = dict(memory='{samples:6} samples  {rss_mb:.1f} MB', stages='{stage:24}{microseconds:8.1f} us an image',
+                speed='{name:24}{images_per_second:6} images/s{of_floor:8.2f} of its floor{of_torch:8.2f} of torch')
+    for name, measure in dict(memory=memory).items() if a.memory else dict(speed=speed, stages=stages).items():
+        rows = measure()
+        for r in rows: print(told[name].format(**r))
+        old[name] = dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())
+    write_atomic(OUT, json.dumps(old, indent=1)+'\n')
 
 
 if __name__ == '__main__': main()

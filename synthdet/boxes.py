@@ -22,7 +22,7 @@ def chw(array:np.ndarray) -> torch.Tensor:
     -------
     torch.Tensor : [C,H,W], the same memory
     """
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return torch.from_numpy(array.transpose(2, 0, 1))
 
 # %% ../nbs/0_ground/02_boxes.ipynb #9f6ceafb
 def hwc(image:torch.Tensor) -> np.ndarray:
@@ -36,7 +36,7 @@ def hwc(image:torch.Tensor) -> np.ndarray:
     -------
     np.ndarray : [H,W,C], contiguous; the same memory when it lies channels-last
     """
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 # %% ../nbs/0_ground/02_boxes.ipynb #4d7c307f
 def mask_to_box(mask, threshold=0) -> torch.Tensor|None:

@@ -6,11 +6,12 @@
 __all__ = ['run', 'preview', 'synth', 'data']
 
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
-import argparse, sys
+import argparse, shlex, sys
 from pathlib import Path
-from .core import UserError, write_atomic
+from .core import choose, UserError, writable, write_atomic
 from .data.catalogue import FACTS, how_to_get, locate, SETS
-from .evidence.arm import Arm, make_arms
+from .data.settings import FORMATS
+from .evidence.arm import Arm, check_arm, make_arms
 from .settings import listing, words
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
@@ -38,7 +39,6 @@ def _parser(name, what):
 
 def _given(a) -> dict:
     "The settings on a command line; raises `UserError` for a word without `=` and for a name given twice."
-    import shlex
     return words(' '.join(shlex.quote(w) for w in [*a.words, *(f'{k}={v}' for k, v in a.pairs)]))
 
 # %% ../nbs/7_roof/00_cli.ipynb #ded5a879
@@ -63,15 +63,17 @@ def run(argv=None):
     _guarded(_run, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #db70df10
-def _samples(a):
-    "Domain and stream that the words name."
-    from synthdet.data.domains import load_domain
-    from synthdet.synthesis.stream import make_samples
+def _arm(a) -> Arm:
+    "The arm whose stream the words name; raises `UserError` for what cannot be run, before torch is imported."
     given = _given(a)
     if 'arms' in given: raise UserError(f"arms={given['arms']}: arms are what synthdet-run compares; a stream has none")
-    arm, = make_arms('pretrain_only', **given)
-    domain = load_domain(arm.data)
-    return domain, make_samples(domain, arm.synthesis, seed=arm.seed)
+    return check_arm(*make_arms('pretrain_only', **given))
+
+def _samples(arm):
+    "The stream of an arm."
+    from synthdet.data.domains import load_domain
+    from synthdet.synthesis.stream import make_samples
+    return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed)
 
 def _count(p, argv, n):
     "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."
@@ -86,12 +88,13 @@ def _preview(argv):
     p = _parser('synthdet-preview', 'Draw a contact sheet of a stream of synthesised images with their boxes.')
     p.add_argument('--output', default='preview.png', help='PNG file (default: %(default)s)')
     a = _count(p, argv, 24)
-    _, samples = _samples(a)
+    arm, output = _arm(a), writable(a.output)
+    samples = _samples(arm)
     from torchvision.io import encode_png
     from synthdet.show import sheet
     drawn = [samples[i] for i in range(a.n)]
     png = encode_png(sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192).contiguous())
-    print(samples.report(), write_atomic(a.output, bytes(png.numpy())).resolve(), sep='\n')
+    print(samples.report(), write_atomic(output, bytes(png.numpy())).resolve(), sep='\n')
 
 def preview(argv=None):
     "Entry point of `synthdet-preview`."
@@ -104,7 +107,10 @@ def _synth(argv):
     p.add_argument('--format', default='coco', help='coco, voc or yolo (default: %(default)s)')
     p.add_argument('--output', required=True, help='folder to write to')
     a = _count(p, argv, 1000)
-    _, samples = _samples(a)
+    choose('format', a.format, FORMATS)
+    arm = _arm(a)
+    writable(Path(a.output)/'stream.yaml')
+    samples = _samples(arm)
     from synthdet.synthesis.disk import write_stream
     write_stream(samples, a.output, a.n, format=a.format)
     print(samples.report(), f'{a.n} images in {Path(a.output).resolve()} ({a.format})', sep='\n')
@@ -191,9 +197,10 @@ def _data(argv):
     p.add_argument('--options', default='', help='check: options of the domain, like split=official')
     a = p.parse_args(argv)
     a.root = a.root or ('drawn' if a.what == 'draw' else 'data')
-    known = [*FACTS, *(SETS if a.what == 'fetch' else ())]
+    kind, known = ('data set', {**SETS, **FACTS}) if a.what in ('list', 'fetch') else ('domain', FACTS)
+    if not a.names and a.what != 'list': raise UserError(f"{a.what} what? choose from {', '.join(known)}")
+    for name in a.names: choose(kind, name, known)
     if a.what == 'list': done = _list(a.names, a.root)
-    elif not a.names: raise UserError(f"{a.what} what? choose from {', '.join(known)}")
     else: done = all([dict(check=_check, fetch=_fetch, draw=_draw)[a.what](name, a) for name in a.names])
     if not done: sys.exit(1)
 

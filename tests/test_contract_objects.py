@@ -10,9 +10,8 @@ from synthdet.data.domains import load_domain
 from synthdet.data.images import write_image
 from synthdet.objects.dmgan import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
-from synthdet.objects.generated import GENERATORS, weight_files
-from synthdet.objects.objects import DEFAULTS, has_end, make_objects, resolved
-from synthdet.objects.settings import Objects, OBJECTS
+from synthdet.objects.objects import has_end, make_objects, resolved
+from synthdet.objects.settings import DEFAULTS, FILES, OBJECTS, Objects, TRUNCATED, weight_files
 from synthdet.objects.stylegan2 import Layout, StyleGAN2
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
@@ -112,15 +111,15 @@ def test_generators_draw_from_weights_seed_and_number(source, root):
 @pytest.mark.parametrize("source", SIDES)
 def test_generators_refuse_what_they_cannot_do(source, root, tmp_path):
     name = resolved(Objects(source), domain(root)).source
-    files = f"{name} for domain 'mine' needs {GENERATORS[name].files[0]}"
+    files = f"{name} for domain 'mine' needs {FILES[name][0]}"
     advice = "give a path as objects.weights=, or ask for objects=real"
     for told in (refused(make_objects, source, domain(tmp_path)), refused(make_objects, source, domain())):
         assert files in told and told.endswith(advice) and "\n" not in told
     assert "draws one class, domain 'mine' has 2" in refused(make_objects, source, domain(root, ("a", "b")))
-    if not GENERATORS[name].truncates: assert f"leave it out for {name}" in refused(make_objects, Objects(source, psi=.7), domain(root))
+    if name not in TRUNCATED: assert f"leave it out for {name}" in refused(make_objects, Objects(source, psi=.7), domain(root))
 
 
-@pytest.mark.parametrize("source", [k for k, v in GENERATORS.items() if v.truncates])
+@pytest.mark.parametrize("source", TRUNCATED)
 def test_psi_is_kept_whatever_it_is(source, root):
     "Psi 0 is the average picture for any noise; it once became 1 on the way."
     drawn = {psi: make_objects(Objects(source, psi=psi), domain(root)) for psi in (0, .5, 1)}

@@ -13,7 +13,7 @@ from synthdet.core import generator, named, refused
 from synthdet.data import butterflies
 from synthdet.data.domains import load_domain
 from synthdet.settings import leaves, override, text_of
-from synthdet.synthesis.compose import compose, composer_of
+from synthdet.synthesis.compose import compose, style
 from synthdet.synthesis.cut import Cutout, cutout
 from synthdet.synthesis.free import free
 from synthdet.synthesis.pool import Cutouts, Endless, Hand
@@ -117,11 +117,11 @@ def test_a_compositor_gives_a_labelled_picture_of_the_size_asked_for(name, size)
 @pytest.mark.parametrize('name', COMPOSERS)
 def test_a_plan_counts_the_objects_that_are_dealt(name):
     recipe = recipe_of(name, image_size=160)
-    composer, drawn = composer_of(recipe)
+    look = style(recipe)
     for i in range(20):
         hand = Hand(wholes(), first=0)
-        composer.arrange(hand, drawn, generator(i), PLACES)
-        assert hand.next == sum(map(bool, composer.plan(drawn, generator(i))))
+        look.composer.arrange(hand, look.drawn, generator(i), PLACES)
+        assert hand.next == sum(map(bool, look.composer.plan(look.drawn, generator(i))))
 
 
 @pytest.mark.parametrize('name', COMPOSERS)

@@ -556,7 +556,7 @@ def test_command(birds, capsys, monkeypatch):
     for argv, words in ((('fetch',), 'fetch what?'),
                         (('list', 'dogs'), "data set 'dogs' is unknown"),
                         (('check', 'lfw'), "domain 'lfw' is unknown; choose from faces"),
-                        (('draw', 'dogs'), "fixture 'dogs' is unknown"),
+                        (('draw', 'dogs'), "domain 'dogs' is unknown"),
                         (('check', 'birds', '--options', 'official'), 'is no setting'),
                         (('draw', 'birds', '--root', birds), 'is there already, and')):
         code, _, err = run(capsys, *argv)

@@ -11,6 +11,7 @@ from torchvision.ops import box_convert
 
 from synthdet.boxes import wrap
 from synthdet.core import refused, shared
+from synthdet.data.images import Resized
 from synthdet.detection.evaluate import (
     average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)
 
@@ -238,12 +239,65 @@ def test_predict_keeps_mode_and_statistics_for_any_batch_size(training):
     model = Corner().train(training)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     runs = [predict(model, images, batch_size=n) for n in (1, 3, 16)] + [predict(model, [(i, {}) for i in images])]
+    even = predict(model, torch.stack(images[::2]), batch_size=3)
+    assert all(torch.equal(a['boxes'], b['boxes']) for a, b in zip(even, runs[0][::2])) and len(even) == 4
     assert model.training == training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     found = [[float(d['boxes'][0, 2]) for d in r] for r in runs]
     corners = [float(i[0, 0, 0])/255 for i in images]
     assert found[0] == found[1] == found[2] == found[3] == pytest.approx(corners, abs=1e-4)
     assert set(runs[0][0]) == {'boxes', 'scores', 'labels'} and not runs[0][0]['boxes'].requires_grad
     assert predict(model, []) == []
+
+
+def test_predictions_can_be_learned_from():
+    found = predict(Corner(), torch.full((2, 3, 4, 4), 255, dtype=torch.uint8))
+    weight = torch.ones(1, requires_grad=True)
+    (weight*found[1]['boxes']).sum().backward()
+    assert float(weight.grad) == pytest.approx(2, abs=1e-4)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 3])
+def test_validation_and_test_compare_once_what_the_rules_compare_apart(seed):
+    predictions, targets = case(seed, images=9)
+    confident = [{k: d[k][d['scores'] >= .5] for k in ('boxes', 'scores', 'labels')} for d in predictions]
+    want = average_precision(predictions, targets), average_precision(confident, targets, rule='authors')
+    scores = evaluate(predictions, targets)
+    assert (scores['ap50'], scores['ap50_authors']) == want and want[0] != want[1]
+
+
+def test_a_crowded_image_is_compared_in_parts(monkeypatch):
+    from synthdet.detection import evaluate as module
+    whole = [average_precision(*case(s)) for s in range(8)]
+    pairs = module._pairs
+    monkeypatch.setattr(module, '_pairs', lambda *n: pairs(*n, most=5))
+    assert [average_precision(*case(s)) for s in range(8)] == whole
+
+
+def test_images_of_one_size_are_validated_from_one_tensor():
+    images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    images[:, :, 0, 0] = torch.arange(5)[:, None]*50
+    target = dict(boxes=torch.tensor([[0., 0, 1, 1]]), labels=torch.ones(1, dtype=torch.int64))
+    data = Resized([(i, target) for i in images], 8)
+    seen = []
+    class Sees(Corner):
+        def forward(self, images):
+            seen.extend(int(255*i[0, 0, 0] + .5) for i in images)
+            return super().forward(images)
+    plain, held = (validator(d)(Sees()) for d in ([*data], data))
+    assert plain == held and seen == [0, 50, 100, 150, 200]*2
+
+
+def test_validation_is_computed_in_the_precision_of_the_training():
+    class Asks(Corner):
+        def forward(self, images):
+            types.add(torch.nn.functional.linear(images[0][0, :1], torch.ones(1, images[0].shape[2])).dtype)
+            return super().forward(images)
+    target = dict(boxes=torch.tensor([[0., 0, 1, 1]]), labels=torch.ones(1, dtype=torch.int64))
+    data = [(torch.full((3, 4, 4), 255, dtype=torch.uint8), target)]*2
+    for precision, dtype in dict(fp32=torch.float32, bf16=torch.bfloat16).items():
+        types = set()
+        assert validator(data, precision=precision)(Asks())['ap50'] == 1 and types == {dtype}
+    assert "precision 'fp64' is unknown" in refused(predict, Corner(), [], precision='fp64')
 
 
 def test_predict_restores_the_mode_when_the_model_fails():

@@ -56,8 +56,8 @@ from synthdet.objects.dmgan import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.gantrain import train_gan
 from synthdet.objects.generated import Generated
-from synthdet.objects.objects import DEFAULTS, make_objects
-from synthdet.objects.settings import GanConfig, Objects
+from synthdet.objects.objects import make_objects
+from synthdet.objects.settings import DEFAULTS, GanConfig, Objects
 from synthdet.objects.stylegan2 import Layout, StyleGAN2
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.synthesis.compose import compose

@@ -1,18 +1,20 @@
 "What single generators do: through worker processes, from the package, between bars, with broken weights."
+import os
 import pickle
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from synthdet.core import refused
+from synthdet.core import digest, hash_file, refused
 from synthdet.data.domain import Domain
-from synthdet.data.domains import load_domain
+from synthdet.data.domains import ClassImages, load_domain
+from synthdet.data.images import write_image
 from synthdet.objects.dmgan import draw, load_dmgan, pictures
 from synthdet.objects.gan64 import Generator64
-from synthdet.objects.generated import weight_files
-from synthdet.objects.objects import make_objects
-from synthdet.objects.settings import Objects
+from synthdet.objects import objects as module
+from synthdet.objects.objects import content, make_objects
+from synthdet.objects.settings import Objects, weight_files
 from synthdet.objects.stylenet import StyleGAN
 from synthdet.weights import save_weights
 from test_contract_objects import domain, root # noqa: F401 (a fixture)
@@ -77,3 +79,22 @@ def test_a_generator_that_draws_nan_is_told(root):
 def test_a_file_of_another_generator_is_told_in_a_line(source, file, words, root):
     told = refused(make_objects, Objects(source, root/"weights"/file), domain())
     assert words in told and "\n" not in told
+
+
+def test_files_are_read_once_for_their_name_and_again_when_one_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHDET_CACHE", str(tmp_path/"cache"))
+    files, read = [tmp_path/f"{i}.bmp" for i in range(9)], []
+    for f in files: write_image(f, torch.zeros(3, 8, 8, dtype=torch.uint8))
+    def hashed(f):
+        read.append(f)
+        return hash_file(f)
+    monkeypatch.setattr(module, "hash_file", hashed)
+    name = lambda: digest(content(ClassImages(files, [1]*9, tmp_path)))
+    first, fresh = name(), name()
+    assert first == fresh and len(read) == 18, "what has just been written may be written again within a tick of the clock"
+    monkeypatch.setattr(module.time, "time_ns", lambda: files[0].stat().st_mtime_ns + 10**10)
+    assert name() == name() == first and len(read) == 27
+    old = files[4].stat()
+    write_image(files[4], torch.full((3, 8, 8), 9, dtype=torch.uint8))
+    os.utime(files[4], ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert files[4].stat().st_size == old.st_size and name() != first, "even one that hides its time"

@@ -114,22 +114,43 @@ def test_matches_and_losses_equal_the_loops_on_boxes(small):
         torch.testing.assert_close(torch.stack(got), torch.tensor(want), rtol=1e-4, atol=1e-4)
 
 
-def test_suppression_equals_a_loop_and_is_inclusive():
+def loop_select(boxes, scores, score_thresh, nms_thresh, candidates, detections):
+    "Suppression of one image, class by class and box by box; rows of (score, label, box)."
+    rows = []
+    for c in range(1, scores.shape[1]):
+        order = sorted((i for i in range(len(boxes)) if scores[i, c] >= score_thresh), key=lambda i: -scores[i, c])
+        order = order[:candidates]
+        while order:
+            i = order.pop(0)
+            rows.append((scores[i, c].item(), c, boxes[i].tolist()))
+            iou = box_iou(boxes[i:i+1].double(), boxes[order].double())[0].tolist()
+            order = [j for j, o in zip(order, iou) if o < nms_thresh]
+    return sorted(rows, key=lambda r: -r[0])[:detections]
+
+
+@pytest.mark.parametrize('N, candidates, detections', [(30, None, None), (30, 12, 5), (60, None, 3), (8, 4, 20)])
+def test_a_batch_is_chosen_from_as_by_loops_over_images_and_classes(N, candidates, detections):
     g = torch.Generator().manual_seed(4)
-    for _ in range(40):
-        xy = torch.randint(0, 12, (30, 2), generator=g).float()
-        boxes = torch.cat([xy, xy + torch.randint(1, 9, (30, 2), generator=g)], 1) # whole: exact halves occur
-        scores = torch.rand(30, 3, generator=g)
-        want = []
-        for c in (1, 2):
-            order = [i for i in scores[:, c].argsort(descending=True).tolist() if scores[i, c] >= .2]
-            while order:
-                i = order.pop(0)
-                want.append((round(scores[i, c].item(), 6), c, boxes[i].tolist()))
-                order = [j for j in order if box_iou(boxes[i:i+1], boxes[j:j+1]).item() < .5]
-        got = select(boxes, scores, .2, .5)
-        rows = zip(got['scores'].tolist(), got['labels'].tolist(), got['boxes'].tolist())
-        assert [(round(s, 6), c, b) for s, c, b in rows] == sorted(want, key=lambda w: -w[0])
+    for k in range(12):
+        xy = torch.randint(-6, 12, (3, N, 2), generator=g).float() # beyond the border, too
+        boxes = torch.cat([xy, xy + torch.randint(1, 9, (3, N, 2), generator=g)], -1) # whole: exact halves occur
+        scores = torch.rand(3, N, 4, generator=g)
+        if k % 2: scores = (8*scores).round()/8 # ties
+        scores[1] *= k % 3 # an image without any
+        got = select(boxes, scores, .2, .5, candidates, detections)
+        assert len(got) == 3
+        for d, b, s in zip(got, boxes, scores):
+            rows = list(zip(d['scores'].tolist(), d['labels'].tolist(), d['boxes'].tolist()))
+            assert rows == loop_select(b, s, .2, .5, candidates, detections)
+
+
+def test_a_box_out_of_all_bounds_does_not_disturb_another_image():
+    near = torch.tensor([[0., 0, 10, 10], [0, 0, 10, 6], [20, 20, 30, 30], [20, 20, 30, 24]])
+    wild = torch.tensor([[-3e37, 0, 3e38, 3e38]]).repeat(4, 1)
+    scores = torch.tensor([.9, .8, .7, .6])[:, None].expand(-1, 2)
+    alone, = select(near[None], scores[None], .1, .5)
+    assert all(torch.equal(v, alone[k]) for k, v in select(torch.stack([wild, near]), scores.expand(2, 4, 2), .1,
+                                                           .5)[1].items()) and len(alone['boxes']) == 3
 
 
 def test_batched_equals_single_and_padding_does_not_matter(small):

@@ -6,20 +6,21 @@
 __all__ = ['butterflies', 'Images', 'ClassImages', 'folder', 'load_domain', 'write_domain']
 
 # %% ../../nbs/1_data/07_domains.ipynb #40e429d4
-import inspect, shlex
+import inspect
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, named, UserError
+from ..core import choose, hash_file, named, UserError
 from .annotations import read_detection, write_detection
 from .butterflies import background, class_image, scene, SPLITS
+from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, Missing
 from .images import image_files, read_image, write_image
 from .settings import DataSource, DOMAINS
-from ..settings import checked, opt, parse, words
+from ..settings import checked, opt, parse
 
 # %% ../../nbs/1_data/07_domains.ipynb #67a25f93
 _FREE = 1 + max(seed for seed, _ in SPLITS.values())
@@ -48,17 +49,16 @@ def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_s
     image_size : side of backgrounds and scenes, pixels
     class_size : side of class images, pixels; 0 is half of `image_size`
     """
-    if root:
-        raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={str(root)!r}; "
-                        "choose the domain folder, or leave root empty")
+    place = drawn_place(root)
     class_size = class_size or image_size//2
     hold = 64*10**6                                                # bytes for each part
-    scenes = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold, ['butterfly'])
+    source = hash_file(inspect.getsourcefile(scene))
+    scenes = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold, ['butterfly'], source)
     return Domain(
-        'butterflies', ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold),
+        place.name, ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold),
         Drawn(partial(background, size=image_size, seed=_FREE+1), n_backgrounds, hold),
         **{split: scenes(n, seed) for split, (seed, n) in SPLITS.items()},
-        licence='Apache-2.0', source='synthdet.butterflies', class_images_from='drawn')
+        licence='Apache-2.0', source=place.source, class_images_from='drawn')
 
 # %% ../../nbs/1_data/07_domains.ipynb #d7ba84e4
 class Images(Dataset):
@@ -165,23 +165,17 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     ------
     UserError : for what is there and wrong, and later for what is not there and asked for
     """
-    if not root or not Path(root).is_dir():
-        raise UserError(f"{root or 'root'}: no such folder; domain 'folder' expects one that holds class_images/, "
-                        "backgrounds/ and detection/, so give its path as root=")
+    found = own_place(root, class_images, backgrounds)
     root, place = Path(root), Path(class_images or Path(root)/'class_images')
-    if class_images and not place.is_dir():
-        raise UserError(f"{place}: no such folder; expected class images, so check the path")
     files = _class_files(place) if place.is_dir() else {}
     sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
-    if not files and all(isinstance(s, Missing) for s in sets.values()):
-        raise UserError(f"{root}: holds neither class_images/ nor detection/; expected the layout of a domain, "
-                        "so check the path")
+    if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
     wanted = classes.split(',') if isinstance(classes, str) and classes else classes
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(
-        root.resolve().name, names, _own_class_images(place, files, names), _backgrounds(root, backgrounds),
+        found.name, names, _own_class_images(place, files, names), _backgrounds(root, backgrounds),
         **{s: _relabel(part, names) for s, part in sets.items()},
-        licence=licence, source=str(root), class_images_from=place.name if files else '')
+        licence=licence, source=found.source, class_images_from=place.name if files else '')
 
 def _own_class_images(place, files, names):
     "Class images from a folder, labelled by its sub-folders."
@@ -197,12 +191,6 @@ def _option(parameter, text):
     f = opt('' if unset else parameter.default, '')
     f.name = parameter.name
     return checked(parse(text, f), f)
-
-def _asked(source):
-    "The options of a `DataSource`, as text."
-    own = dict(class_images=source.class_images, backgrounds=source.backgrounds)
-    given = [f'{k}={shlex.quote(v)}' for k, v in own.items() if v]
-    return words(' '.join([*given, source.options]))
 
 # %% ../../nbs/1_data/07_domains.ipynb #05d9551b
 def load_domain(source, root=None, *, fallback:bool=True, **options) -> Domain:
@@ -224,7 +212,7 @@ def load_domain(source, root=None, *, fallback:bool=True, **options) -> Domain:
         if not root and not options: return source
         raise UserError(f"domain {source.name!r} is loaded already; leave out {', '.join(options) or 'root'}")
     if isinstance(source, DataSource):
-        source, root, options = source.domain, root or source.root, _asked(source) | options
+        source, root, options = source.domain, root or source.root, source.asked() | options
     build = source if callable(source) else named('domain', source, DOMAINS)
     known = {k: p for k, p in inspect.signature(build).parameters.items() if k != 'root'}
     if not fallback and 'fallback' in known: options = dict(fallback=False) | options

@@ -6,7 +6,7 @@
 __all__ = ['KNOWN', 'download', 'extract', 'downloads', 'fetch', 'set_names', 'listing', 'check']
 
 # %% ../../nbs/1_data/10_download.ipynb #653c7ecd
-import filecmp, hashlib, json, os, shutil, stat, tarfile, tempfile, time, warnings, zipfile, zlib
+import filecmp, hashlib, json, os, shlex, shutil, stat, tarfile, tempfile, time, warnings, zipfile, zlib
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from lzma import LZMAError
@@ -15,10 +15,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 from ..core import choose, hash_file, interactive, UserError, write_atomic
-from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, SETS
-from .domain import Missing
-from .domains import load_domain
-from .images import image_files, read_image
+from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
+from .settings import DataSource
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -476,6 +474,7 @@ def _version(name, root):
 # %% ../../nbs/1_data/10_download.ipynb #499d02d6
 def _unreadable(files, what, bar):
     "A line for each picture that cannot be decoded."
+    from synthdet.data.images import read_image
     out = []
     for f in tqdm(files, desc=what, delay=1, disable=not bar):
         try: read_image(f)
@@ -484,6 +483,7 @@ def _unreadable(files, what, bar):
 
 def _extra(listed):
     "A note of pictures that lie among the listed ones and are on no list, as most of FDDB's."
+    from synthdet.data.images import image_files
     top = os.path.commonpath(listed) if len(listed) > 1 else None
     more = sorted(set(image_files(top, below=True)) - listed) if top else []
     if not more: return []
@@ -492,6 +492,7 @@ def _extra(listed):
 
 def _found(part, data, expected, decode, bar):
     "The findings of one part of a domain."
+    from synthdet.data.domain import Missing
     if isinstance(data, Missing): return [(part, 'missing', data.message)]
     files = dict.fromkeys(getattr(data, 'files', ()))
     bad = _unreadable(files, part, bar) if decode else []
@@ -502,6 +503,12 @@ def _found(part, data, expected, decode, bar):
     return [(part, 'differs' if wrong else 'ok', told), *((part, 'differs', line) for line in bad)]
 
 # %% ../../nbs/1_data/10_download.ipynb #d7bbeced
+def _loaded(domain, root, options):
+    "A public domain; torch is imported when its folder is there."
+    place_of(DataSource(domain, str(root), options=' '.join(f'{k}={shlex.quote(str(v))}' for k, v in options.items())))
+    from synthdet.data.domains import load_domain
+    return load_domain(domain, root, **options)
+
 def check(domain, root, decode=True, bar=None, **options) -> list:
     """Hold what is on the disk against the paper: counts, versions, pictures that are not listed or cannot be read.
 
@@ -518,7 +525,7 @@ def check(domain, root, decode=True, bar=None, **options) -> list:
     list : of (part, 'ok' or 'differs' or 'missing' or 'refused', what was found)
     """
     facts, bar = choose('domain', domain, FACTS), interactive() if bar is None else bar
-    try: d = load_domain(domain, root, **options)
+    try: d = _loaded(domain, root, options)
     except UserError as e: return [('domain', 'missing' if isinstance(e, NotHere) else 'refused', str(e))]
     rows, listed = [], set()
     for part, expected in zip(('train', 'val', 'test', 'class_images', 'backgrounds'), (*facts.counts, 0, 0)):

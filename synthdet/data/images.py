@@ -6,7 +6,6 @@
 __all__ = ['IMAGE_SUFFIXES', 'read_image', 'image_size', 'is_image', 'image_files', 'write_image', 'progress', 'Held', 'Resized']
 
 # %% ../../nbs/1_data/01_images.ipynb #17c3fb88
-from functools import partial
 from pathlib import Path
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from ..boxes import chw, hwc, resize_boxes, wrap
+from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
 from ..core import interactive, UserError, write_atomic
 
 # %% ../../nbs/1_data/01_images.ipynb #3d9a0ece
@@ -182,8 +181,17 @@ class Held(Dataset):
         if not -len(self) <= i < len(self): raise IndexError(f'item {i} of {len(self)}')
         i = int(i) % len(self)
         if i in self.kept: return self.kept[i]
-        item = self.items[i] if self.prepare is None else self.prepare(self.items[i])
-        size = _bytes(item)
+        return self.keep(i, self.items[i] if self.prepare is None else self.prepare(self.items[i]))
+
+    def keep(self, i:int, item):
+        """Keep a prepared item, if the budget allows; the item.
+
+        Parameters
+        ----------
+        i : its number
+        item : as `prepare` would give it
+        """
+        size = 0 if i in self.kept else _bytes(item)
         if self.budget is None or self.used + size <= self.budget: self.kept[i], self.used = item, self.used + size
         return item
 
@@ -213,16 +221,22 @@ class Resized(Dataset):
     dataset : images with boxes, of any sizes
     size : side of the square, pixels; the aspect is not kept
     antialias : average the pixels that a smaller image merges; the paper did not
+
+    Attributes
+    ----------
+    images : all of them, uint8 [N,3,size,size], memory channels-last
     """
     def __init__(self, dataset, size:int, antialias:bool=False):
         self.size, of = size, getattr(dataset, 'dataset', None)    # of a subset
         self.classes = getattr(dataset, 'classes', None) or getattr(of, 'classes', ())
-        self.held = Held(dataset, partial(_square, size=size, antialias=antialias))
-        self.held.fill()
+        getattr(dataset, 'fill', lambda: None)()
+        self.images, self.targets = torch.empty(len(dataset), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2), []
+        for i in progress(range(len(dataset)), 'reading'):
+            self.images[i], target = _square(dataset[i], size, antialias)
+            self.targets.append(unwrap(target))
 
-    def __len__(self): return len(self.held)
+    def __len__(self): return len(self.images)
 
     def __getitem__(self, i):
-        image, target = self.held[i]
-        own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in target.items()}
-        return image.clone(), wrap(dict(image_id=i) | own, (self.size, self.size))
+        own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
+        return self.images[i].clone(), wrap(dict(image_id=i) | own, (self.size, self.size))

@@ -20,7 +20,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from ..core import UserError
-from .settings import ANY, BACKBONES
+from .settings import ANY, BACKBONES, unknown_backbone
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #74c79bc8
@@ -154,9 +154,7 @@ class Backbone(nn.Module):
 # %% ../../nbs/5_detection/01_backbones.ipynb #71e40740
 def _features(name):
     "The timm network `name` as a list of maps. Raises `UserError` for one that is unknown or has no maps."
-    if not timm.is_model(name):
-        raise UserError(f"backbone {name!r} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
-                        "timm.list_models() gives")
+    if not timm.is_model(name): raise unknown_backbone(name)
     try: return timm.create_model(name, features_only=True)
     except (AttributeError, RuntimeError, TypeError) as e: # what a network without maps answers is not agreed upon
         raise UserError(f"backbone {name!r} gives no feature maps ({str(e).splitlines()[0]}); choose another") from None

@@ -18,7 +18,7 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import hash_file, named, UserError
-from .settings import DETECTORS, Model, OWN, resolved
+from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_weights, read_note, read_weights, save_weights
 
@@ -68,8 +68,7 @@ def _build(build, name, num_classes, options):
     takes = inspect.signature(build).parameters
     if options.get('backbone') is None: options.pop('backbone', None)
     elif 'backbone' not in takes:
-        raise UserError(f"backbone {options['backbone']!r} cannot be chosen for {name}: it brings its own; leave "
-                        "backbone out or take detector 'ssd'")
+        raise own_backbone(options['backbone'], name)
     unknown = [k for k in options if k not in takes]
     if unknown and not any(p.kind == p.VAR_KEYWORD for p in takes.values()):
         raise UserError(f"option {unknown[0]!r} is unknown to {name}; choose from {', '.join(takes)}")

@@ -12,35 +12,48 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert
 
 from ..core import choose, UserError
-from .train import as_floats
+from .train import as_floats, matcher_of, TYPES
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
+def _images(dataset, start, stop):
+    "Images `start` to `stop` of a data set."
+    if isinstance(dataset, torch.Tensor): return dataset[start:stop]
+    items = [dataset[i] for i in range(start, stop)]
+    return [i if isinstance(i, torch.Tensor) else i[0] for i in items]
+
+def _on_cpu(found):
+    "Boxes, scores and labels of a batch on the CPU, one transfer each."
+    counts, keys = [len(d['boxes']) for d in found], ('boxes', 'scores', 'labels')
+    columns = [torch.cat([d[k] for d in found]).cpu().split(counts) for k in keys]
+    return [dict(zip(keys, parts)) for parts in zip(*columns)]
+
 @torch.no_grad()
-def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None) -> list:
+def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None, *, precision:str='fp32') -> list:
     """Find the objects in every image of a data set, with the model in evaluation mode.
 
     Parameters
     ----------
     model : detector in torchvision's contract
-    dataset : sequence of uint8 images [3,H,W], or of (image, target)
+    dataset : uint8 images [N,3,H,W], or a sequence of [3,H,W] or of (image, target)
     batch_size : images per call of the model
     device : where to compute; None: where the model is
+    precision : key of `TYPES`: how the forward pass is computed
 
     Returns
     -------
     list : per image {boxes float32 [N,4], scores float32 [N], labels int64 [N]} on the CPU
     """
-    if device is None: device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    was_training, found = model.training, []
+    if device is None: device = next((p.device for p in model.parameters()), 'cpu')
+    dtype, was_training, found = choose('precision', precision, TYPES), model.training, []
     model.eval()
     try:
-        for start in range(0, len(dataset), batch_size):
-            items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            images = [i if isinstance(i, torch.Tensor) else i[0] for i in items]
-            found += [{k: d[k].cpu() for k in ('boxes', 'scores', 'labels')} for d in model(as_floats(images, device))]
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+            for start in range(0, len(dataset), batch_size):
+                images = _images(dataset, start, min(start + batch_size, len(dataset)))
+                found += _on_cpu(model(as_floats(images, device, whole=matcher_of(model) is not None)))
     finally: model.train(was_training)
     return found
 
@@ -51,22 +64,68 @@ def _paired(predictions, targets):
         raise UserError(f"{len(predictions)} predictions for {len(targets)} targets; expected one of each per image")
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #b3dc4de8
-def _columns(d, image, *names):
-    "Columns of one image as arrays, zeros where one is absent; raises `UserError` for one of another length."
-    n = len(d['boxes'])
-    for name in names:
-        column = d[name].detach().cpu().numpy() if name in d else np.zeros(n)
-        if column.size != n: raise UserError(f"image {image}: {column.size} {name} for {n} boxes; expected one each")
-        yield column
+def _column(items, name):
+    "A column of all images as one array, zeros where it is absent; raises `UserError` for one of another length."
+    parts = [d[name] if name in d else torch.zeros(len(d['boxes'])) for d in items]
+    for i, (d, part) in enumerate(zip(items, parts)):
+        n = len(d['boxes'])
+        if part.numel() != n: raise UserError(f"image {i}: {part.numel()} {name} for {n} boxes; expected one each")
+    return _joined(torch.zeros(0), *(p.flatten() for p in parts))
+
+def _joined(*parts):
+    "Tensors one behind the other, as a float64 array."
+    return torch.cat([p.detach().cpu() for p in parts]).double().numpy()
+
+def _boxes(items):
+    "The boxes of all images, float64 [N,4], and how many each has."
+    boxes = [d['boxes'].reshape(-1, 4) for d in items]
+    return _joined(torch.zeros(0, 4), *boxes), np.array([len(b) for b in boxes], int)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #e7693f19
-def _best_truth(found, truth):
-    "For each detection of an image the box of its class with the largest IoU (the first on ties), and that IoU, or -1."
-    if not len(truth['boxes']): return np.zeros(len(found['boxes']), int), np.full(len(found['boxes']), -1.)
-    iou = box_iou(*(d['boxes'].detach().cpu().double().reshape(-1, 4) for d in (found, truth))) # [N,M]
-    same = found['labels'].cpu()[:, None] == truth['labels'].cpu()
-    iou = iou.nan_to_num(0).where(same, -1).numpy() # boxes without area overlap nothing
-    return iou.argmax(1), iou.max(1)
+def _pairs(n_found, n_truth, most=2**20):
+    "All pairs (detection, box) of one image, as two arrays of numbers; in parts of about `most` pairs."
+    n, first = np.repeat(n_truth, n_found), np.repeat(np.cumsum(n_truth) - n_truth, n_found) # boxes of its image
+    end = np.cumsum(n)
+    cuts = np.searchsorted(end, np.arange(most, end[-1] if len(end) else 0, most))
+    for found in np.split(np.arange(len(n)), cuts):
+        which = np.repeat(found, n[found])
+        yield which, np.arange(len(which)) - np.repeat(np.cumsum(n[found]) - n[found] - first[found], n[found])
+
+# %% ../../nbs/5_detection/06_evaluate.ipynb #21f17842
+def _overlap(a, b):
+    "IoU of boxes pair by pair, float64 [P]; boxes without area overlap nothing."
+    area = lambda x: (x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1])
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = sides.clip(0).prod(1)
+    with np.errstate(invalid='ignore', divide='ignore'): return np.nan_to_num(shared / (area(a) + area(b) - shared))
+
+# %% ../../nbs/5_detection/06_evaluate.ipynb #f6b1ff4c
+class _Overlaps(NamedTuple):
+    "Detections of all images by descending score: the box of its class that each overlaps most, and by how much."
+    labels: np.ndarray
+    scores: np.ndarray
+    which: np.ndarray
+    iou: np.ndarray   # -1 where its image holds no box of its class
+    truth: np.ndarray # class of each box
+    hard: np.ndarray  # is it difficult?
+
+def _overlaps(predictions, targets):
+    "Compare every detection with the boxes of its image and class; among equal overlaps the first box counts."
+    _paired(predictions, targets)
+    labels, scores = (_column(predictions, k) for k in ('labels', 'scores'))
+    truth, hard = (_column(targets, k) for k in ('labels', 'difficult'))
+    (found, n_found), (boxes, n_truth) = _boxes(predictions), _boxes(targets)
+    which, best = np.zeros(len(labels), int), np.full(len(labels), -1.)
+    for d, t in _pairs(n_found, n_truth):
+        same = labels[d] == truth[t]
+        d, t = d[same], t[same]
+        iou, start = _overlap(found[d], boxes[t]), np.flatnonzero(np.diff(d, prepend=-1))
+        best[d[start]] = np.maximum.reduceat(iou, start)
+        top = np.flatnonzero(iou == best[d])[::-1]
+        which[d[top]] = t[top] # written last: the first
+    order = np.argsort(-scores, kind='stable')
+    return _Overlaps(labels[order].astype(int), scores[order], which[order], best[order], truth.astype(int),
+                     hard.astype(bool))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #96723244
 class Matches(NamedTuple):
@@ -101,25 +160,16 @@ def match_detections(predictions, targets, iou=.5, *, difficult=True) -> Matches
     ------
     UserError : when the lists differ in length, or a column from its boxes
     """
-    _paired(predictions, targets)
-    found, truth, first = [(np.zeros(0),) * 4], [(np.zeros(0),) * 2], 0
-    for i, (p, t) in enumerate(zip(predictions, targets)):
-        columns = *_columns(p, i, 'labels', 'scores'), *_columns(t, i, 'labels', 'difficult')
-        which, best = _best_truth(p, t)
-        found.append((*columns[:2], which + first, best))
-        truth.append(columns[2:])
-        first += len(t['boxes'])
-    labels, scores, which, best = (np.concatenate(c) for c in zip(*found))
-    truth_labels, hard = (np.concatenate(c) for c in zip(*truth))
-    order, hard = np.argsort(-scores, kind='stable'), hard.astype(bool) & difficult
-    labels, scores, which, best = labels[order].astype(int), scores[order], which[order].astype(int), best[order]
-    hit = best >= iou
-    ignored = hit & np.append(hard, False)[which] # the last stands for images without boxes
-    claims = np.flatnonzero(hit & ~ignored)
-    tp = np.zeros(len(scores), bool)
-    tp[claims[np.unique(which[claims], return_index=True)[1]]] = True # the first claim in score order wins
-    classes, n = np.unique(truth_labels[~hard].astype(int), return_counts=True)
-    return Matches(labels, scores, tp, ignored, dict(zip(classes.tolist(), n.tolist())))
+    return _verdicts(_overlaps(predictions, targets), iou, difficult=difficult)
+
+def _verdicts(found, iou, *, difficult):
+    "Who takes which box: the first claim in the order of scores."
+    hit, hard = found.iou >= iou, found.hard & difficult
+    ignored = hit & np.append(hard, False)[found.which] # the last stands for a set without boxes
+    claims, tp = np.flatnonzero(hit & ~ignored), np.zeros(len(hit), bool)
+    tp[claims[np.unique(found.which[claims], return_index=True)[1]]] = True
+    classes, n = np.unique(found.truth[~hard], return_counts=True)
+    return Matches(found.labels, found.scores, tp, ignored, dict(zip(classes.tolist(), n.tolist())))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cef3c6c2
 class Curve(NamedTuple):
@@ -202,10 +252,13 @@ def average_precision(predictions, targets, iou=.5, rule='voc') -> float:
 
     Source: Blanger, Hirata and Jiang 2020, section IV.
     """
-    area = choose('rule', rule, RULES)
-    m = match_detections(predictions, targets, iou, difficult=rule != 'authors')
+    choose('rule', rule, RULES)
+    return _mean_area(match_detections(predictions, targets, iou, difficult=rule != 'authors'), rule)
+
+def _mean_area(m, rule):
+    "Average precision of matches, over the classes; nan without any."
     if not m.positives: return float('nan')
-    return float(np.mean([area(_curve(m, c, rule == 'authors')) for c in m.positives]))
+    return float(np.mean([RULES[rule](_curve(m, c, rule == 'authors')) for c in m.positives]))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #ab46f9cf
 def _coco(items, classes, scored):
@@ -251,9 +304,13 @@ def coco_metrics(predictions, targets) -> dict:
     return {k: None if v < 0 else float(v) for k, v in zip(COCO_KEYS, run.stats)}
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #3130e9ce
-def _confident(predictions, score):
-    "Predictions without those below `score`."
-    return [{k: d[k][d['scores'] >= score] for k in ('boxes', 'scores', 'labels')} for d in predictions]
+def _both(predictions, targets):
+    "AP50 by the VOC rule, and by the authors' of what their detector keeps, from one comparison."
+    found = _overlaps(predictions, targets)
+    m = _verdicts(found, .5, difficult=False)
+    n = int(np.sum(m.scores >= .5)) # they come by descending score, so none of the others took a box from these
+    sure = m._replace(labels=m.labels[:n], scores=m.scores[:n], tp=m.tp[:n], ignored=m.ignored[:n])
+    return dict(ap50=_mean_area(_verdicts(found, .5, difficult=True), 'voc'), ap50_authors=_mean_area(sure, 'authors'))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #6d15d39a
 def _defined(value):
@@ -275,18 +332,18 @@ def evaluate(predictions:list, targets:list) -> dict:
     dict : name -> 0..1, or None where it is undefined
     """
     coco = coco_metrics(predictions, targets)
-    authors = average_precision(_confident(predictions, .5), targets, rule='authors')
-    return dict(ap50=_defined(average_precision(predictions, targets)), ap50_authors=_defined(authors),
-                ap50_coco=coco.pop('ap50'), **coco)
+    both = {k: _defined(v) for k, v in _both(predictions, targets).items()}
+    return dict(both, ap50_coco=coco.pop('ap50'), **coco)
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cc82a0df
-def validator(dataset, batch_size=16):
+def validator(dataset, batch_size=16, *, precision='fp32'):
     """Make the function with which a training scores its model; raises `UserError` for a data set without a box.
 
     Parameters
     ----------
     dataset : sequence of (uint8 image [3,H,W], target)
     batch_size : images per call of the model
+    precision : key of `TYPES`: that of the training, whose checkpoints are ranked; tests are computed in fp32
 
     Returns
     -------
@@ -296,8 +353,5 @@ def validator(dataset, batch_size=16):
     if not sum(len(t['boxes']) for t in targets):
         raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it "
                         "annotated images")
-    def validate(model):
-        predictions = predict(model, dataset, batch_size)
-        authors = average_precision(_confident(predictions, .5), targets, rule='authors')
-        return dict(ap50=average_precision(predictions, targets), ap50_authors=authors)
-    return validate
+    images = getattr(dataset, 'images', dataset) # of one size: one tensor
+    return lambda model: _both(predict(model, images, batch_size, precision=precision), targets)

@@ -14,11 +14,12 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_convert, box_iou, nms
+from torchvision.ops import box_convert, box_iou
 
 from ..core import choose, named, UserError
 from .settings import SIZES
-from .ssd import as_matched, as_size, check_input, decode, encode, pad_targets, stack_images
+from .ssd import (
+    as_matched, as_size, best, check_input, decode, encode, pad_targets, per_image, stack_images, suppress)
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
@@ -455,14 +456,16 @@ class RetinaFace(nn.Module):
         "Find the faces in images of one size, in their own pixels, by descending score."
         anchors, scale = priors(*size, self.anchors).to(x.device), x.new_tensor(before[::-1]) # width, height
         offsets, logits, points = self.raw(self.prepare(x, size))
-        boxes, scores = decode(offsets, anchors) * scale.repeat(2), logits.softmax(-1)[..., 1]
-        longer, out = x.new_tensor([0, 0, 1, 1]), [] # the reference counts pixels
-        for k in range(len(x)):
-            i = (scores[k] > self.score_thresh).nonzero()[:, 0]
-            i = i[nms(boxes[k, i] + longer, scores[k, i], self.nms_thresh)]
-            out.append(dict(boxes=boxes[k, i], scores=scores[k, i], labels=torch.ones_like(i),
-                            landmarks=decode_points(points[k, i], anchors[i]) * scale))
-        return out
+        scores = logits.softmax(-1)[..., 1]
+        image, anchor = (scores > self.score_thresh).nonzero(as_tuple=True)
+        i = best(scores[image, anchor], image)
+        image, anchor = image[i], anchor[i]
+        boxes, score = decode(offsets, anchors)[image, anchor] * scale.repeat(2), scores[image, anchor]
+        longer = x.new_tensor([0, 0, 1, 1]) # the reference counts pixels
+        i = suppress(boxes + longer, score, image, self.nms_thresh, inclusive=False)
+        landmarks = decode_points(points[image[i], anchor[i]], anchors[anchor[i]]) * scale
+        return per_image(image[i], len(x), boxes=boxes[i], scores=score[i], labels=torch.ones_like(i),
+                         landmarks=landmarks)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #ae72b3e3
 def _fill(model, path):

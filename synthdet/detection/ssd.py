@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['make_anchors', 'force_matches', 'match', 'pad_targets', 'encode', 'decode', 'check_labels', 'match_batch', 'focal',
-           'Head', 'check_input', 'stack_images', 'select', 'as_matched', 'SSD', 'load_ssd', 'as_size', 'check_classes',
-           'ssd']
+           'Head', 'check_input', 'stack_images', 'best', 'suppress', 'per_image', 'select', 'as_matched', 'SSD',
+           'load_ssd', 'as_size', 'check_classes', 'ssd']
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #74c68fb1
 from functools import partial
-from math import sqrt
+from math import nextafter, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import box_convert, box_iou, nms
+from torchvision.ops import batched_nms, box_convert, box_iou
 
 from ..boxes import resize_boxes
 from ..core import UserError
@@ -266,33 +266,108 @@ def stack_images(images, size) -> tuple:
     return resize(torch.stack(list(images))), before
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #b85c3dca
-def select(boxes, scores, score_thresh, nms_thresh, candidates=None, detections_per_img=None) -> dict:
-    """Choose the detections of one image.
+def _rank(group):
+    "Place of each in its group, int64 [N]; groups ascend."
+    return torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+
+def best(scores, group, most=None) -> torch.Tensor:
+    """Sort by group, and in it by descending score (equal ones stay as they come).
 
     Parameters
     ----------
-    boxes : float [N,4]
-    scores : float [N,C], background first
+    scores : float32 [N], none negative
+    group : int64 [N], from 0
+    most : how many of a group; None for all
+
+    Returns
+    -------
+    torch.Tensor : int64 [n], indices
+    """
+    key = (group << 32) - scores.view(torch.int32) # bits of floats that are not negative sort as the floats do
+    order = key.argsort(stable=True)
+    return order if most is None else order[_rank(group[order]) < most]
+
+# %% ../../nbs/5_detection/02_ssd.ipynb #20c58516
+def suppress(boxes, scores, group, nms_thresh, *, inclusive) -> torch.Tensor:
+    """Drop boxes that overlap a better one of their group.
+
+    Parameters
+    ----------
+    boxes : float [N,4] xyxy
+    scores : float [N]
+    group : int64 [N]; only boxes of one group meet
+    nms_thresh : IoU above which the weaker of two boxes goes
+    inclusive : does a box that reaches it go, too?
+
+    Returns
+    -------
+    torch.Tensor : int64 [n], ascending: which are left
+    """
+    if not len(boxes): return group
+    limit = nextafter(nms_thresh, 0) if inclusive else nms_thresh
+    # torchvision moves groups apart by the largest coordinate: none may be negative, and one wild box must not blur all
+    boxes = boxes.double().clamp(-1e6, 1e6)
+    return batched_nms(boxes - boxes.min(), scores.double(), group, limit).sort()[0]
+
+# %% ../../nbs/5_detection/02_ssd.ipynb #0b85901b
+def _survivors(boxes, scores, group, nms_thresh, most):
+    "What `suppress` leaves of sorted groups; of a group that leaves `most` or more at least as many, the best."
+    def left(which):
+        i = which.nonzero()[:, 0]
+        return i[suppress(boxes[i], scores[i], group[i], nms_thresh, inclusive=True)]
+    if most is None or not len(group): return left(torch.ones_like(group))
+    early = _rank(group) < 2*most # suppression is what costs, and often enough of these are left
+    i = left(early)
+    few = (torch.bincount(group[i], minlength=int(group[-1]) + 1) < most)[group]
+    late = few & ~early
+    if not late.any(): return i
+    first = torch.zeros_like(early).index_fill(0, i, True)
+    return torch.cat([i[~few[i]], left(few & first | late)]).sort()[0] # what is gone takes nobody with it
+
+# %% ../../nbs/5_detection/02_ssd.ipynb #5199426b
+def per_image(image, n, **columns) -> list:
+    """Split columns by image.
+
+    Parameters
+    ----------
+    image : int64 [N], ascending
+    n : how many images there are
+    **columns : tensors [N,...]
+
+    Returns
+    -------
+    list : one dict of columns per image
+    """
+    counts = torch.bincount(image, minlength=n).tolist()
+    return [dict(zip(columns, parts)) for parts in zip(*(c.split(counts) for c in columns.values()))]
+
+# %% ../../nbs/5_detection/02_ssd.ipynb #34753b44
+def select(boxes, scores, score_thresh, nms_thresh, candidates=None, detections_per_img=None) -> list:
+    """Choose the detections of a batch.
+
+    Parameters
+    ----------
+    boxes : float [B,N,4]
+    scores : float [B,N,C], background first
     score_thresh : least score
     nms_thresh : IoU from which on the weaker of two boxes goes
-    candidates : boxes per class that enter the suppression; None for all
+    candidates : boxes per image and class that enter the suppression; None for all
     detections_per_img : the best that leave it; None for all
 
     Returns
     -------
-    dict : boxes, scores, labels by descending score
+    list : per image {boxes, scores, labels} by descending score
     """
-    out = []
-    strict = torch.tensor(nms_thresh).nextafter(torch.tensor(0.)).item()
-    for c in (scores[:, 1:] >= score_thresh).any(0).nonzero()[:, 0].tolist():
-        i = (scores[:, c+1] >= score_thresh).nonzero()[:, 0]
-        i = i[scores[i, c+1].argsort(descending=True, stable=True)][:candidates]
-        i = i[nms(boxes[i], scores[i, c+1], strict)]
-        out.append((boxes[i], scores[i, c+1], torch.full_like(i, c+1)))
-    if not out: out = [(boxes[:0], scores[:0, 0], torch.zeros(0, dtype=torch.int64, device=boxes.device))]
-    boxes, scores, labels = (torch.cat(x) for x in zip(*out))
-    order = scores.argsort(descending=True, stable=True)[:detections_per_img]
-    return dict(boxes=boxes[order], scores=scores[order], labels=labels[order])
+    n, classes = boxes.shape[1], scores.shape[2] - 1
+    boxes, scores = boxes.flatten(0, 1), scores[..., 1:].flatten() # [B*N,4], [B*N*classes]
+    i = (scores >= score_thresh).nonzero()[:, 0]
+    group = lambda i: i // (n*classes) * classes + i % classes # image and class
+    i = i[best(scores[i], group(i), candidates)]
+    i = i[_survivors(boxes[i // classes], scores[i], group(i), nms_thresh, detections_per_img)]
+    image = i // (n*classes)
+    by_score = best(scores[i], image, detections_per_img)
+    i, image = i[by_score], image[by_score]
+    return per_image(image, len(boxes) // n, boxes=boxes[i // classes], scores=scores[i], labels=i % classes + 1)
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #9aafaf83
 def as_matched(model, images, targets) -> dict:
@@ -378,8 +453,9 @@ class SSD(nn.Module):
     def detections(self, logits, offsets, before):
         "Choose the boxes, in each image's own pixels."
         boxes, scores = decode(offsets, self.anchors), logits.softmax(-1)
-        out = [select(b, s, **self.selection) for b, s in zip(boxes, scores)]
-        return [dict(o, boxes=resize_boxes(o['boxes'], self.size, hw)) for o, hw in zip(out, before)]
+        out = select(boxes, scores, **self.selection)
+        here = lambda boxes, hw: boxes if hw == self.size else resize_boxes(boxes, self.size, hw)
+        return [dict(o, boxes=here(o['boxes'], hw)) for o, hw in zip(out, before)]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #dee57a5b
 def load_ssd(model:SSD, path) -> SSD:

@@ -40,19 +40,21 @@ def _floats(images, device):
     return _sent(images, device).float().div_(255)
 
 # %% ../../nbs/5_detection/05_train.ipynb #cbc64271
-def as_floats(images, device) -> list:
+def as_floats(images, device, *, whole=False):
     """Give images as detectors take them; raises `UserError` when they are not uint8.
 
     Parameters
     ----------
     images : uint8 [B,3,H,W], or a list of uint8 [3,H,W]
     device : where the model is
+    whole : leave images of one size in one tensor? Detectors with a matcher take it
 
     Returns
     -------
-    list : float32 [3,H,W] in 0..1, views of one batch where all have the same size
+    list : float32 [3,H,W] in 0..1, views of one batch where all have the same size; or that batch, [B,3,H,W]
     """
-    return list(_floats(images, torch.device(device)))
+    images = _floats(images, torch.device(device))
+    return images if whole else list(images)
 
 # %% ../../nbs/5_detection/05_train.ipynb #15ec5e03
 TYPES = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16) # precision -> type of the forward pass

@@ -9,9 +9,10 @@ __all__ = ['parameters', 'experiment_notebook', 'own_parameters', 'given', 'sort
 import ast, io, json, os, shlex, sys, tokenize
 from contextlib import suppress
 from pathlib import Path
-from ..core import choose, project, UserError, write_atomic
-from ..data.catalogue import NotHere
-from .arm import Arm, make_arms
+from ..core import choose, project, UserError, writable, write_atomic
+from ..data.catalogue import NotHere, place_of
+from ..data.settings import DataSource
+from .arm import Arm, check_arm, make_arms
 from ..settings import find, text_of
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #eec67927
@@ -28,11 +29,13 @@ def parameters(notebook) -> dict:
 
     Raises
     ------
-    UserError : when it is not there or has no such cell
+    UserError : when it is not there, is no notebook, or has no such cell
     """
     if not Path(notebook).is_file():
         raise UserError(f"{notebook}: no such notebook; run from a checkout of synthdet or name the notebook")
-    cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{notebook} is no notebook; choose a file that ends in .ipynb") from None
     tagged = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', ())]
     if not tagged: raise UserError(f"{notebook} has no cell tagged `parameters`; choose an experiment notebook")
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(tagged[0]).readline)
@@ -100,17 +103,25 @@ def sorted_out(known, values) -> dict:
 
     Raises
     ------
-    UserError : for unknown names and wrong values
+    UserError : for unknown names, wrong values, and what is not there
     """
     if 'more' not in known:
         for k in values: choose('parameter', k, known)
     found = {k: _value(k, v, known[k][0]) if isinstance(v, str) else v for k, v in values.items() if k in known}
     more = ' '.join(shlex.quote(f'{k}={text_of(v)}') for k, v in values.items() if k not in known)
     if more: found['more'] = f"{found.get('more', '')} {more}".strip()
-    whole = {k: d for k, (d, _) in known.items()} | found
-    if {'arms', 'more'} <= known.keys() and all(map(_is_setting, given(whole))):
-        make_arms(whole['arms'], whole['more'], **given(whole))
+    _check({k: d for k, (d, _) in known.items()} | found)
     return found
+
+def _check(whole):
+    "Raise `UserError` for parameters with which a notebook cannot be run, as far as names and files tell."
+    if {'arms', 'more'} <= whole.keys() and all(map(_is_setting, given(whole))):
+        for arm in make_arms(whole['arms'], whole['more'], **given(whole)): check_arm(arm)
+        if whole['results']: writable(whole['results'])
+    elif 'domain' in whole:
+        source = DataSource(whole['domain'], whole['root'], whole.get('class_images', ''))
+        if source.root: place_of(source)
+    if whole.get('workers', 0) < 0: raise UserError(f"workers={whole['workers']} should be 0 or more")
 
 def _is_setting(name):
     "Is this a setting of an arm? A notebook may have parameters of its own."
@@ -133,12 +144,13 @@ def run_notebook(notebook, output, values) -> str:
 
     Raises
     ------
-    UserError : for unknown names and wrong values, before anything is started; and for an error in the notebook
+    UserError : for unknown names, wrong values and what is not there, before anything is started; and for an error
+        in the notebook
     """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
     values = sorted_out(parameters(notebook), values)
     write_atomic(output, Path(notebook).read_bytes())            # a folder that cannot be written is said now
+    import papermill                                             # seconds, which a refusal need not wait for
+    from nbclient.exceptions import DeadKernelError
     watch = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if sys.stderr.isatty() else {}
     if not watch: os.environ.setdefault('SYNTHDET_QUIET', '1')   # nobody is watching: no bars in the executed copy
     try:

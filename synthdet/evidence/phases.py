@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS
+from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -198,9 +198,9 @@ def fit(arm, out, loaded, *, workers=0):
         def feed(start, sees=phase.sees):
             seen = stream(sees, arm, loaded)
             return batches(seen, size, start=start, workers=workers, prepare=matcher_of(model))
+        validate = None if images is None else validator(images, precision=arm.schedule.precision)
         done.append(train(model, feed, phase.steps, Path(out)/'artefacts'/phase.key, arm.schedule, seed=arm.seed,
-                          save_every=min(arm.schedule.eval_every, 500),
-                          validate=None if images is None else validator(images)))
+                          save_every=min(arm.schedule.eval_every, 500), validate=validate))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36
@@ -247,6 +247,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     results, start = Path(results or Path(out)/'results.jsonl'), time.time()
     found = [r for r in read_jsonl(results) if r.get('id') == ident]
     if found: return found[-1]
+    writable(results)                                            # before hours are spent, not after
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
     file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from ..boxes import hwc
 from ..core import UserError
-from .augment import geometric, photometric
-from .layers import Composer, extent, fitted, layer, Patch, patch_of
+from .augment import draws, geometric, photometric_steps
+from .layers import Composer, extent, fitted, layer, Patch, patch_of, split
 from .pixels import jpeg
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #ed47645d
@@ -34,13 +34,15 @@ def paper_boxes(recipe, g) -> list:
     ------
     UserError : when they do not fit
     """
-    H, W = recipe.size
+    (H, W), g = recipe.size, draws(g)
     low, high = (int(s*min(H, W)) for s in recipe.scale)
+    between = lambda u, low, high: low + (high-low)*u
     for _ in range(2000):
-        n = int(g.integers(*recipe.count, endpoint=True))
-        size, ratio = g.integers(low, max(high, low+1), (10, n)), np.sqrt(g.uniform(*recipe.aspect, (10, n)))
+        n = g.integers(*recipe.count, endpoint=True)
+        u, v, x, y = g.array(4, 10, n)
+        size, ratio = between(u, low, max(high, low+1)).astype(int), np.sqrt(between(v, *recipe.aspect))
         w, h = np.minimum(W, size*ratio).astype(int), np.minimum(H, size/ratio).astype(int)
-        y, x = g.integers(0, H-h+1), g.integers(0, W-w+1)
+        x, y = (x*(W-w+1)).astype(int), (y*(H-h+1)).astype(int)
         boxes = np.stack([x, y, x+w, y+h], -1)                                          # [10,N,4]
         a, b = boxes[:, :, None], boxes[:, None]
         meet = ((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])).all(-1)        # [10,N,N]
@@ -65,7 +67,7 @@ def augment(rgba, recipe, g, bias=0) -> np.ndarray:
     np.ndarray : uint8 [h,w,4], black and clear where the map looked outside
     """
     h, w, _ = rgba.shape
-    colour = photometric(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), recipe, g, bias)
+    colour = photometric_steps(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), recipe, g, bias)
     (xx, xy, yx, yy, tx, ty), (x1, y1, x2, y2) = geometric(h, w, recipe, g)
     source = cv2.cvtColor(colour, cv2.COLOR_RGB2RGBA)
     source[..., 3] = rgba[..., 3]
@@ -90,7 +92,8 @@ def paper_patch(cutout, w, h, recipe, g) -> Patch:
     """
     rgba = augment(_framed(cutout), recipe, g)
     if cutout.whole: rgba[..., 3] = 255
-    return patch_of(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR), cutout, recipe, hard=recipe.hard_mask)
+    colour, alpha = split(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR))
+    return patch_of(colour, alpha, cutout, recipe, hard=recipe.hard_mask)
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #5bd75ffc
 def released_patch(cutout, w, h, recipe, g) -> Patch:
@@ -112,7 +115,7 @@ def released_patch(cutout, w, h, recipe, g) -> Patch:
     x1, y1, x2, y2 = (x, y, x+bw-1, y+bh-1) if bw else (0, 0, w, h)
     box = x1*w/128, y1*h/128, x2*w/128, y2*h/128
     if cutout.whole: rgba[..., 3], box = 255, (0, 0, w, h)
-    return patch_of(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR), cutout, recipe, box=box)
+    return patch_of(*split(cv2.resize(rgba, (w, h), interpolation=cv2.INTER_LINEAR)), cutout, recipe, box=box)
 
 # %% ../../nbs/4_synthesis/08_paper.ipynb #621f503b
 def arrange(hand, recipe, g, textures, make=paper_patch) -> list:

@@ -9,7 +9,8 @@ __all__ = ['Samples', 'make_samples']
 from functools import partial
 from pathlib import Path
 from torch.utils.data import Dataset
-from ..boxes import hwc
+import numpy as np
+from ..boxes import chw, hwc, wrap
 from ..core import digest, generator, UserError, VERSIONS
 from ..data.domains import load_domain
 from ..data.images import Held
@@ -17,7 +18,8 @@ from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
 from ..objects.settings import Objects
 from ..settings import override
-from .compose import composer_of, render, target
+from .augment import Draws
+from .compose import render, style, target
 from .cutouts import make_cutouts
 from .pool import Cutouts
 from .settings import paper_recipe, Recipe, Synthesis
@@ -25,13 +27,16 @@ from .settings import paper_recipe, Recipe, Synthesis
 # %% ../../nbs/4_synthesis/10_stream.ipynb #d6b04e3c
 def _begin(seed, i, n_backgrounds):
     "Generator and background of sample i."
-    g = generator(seed, 'sample', int(i))
-    return g, int(g.integers(n_backgrounds))
+    g = Draws(generator(seed, 'sample', int(i)))
+    return g, g.integers(n_backgrounds)
 
-def _count(recipe, seed, n_backgrounds, i):
+def _count(look, seed, n_backgrounds, i):
     "How many objects sample i is dealt."
-    composer, drawn = composer_of(recipe)
-    return sum(map(bool, composer.plan(drawn, _begin(seed, i, n_backgrounds)[0])))
+    return sum(map(bool, look.composer.plan(look.drawn, _begin(seed, i, n_backgrounds)[0])))
+
+def _ready(fit, size, background):
+    "A background of the size that is drawn, in memory channels-last."
+    return chw(hwc(fit(background, size)))
 
 def _origin(items, i):
     "File name of background i, where the sequence knows it."
@@ -54,6 +59,10 @@ class Samples(Dataset):
     budget_mb : memory for decoded backgrounds
     reuse : uses of each object of an endless pool
 
+    Attributes
+    ----------
+    draws : (height, width) of the pictures, which `draw` draws into memory that is there
+
     Raises
     ------
     UserError : without backgrounds or cut-outs
@@ -64,32 +73,50 @@ class Samples(Dataset):
             raise UserError('no background to paste on; give at least one image without the object')
         if n_fake < 0: raise UserError(f'n_fake={n_fake}: expected a number of images, or 0 for an endless stream')
         self.recipe, self.seed, self.n_fake, self.with_masks = recipe or Recipe(), seed, n_fake, with_masks
-        self.classes, (self.composer, self.drawn) = tuple(classes), composer_of(self.recipe)
-        counts = partial(_count, self.recipe, seed, len(backgrounds))
+        self.classes, self.style, self.draws = tuple(classes), style(self.recipe), self.recipe.size
+        counts = partial(_count, self.style, seed, len(backgrounds))
         pool = cutouts if hasattr(cutouts, 'dealt') else Cutouts(cutouts)
         self.pool = pool.dealt(counts, self.recipe.count[1], reuse)
         self.forkable = self.pool.forkable
-        fit = partial(self.composer.fit, size=self.drawn.size)
-        self.backgrounds = Held(backgrounds, fit, budget_mb*2**20)
+        ready = partial(_ready, self.style.composer.fit, self.style.drawn.size)
+        self.backgrounds = Held(backgrounds, ready, budget_mb*2**20)
 
     def __len__(self):
         if self.n_fake: return self.n_fake
         raise TypeError('this stream is endless; make it with n_fake for a length')
 
-    def __getitem__(self, i):
-        g, background, layers = self.layout(i)
-        return self.drawing(g, background, layers)
+    def __getitem__(self, i): return self.drawing(*self.layout(i))
 
     def layout(self, i):
         "Lay sample i out: generator, number of the background, layers; all but the drawing."
         if i < 0 or (self.n_fake and i >= self.n_fake): raise IndexError(i)
         g, background = _begin(self.seed, i, len(self.backgrounds))
-        return g, background, self.composer.arrange(self.pool.hand(i), self.drawn, g, self.backgrounds)
+        return g, background, self.style.composer.arrange(self.pool.hand(i), self.style.drawn, g, self.backgrounds)
 
     def drawing(self, g, background, layers):
         "Draw a layout: image and target."
-        image = render(self.backgrounds[background], layers, self.recipe, g)
-        return image, target(layers, self.recipe, self.with_masks)
+        image = np.empty((*self.draws, 3), np.uint8)
+        found = self._drawn(image, g, background, layers)
+        return chw(image), wrap(found, self.draws)
+
+    def draw(self, i, out) -> dict:
+        """Draw sample i where it is wanted, say in the memory of a batch.
+
+        Parameters
+        ----------
+        i : index of the sample
+        out : uint8 [H,W,3] of the recipe's size, contiguous; changed in place
+
+        Returns
+        -------
+        dict : its target, plain tensors
+        """
+        return self._drawn(out, *self.layout(i))
+
+    def _drawn(self, out, g, background, layers):
+        "Draw a layout into `out`; its target."
+        render(self.backgrounds[background], layers, self.style, g, out)
+        return target(layers, self.style, self.with_masks)
 
     def provenance(self, i, layout=None) -> dict:
         """Tell where everything in sample i comes from.
@@ -104,7 +131,7 @@ class Samples(Dataset):
         dict : sample, seed, background, its origin when known, objects: origin, label, box of each
         """
         _, background, layers = layout or self.layout(i)
-        boxes = target(layers, self.recipe)['boxes'].tolist()
+        boxes = target(layers, self.style)['boxes'].tolist()
         found = [l.patch for l in layers if l.patch.label]
         objects = [dict(origin=p.origin, label=p.label, box=b) for p, b in zip(found, boxes)]
         return dict(sample=int(i), seed=self.seed, background=background,
@@ -179,6 +206,6 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     recipe = _recipe(or_own(recipe, synthesis.recipe))
     made, segmenter = make_objects(objects, domain, seed), make_segmenter(masks, domain)
     size = objects.size if isinstance(objects, Objects) else synthesis.objects.size
-    cutouts = make_cutouts(made, segmenter, size=size, tight=composer_of(recipe)[0].tight, budget_mb=budget_mb)
+    cutouts = make_cutouts(made, segmenter, size=size, tight=style(recipe).composer.tight, budget_mb=budget_mb)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, with_masks=with_masks, classes=domain.classes,
                    budget_mb=budget_mb, n_fake=or_own(n_fake, synthesis.n_fake), reuse=or_own(reuse, synthesis.reuse))

@@ -1,0 +1,160 @@
+"What is mistyped is said at once: words, folders and files are looked at before anything heavy is imported."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "torchvision", "timm", "papermill", "nbclient", "matplotlib", "seaborn", "pandas", "cv2", "numpy",
+         "scipy", "PIL", "supervision", "pycocotools", "faster_coco_eval", "huggingface_hub")
+
+# command -> lines of words and a part of what is said of them; HERE is a folder with the parts that `here` makes
+REFUSED = dict(
+    run="""
+        arms=pretrian | arm 'pretrian' is unknown; choose from scratch, scratch_long, pretrain
+        arms= | arm '' is unknown
+        arm=scratch | what is compared is said as arms=scratch
+        arms=mixed | needs the share of photographs
+        arms=mixed share=1 | share=1 is one source alone
+        detector=sdd | detector 'sdd' is unknown; choose from ssd, retinaface
+        backbone=resnet51 | backbone 'resnet51' is unknown; choose from mobilenetv1_100
+        weights=imagenet backbone=resnet51.a1_in1k | backbone 'resnet51.a1_in1k' is unknown
+        backbone=resnet18 detector=ssdlite320 | backbone 'resnet18' cannot be chosen for ssdlite320
+        weights=/nope.pt | weights '/nope.pt': no such file; choose none or imagenet or the path of a file
+        model.weights=HERE/empty | empty' is no file; choose none or imagenet or the path of a file
+        test_size=long640 | test_size='long640' is for detector 'retinaface'
+        domain=brids | domain 'brids' is unknown; choose from butterflies, folder
+        root=/nope | domain 'butterflies' is drawn by code and reads no folder
+        options=split=official | domain 'butterflies': option 'split' is unknown; choose from n_class_images
+        options=split | 'split' is no setting; write name=value
+        domain=folder | root: no such folder; domain 'folder' expects one
+        domain=folder root=/nope | /nope: no such folder; domain 'folder' expects one
+        domain=folder root=HERE/empty | holds neither class_images/ nor detection/
+        domain=folder root=HERE/mine class_images=/nope | /nope: no such folder; expected class images
+        domain=folder root=HERE/mine backgrounds=/nope | /nope: no such folder; expected backgrounds
+        domain=folder root=HERE/mine protocol=paper | protocol 'paper' has no recipe for domain 'folder'
+        domain=birds | root: no such folder; domain 'birds' reads public data sets from a folder
+        domain=birds root=HERE/empty | has no train images of 'birds'; CUB-200-2011
+        domain=birds root=HERE/empty class_images=dm-gan | class_images='dm-gan' is no folder; choose one, or dmgan
+        domain=birds root=HERE/empty backgrounds=inriaa | backgrounds='inriaa' is no folder; choose one, or inria
+        domain=birds root=HERE/empty options=splot=1 | domain 'birds': option 'splot' is unknown
+        objects=real2 | source 'real2' is unknown; choose from real, images, gan
+        objects=gan objects.weights=/nope.pt | weights '/nope.pt': no such file
+        objects=stylegan | stylegan for domain 'butterflies' needs stylegan[!2]*, and none come with the package
+        objects=stylegan objects.weights=HERE/empty | holds 0 stylegan[!2]*
+        objects=gan domain=folder root=HERE/mine | gan64 for domain 'mine' needs gan64*.safetensors, and there is no folder
+        objects=gan64 psi=.5 | psi=0.5 is for stylegan and stylegan2; leave it out for gan64
+        psi=.5 | objects=real takes no psi=0.5
+        objects=images | objects=images of domain 'butterflies' needs a folder
+        objects=images domain=folder root=HERE/mine | generated: no such folder; expected drawn pictures
+        segmenter=sam | segmenter 'sam' is unknown; choose from grabcut, redo
+        segmenter=redo masks.weights=/nope | weights '/nope': no such file; choose butterflies or the path of a file
+        segmenter=redo domain=folder root=HERE/mine | no ReDO weights are shipped for domain 'mine'
+        masks.weights=butterflies | segmenter 'grabcut' takes no weights
+        protocol=papr | protocol 'papr' is unknown; choose from quick, paper, released
+        protocol=paper | protocol 'paper' has no recipe for domain 'butterflies'
+        preset=brids protocol=paper | paper preset 'brids' is unknown
+        n_real=ten | n_real='ten' should be int like the default 25
+        n_real=-3 | n_real=-3 should be 0 or more
+        n_real | 'n_real' is no setting; write name=value
+        lr=0 | lr=0.0 should be 1e-12 to 1000.0
+        lr=.1 schedule.lr=.2 | setting 'schedule.lr' is given twice
+        lrr=1 | setting 'lrr' is unknown; choose from schedule.lr
+        image_size=16 | setting 'image_size' is ambiguous
+        workers=x | workers='x' should be int like the default 0
+        workers=-1 | workers=-1 should be 0 or more
+        out=/proc/x | cannot write /proc/x/butterflies.ipynb
+        results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
+        --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
+        --notebook /nope.ipynb | /nope.ipynb: no such notebook
+        --notebook HERE/text.ipynb | text.ipynb is no notebook; choose a file that ends in .ipynb
+        --nonsense | unrecognized arguments: --nonsense""",
+    preview="""
+        blend=x | blend 'x' is unknown; choose from paste, feather
+        domain=brids | domain 'brids' is unknown
+        domain=folder root=/nope | /nope: no such folder
+        arms=scratch | arms are what synthdet-run compares; a stream has none
+        objects=stylegan | needs stylegan[!2]*
+        segmenter=redo masks.weights=/nope | weights '/nope': no such file
+        scale=3,1 | scale=(3, 1) should be a range (lowest, highest)
+        -n 0 | -n 0 should be 1 or more
+        --output /proc/x/y.png | cannot write /proc/x/y.png""",
+    synth="""
+        blend=x | the following arguments are required: --output
+        --output HERE/new n_real=-3 | n_real=-3 should be 0 or more
+        --output HERE/new domain=folder root=/nope | /nope: no such folder
+        --output HERE/new --format csv | format 'csv' is unknown; choose from coco, voc, yolo
+        --output HERE/new -n x | -n x should be 1 or more
+        --output HERE/new backbone=resnet51 | backbone 'resnet51' is unknown
+        --output HERE/text.ipynb | cannot write
+        --output /proc/x | cannot write /proc/x/stream.yaml""",
+    data="""
+        nonsense | invalid choice: 'nonsense'
+        list nonsense | data set 'nonsense' is unknown; choose from fddb, cub
+        check | check what? choose from faces, birds
+        check butterflies | domain 'butterflies' is unknown; choose from faces, birds
+        check birds --options x | 'x' is no setting; write name=value
+        fetch nonsense | data set 'nonsense' is unknown
+        fetch cub | CUB-200-2011: Caltech-UCSD Birds has terms
+        draw nonsense | domain 'nonsense' is unknown""")
+
+CODE = """
+import contextlib, io, json, sys
+from synthdet import cli
+def said(command, words):
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(out):
+        try: code = getattr(cli, command)(words)
+        except SystemExit as e: code = e.code
+    return dict(code=code, said=out.getvalue(), loaded=[m for m in {heavy!r} if m in sys.modules])
+print(json.dumps([said(command, words) for command, words in json.load(sys.stdin)]))
+"""
+
+
+def said(calls, cwd):
+    "What each of some commands says, one after another in a process of their own, and what is imported by then."
+    done = subprocess.run([sys.executable, "-c", CODE.format(heavy=HEAVY)], input=json.dumps(calls), text=True,
+                          capture_output=True, check=True, cwd=cwd)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("here")
+    (folder/"empty").mkdir()
+    (folder/"mine"/"class_images").mkdir(parents=True)
+    (folder/"text.ipynb").write_text("no notebook")
+    return folder
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
+    rows = [[part.strip() for part in line.split("|")] for line in REFUSED[command].replace("HERE", str(here)).split("\n")[1:]]
+    found = said([(command, words.split()) for words, _ in rows], here)
+    for (words, line), row in zip(rows, found, strict=True):
+        assert row["code"] == 2 and line in row["said"], (words, row)
+        assert row["said"].startswith("error: ") and row["said"].count("\n") == 1 or "usage: " in row["said"], (words, row)
+        assert row["loaded"] == [], words
+    assert not (here/"new").exists() and not (here/"runs").exists(), "and nothing is written"
+
+
+def test_help_and_lists_cost_nothing(here):
+    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
+    for (command, words), row in zip(calls, said(calls, here), strict=True):
+        assert row["code"] in (None, 0) or words[0] == "check" and row["code"] == 1, row
+        assert row["loaded"] == [] and len(row["said"]) > 100
+
+
+@pytest.mark.parametrize("words, code, line", [
+    ([], 2, "error: which command? choose from run, preview, synth, data"), (["nonsense"], 2, "error: which command?"),
+    (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
+    (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
+])
+def test_the_module_says_the_same(words, code, line, tmp_path):
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path)
+    told = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
+    assert done.returncode == code and (done.stdout + "\n".join(told)).startswith(line)
+    loaded = {l.rsplit("|", 1)[1].strip() for l in done.stderr.splitlines() if l.startswith("import time:")}
+    assert "synthdet.cli" in loaded and not loaded & set(HEAVY)
