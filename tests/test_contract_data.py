@@ -152,6 +152,34 @@ def test_what_is_kept_and_what_is_collated_is_plain(tmp_path):
     assert {type(v) for t in kept for v in t.values()} == {torch.Tensor, int}
 
 
+def test_a_drawn_set_is_drawn_once_and_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    drawn = []
+    def draw(i):
+        drawn.append(i)
+        return labelled(i)
+    draw.content = 'these'
+    def made(source='a', n=5):
+        drawn.clear()
+        data = Drawn(draw, n, 10**6, ['moth', 'bee'], source)
+        data.fill()
+        return data, len(drawn)
+    first, n = made()
+    file, = (tmp_path/'drawn').iterdir()
+    again, none = made()
+    assert (n, none) == (5, 0)
+    for (im, t), (im2, t2) in zip([first[i] for i in range(5)], [again[i] for i in range(5)]):
+        assert torch.equal(im, im2) and im.stride() == im2.stride() and t.keys() == t2.keys()
+        assert all(torch.equal(torch.as_tensor(t[k]), torch.as_tensor(t2[k])) for k in t)
+    assert made('b')[1] == 5 and made(n=4)[1] == 4, 'other code and other sizes are other files'
+    whole = file.read_bytes()
+    for torn in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b''):
+        file.write_bytes(torn)
+        assert made()[1] == 5 and file.read_bytes() == whole
+    monkeypatch.setenv('SYNTHDET_CACHE', '/proc/no/folder')
+    assert made()[1] == 5 and not Drawn(draw, 5, 10**6, ['moth', 'bee']).fill()
+
+
 # ---- parts of a domain -----------------------------------------------------------------------------------------------
 
 def class_images(folder, **labels):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..boxes import hwc, unwrap
 from ..core import generator, UserError
 from .ahead import Bank
+from ..ranks import equal_share
 
 # %% ../../nbs/1_data/12_batches.ipynb #a9333ce2
 def forkable(samples) -> bool:
@@ -189,9 +190,9 @@ def _collated(samples, numbers):
 
 def _batch(samples, batch_size, part, prepare, k):
     "Batch k, or a rank's part of it, prepared."
-    share = batch_size//part[1]
-    first = k*batch_size + part[0]*share
-    images, targets = _collated(samples, range(first, first + share))
+    n = equal_share(batch_size, part[1])
+    first = k*batch_size + part[0]*n
+    images, targets = _collated(samples, range(first, first + n))
     return (images, targets) if prepare is None else prepare(images, targets)
 
 # %% ../../nbs/1_data/12_batches.ipynb #1892345a
@@ -263,9 +264,7 @@ def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1),
     """
     for name, value, low in (('batch_size', batch_size, 1), ('start', start, 0), ('workers', workers, 0)):
         if value < low: raise UserError(f'{name}={value}: expected a whole number of at least {low}')
-    if batch_size % part[1]:
-        raise UserError(f'batch_size={batch_size} cannot be shared equally by {part[1]} ranks; choose a multiple of '
-                        f'{part[1]}')
+    equal_share(batch_size, part[1])
     samples = endless(samples, getattr(samples, 'seed', 0))
     make = partial(_batch, samples, batch_size, part, prepare)
     if not workers: return (make(k) for k in count(start))

@@ -7,15 +7,19 @@ __all__ = ['ClassImage', 'Missing', 'Domain', 'Drawn', 'fingerprint', 'impure']
 
 # %% ../../nbs/1_data/04_domain.ipynb #30cf2cb8
 import copy, inspect, warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+import cv2
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import wrap
-from ..core import digest, UserError
-from .images import Held
+from ..core import cache_dir, digest, UserError
+from .images import Held, progress
+from ..weights import read_weights, save_weights
 
 # %% ../../nbs/1_data/04_domain.ipynb #28636fe3
 class ClassImage(NamedTuple):
@@ -107,16 +111,43 @@ class Drawn(Dataset):
     draw : function of the index, the same for the same index
     n : how many items there are
     hold : bytes of them to keep in memory
-    classes : names, where the items are (image, target)
+    classes : names, where the items are (image, target), images of one size
+    source : names the code that draws; `fill` keeps such a labelled set on disk. '': drawn anew in every process
     """
-    def __init__(self, draw, n:int, hold:int=0, classes=()):
+    def __init__(self, draw, n:int, hold:int=0, classes=(), source:str=''):
         self.draw, self.n, self.classes, self.held = draw, n, tuple(classes), Held(range(n), draw, hold)
+        self.source = source
 
     def __len__(self): return self.n
 
     def __getitem__(self, i):
         item = copy.deepcopy(self.held[i])
         return (item[0], wrap(item[1], item[0].shape[-2:])) if self.classes else item
+
+    def fill(self):
+        "Draw it all, or read it where another process has drawn it; nothing without a source."
+        if not self.source or len(self.held.kept) == self.n: return
+        name = digest(_drawn_by(self.draw), self.n, self.source, [m.__version__ for m in (cv2, np, torch)])
+        path = cache_dir()/'drawn'/f'{name}.safetensors'
+        try: items = _unpacked(read_weights(path))
+        except UserError: # not there, or not whole
+            items = [self.held[i] for i in progress(range(self.n), 'drawing')]
+            with suppress(UserError): save_weights(_packed(items), path)
+        for i, item in enumerate(items): self.held.keep(i, item)
+
+def _packed(items):
+    "A labelled set as tensors."
+    images, targets = zip(*items)
+    column = lambda k: torch.cat([t[k] for t in targets])
+    pixels = torch.stack([i.permute(1, 2, 0) for i in images])
+    return dict(images=pixels, boxes=column('boxes'), labels=column('labels'),
+                counts=torch.tensor([len(t['boxes']) for t in targets]))
+
+def _unpacked(state):
+    "The labelled set again."
+    boxes, labels = (state[k].split(state['counts'].tolist()) for k in ('boxes', 'labels'))
+    items = enumerate(zip(state['images'].permute(0, 3, 1, 2), boxes, labels))
+    return [(im.clone(), dict(boxes=b.clone(), labels=l.clone(), image_id=i)) for i, (im, b, l) in items]
 
 # %% ../../nbs/1_data/04_domain.ipynb #da415eaf
 def _drawn_by(draw):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, named, UserError
+from ..core import choose, hash_file, named, UserError
 from .annotations import read_detection, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
@@ -52,7 +52,8 @@ def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_s
     place = drawn_place(root)
     class_size = class_size or image_size//2
     hold = 64*10**6                                                # bytes for each part
-    scenes = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold, ['butterfly'])
+    source = hash_file(inspect.getsourcefile(scene))
+    scenes = lambda n, seed: Drawn(partial(_scene, size=image_size, seed=seed), n, hold, ['butterfly'], source)
     return Domain(
         place.name, ('butterfly',), Drawn(partial(_butterfly, size=class_size), n_class_images, hold),
         Drawn(partial(background, size=image_size, seed=_FREE+1), n_backgrounds, hold),

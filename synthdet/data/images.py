@@ -181,8 +181,17 @@ class Held(Dataset):
         if not -len(self) <= i < len(self): raise IndexError(f'item {i} of {len(self)}')
         i = int(i) % len(self)
         if i in self.kept: return self.kept[i]
-        item = self.items[i] if self.prepare is None else self.prepare(self.items[i])
-        size = _bytes(item)
+        return self.keep(i, self.items[i] if self.prepare is None else self.prepare(self.items[i]))
+
+    def keep(self, i:int, item):
+        """Keep a prepared item, if the budget allows; the item.
+
+        Parameters
+        ----------
+        i : its number
+        item : as `prepare` would give it
+        """
+        size = 0 if i in self.kept else _bytes(item)
         if self.budget is None or self.used + size <= self.budget: self.kept[i], self.used = item, self.used + size
         return item
 

@@ -19,7 +19,7 @@ from torchvision.ops import box_convert, box_iou
 from ..core import choose, named, UserError
 from .settings import SIZES
 from .ssd import (
-    as_matched, as_size, best, check_input, decode, encode, pad_targets, per_image, stack_images, suppress)
+    as_matched, as_size, best, check_input, decode, divisors, encode, pad_targets, per_image, stack_images, suppress)
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
@@ -225,7 +225,7 @@ def face_losses(offsets, logits, points, matched) -> dict:
     dict : bbox_regression (counted twice), classification, landmarks
     """
     def distance(x, goals, which, n): return F.smooth_l1_loss(x.where(which[..., None], 0), goals, reduction='sum') / n
-    positive, n = matched['truth'] > 0, matched['positives'].clamp(min=1)
+    positive, n = matched['truth'] > 0, divisors(matched)
     losses = dict(bbox_regression=2 * distance(offsets, matched['goals'], positive, n[0]),
                   classification=class_loss(logits, positive) / n[0], landmarks=offsets.new_zeros(()))
     if 'marks' in matched: losses['landmarks'] = distance(points, matched['marks'], matched['marked'], n[1])
