@@ -205,7 +205,9 @@ def _everywhere(f, batch):
     if type(batch) is dict: return {k: _everywhere(f, v) for k, v in batch.items()}
     return type(batch)(_everywhere(f, v) for v in batch) if type(batch) in (list, tuple) else f(batch)
 
-def _packed(x): return _Small(x.numpy()) if type(x) is torch.Tensor and x.nbytes < 2**14 else x
+def _packed(x):
+    small = type(x) is torch.Tensor and x.nbytes < 2**14 and x.dtype != torch.bfloat16 # which NumPy does not know
+    return _Small(x.numpy()) if small else x
 
 def _unpacked(x): return torch.from_numpy(x.values) if type(x) is _Small else x
 
