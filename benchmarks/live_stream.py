@@ -117,7 +117,7 @@ def compared(segmenters, reuses, weights, steps, where, model=MODEL, schedule=SC
     for s, reuse in itertools.product(segmenters, reuses):
         block = 2*min(reuse, 32) # steps that a block of objects lasts; the first is waited for
         live = seconds_per_step(run, feed(s, reuse), max(steps, 2*block), warm=8 + block)
-        rows.append(dict(segmenter=s, reuse=reuse, live_ms=round(1000*live, 1)))
+        rows.append(dict(segmenter=s, reuse=reuse, trainer_threads=1, live_ms=round(1000*live, 1)))
         print(rows[-1], flush=True)
     ready.append(seconds_per_step(run, cycle(kept), steps)) # again at the end: the machine may have changed its pace
     mean = 500*sum(ready)
@@ -141,7 +141,7 @@ def main(steps, reuses, weights, out):
     rows = compared(parts, reuses, weights, steps, where)
     about = dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), protocol='quick', steps=steps,
                  weights=Path(weights or '').name, batch_size=SCHEDULE.batch_size, goal=GOAL, enough=enough(rows),
-                 alone_ms=parts, rows=rows, **run_info())
+                 object_ms=parts, rows=rows, **run_info())
     if out: write_atomic(out, json.dumps(about, indent=1) + '\n')
     for r in rows: print(*(f'{k} {v}' for k, v in r.items()))
     print(f'at most {GOAL} times ready tensors with reuse of at least', about['enough'])
