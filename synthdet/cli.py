@@ -6,12 +6,13 @@
 __all__ = ['run', 'preview', 'synth', 'data']
 
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
-import argparse, shlex, sys
+import argparse, os, shlex, sys
 from pathlib import Path
 from .core import choose, UserError, writable, write_atomic
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .evidence.arm import Arm, check_arm, make_arms
+from .ranks import launched, main, together
 from .settings import listing, words
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
@@ -45,18 +46,30 @@ def _given(a) -> dict:
 def _run(argv):
     "What `synthdet-run` does."
     from synthdet.evidence.notebooks import experiment_notebook, own_parameters, parameters, run_notebook
-    p = _parser('synthdet-run', 'Run an experiment notebook and print its summary. Beside the settings it takes:\n\n'
+    p = _parser('synthdet-run', 'Run an experiment notebook and print its summary; on several GPUs, under torchrun\n'
+                '--nproc-per-node N -m synthdet run ..., train only, and let the notebook find the rows afterwards.\n\n'
+                'Beside the settings it takes:\n\n'
                 + '\n'.join(f'  {k:8} {d!r:32} {told}' for k, (d, told) in own_parameters().items()))
     p.add_argument('--notebook', help='experiment notebook (default: run_experiment of the checkout)')
     p.add_argument('--output', help='where the executed notebook goes (default: OUT/DOMAIN.ipynb)')
     a = p.parse_args(argv)
     values = _given(a)
+    if launched(): return _run_together(values, a.notebook)
     notebook = a.notebook or experiment_notebook()
     known = parameters(notebook)
     word = lambda k: values.get(k, known[k][0] if k in known else '')
     name = Path(word('root')).name or word('domain') or Path(notebook).stem
     output = a.output or Path(word('out') or 'runs')/f'{name}.ipynb'
     print(run_notebook(notebook, output, values), f'notebook  {output}', sep='', flush=True)
+
+def _run_together(values, notebook):
+    "What `synthdet-run` does in each of the processes that torchrun started."
+    from synthdet.evidence.notebooks import run_plan
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')                # advice to programmers, once per rank
+    if notebook: raise UserError(f'--notebook {notebook}: under torchrun the arms are trained; leave it out')
+    with together():
+        run_plan(values, lambda line: main() and print(line, flush=True))
+        if main(): print('the same words without torchrun run the notebook, which finds these rows', flush=True)
 
 def run(argv=None):
     "Entry point of `synthdet-run`."

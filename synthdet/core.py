@@ -328,14 +328,17 @@ def shared():
 
 # %% ../nbs/0_ground/00_core.ipynb #3cb8e96f
 def device() -> 'torch.device':
-    "The GPU when there is one, else the CPU."
+    "The GPU when there is one, this rank's where torchrun started several; else the CPU."
     import torch
-    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if not torch.cuda.is_available(): return torch.device('cpu')
+    local = os.environ.get('LOCAL_RANK')
+    return torch.device('cuda' if local is None else f'cuda:{local}')
 
 # %% ../nbs/0_ground/00_core.ipynb #c1669555
 def interactive() -> bool:
-    "Is somebody watching: a terminal, or a notebook that is not under test or papermill?"
+    "Is somebody watching: a terminal, or a notebook that is not under test or papermill? Of several ranks, rank 0."
     if os.environ.get('IN_TEST') or os.environ.get('SYNTHDET_QUIET'): return False
+    if int(os.environ.get('RANK') or 0): return False
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
 # %% ../nbs/0_ground/00_core.ipynb #facdb09e

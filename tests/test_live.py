@@ -102,9 +102,15 @@ def test_much_reuse_does_not_fill_a_scene_with_one_object(threads):
     for i in range(20): assert len(set(origins(samples, i))) == len(origins(samples, i))
 
 
+def test_an_object_does_not_come_back_in_the_next_pictures(threads):
+    samples = flock(reuse=8, max_overlap=1, min_visible=0, truncation=0)
+    dealt = [o for i in range(24) for o in origins(samples, i)]
+    assert len(set(dealt)) == len(dealt), "a block is as many samples as use the objects of 32 without reuse"
+
+
 def test_memory_does_not_grow(threads):
     samples = flock(reuse=8)
-    blocks = [weakref.ref(samples.pool.hand(i).cutouts[0].rgba) for i in range(0, 20*32, 32)]
+    blocks = [weakref.ref(samples.pool.hand(i).cutouts[0].rgba) for i in range(0, 20*32*8, 32*8)]
     gc.collect()
     assert sum(r() is not None for r in blocks) <= 2, 'blocks that were read are let go'
     assert samples.pool.cuts.objects._held.cache_info().currsize <= 4

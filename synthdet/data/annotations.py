@@ -16,10 +16,6 @@ import torch
 import yaml
 from defusedxml.ElementTree import parse
 from pycocotools import mask as coco_mask
-from supervision import Detections
-from supervision.dataset.formats.coco import classes_to_coco_categories, detections_to_coco_annotations
-from supervision.dataset.formats.pascal_voc import detections_from_xml_obj, detections_to_pascal_voc
-from supervision.dataset.formats.yolo import detections_to_yolo_annotations, yolo_annotations_to_detections
 from torch.utils.data import Dataset
 from ..boxes import wrap
 from ..core import choose, named, UserError, write_atomic
@@ -206,6 +202,7 @@ def _read_coco(path, images):
 # %% ../../nbs/1_data/03_annotations.ipynb #ec97077b
 def _voc_objects(path):
     "Boxes, names and the declared (height, width) of one Pascal VOC file."
+    from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
     try:
         root = parse(path).getroot()
         if root.tag != 'annotation': raise ValueError(f'the root element is {root.tag}')
@@ -270,6 +267,7 @@ def _yolo_classes(folder):
 # %% ../../nbs/1_data/03_annotations.ipynb #5b50580a
 def _yolo_objects(path, size, classes):
     "Boxes in pixels and names of one YOLO file."
+    from supervision.dataset.formats.yolo import yolo_annotations_to_detections
     lines = [l for l in path.read_text(encoding='utf-8-sig', errors='replace').splitlines() if l.strip()]
     try: found = yolo_annotations_to_detections(lines, size[::-1], with_masks=False)
     except ValueError as e:
@@ -366,12 +364,14 @@ def annotation(file, image, target) -> dict:
 # %% ../../nbs/1_data/03_annotations.ipynb #7dbc3070
 def _detections(row):
     "A row as supervision's type, which counts classes from 0."
+    from supervision import Detections
     boxes, labels = np.array(row['boxes'], np.float64), np.array(row['labels'], np.int64)
     return Detections(xyxy=boxes.reshape(-1, 4), class_id=labels.reshape(-1)-1)
 
 # %% ../../nbs/1_data/03_annotations.ipynb #4901e3d1
 def _write_coco(rows, folder, classes):
     "<folder>/annotations.json"
+    from supervision.dataset.formats.coco import classes_to_coco_categories, detections_to_coco_annotations
     images, annotations = [], []
     for i, row in enumerate(rows, 1):
         images.append(dict(id=i, file_name=row['file'], width=row['size'][1], height=row['size'][0]))
@@ -386,6 +386,7 @@ def _write_coco(rows, folder, classes):
 # %% ../../nbs/1_data/03_annotations.ipynb #832d5044
 def _write_voc(rows, folder, classes):
     "<folder>/annotations/<name>.xml, one per image"
+    from supervision.dataset.formats.pascal_voc import detections_to_pascal_voc
     for row in rows:
         text = detections_to_pascal_voc(_detections(row), classes, row['file'], (*row['size'], 3))
         path = folder/'annotations'/Path(row['file']).with_suffix('.xml')
@@ -394,6 +395,7 @@ def _write_voc(rows, folder, classes):
 # %% ../../nbs/1_data/03_annotations.ipynb #a0fe5169
 def _write_yolo(rows, folder, classes):
     "<folder>/labels/<name>.txt, one per image, and data.yaml with the names"
+    from supervision.dataset.formats.yolo import detections_to_yolo_annotations
     for row in rows:
         lines = detections_to_yolo_annotations(_detections(row), tuple(row['size']))
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))

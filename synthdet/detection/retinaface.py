@@ -19,7 +19,7 @@ from torchvision.ops import box_convert, box_iou
 from ..core import choose, named, UserError
 from .settings import SIZES
 from .ssd import (
-    as_matched, as_size, best, check_input, decode, encode, pad_targets, per_image, stack_images, suppress)
+    as_matched, as_size, best, check_input, decode, divisors, encode, pad_targets, per_image, stack_images, suppress)
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
@@ -203,7 +203,7 @@ def class_loss(logits, positive, ratio=7) -> torch.Tensor:
     -------
     torch.Tensor : scalar, the sum over the anchors that count
     """
-    loss = F.cross_entropy(logits.flatten(0, 1), positive.flatten().long(), reduction='none').view_as(positive)
+    loss = F.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction='none') # [B,N]
     hard = loss.where(~positive, 0).sort(dim=1, descending=True, stable=True)[0]
     mined = (ratio * positive.sum(1, keepdim=True)).clamp(max=positive.shape[1] - 1)
     rank = torch.arange(positive.shape[1], device=loss.device)
@@ -225,7 +225,7 @@ def face_losses(offsets, logits, points, matched) -> dict:
     dict : bbox_regression (counted twice), classification, landmarks
     """
     def distance(x, goals, which, n): return F.smooth_l1_loss(x.where(which[..., None], 0), goals, reduction='sum') / n
-    positive, n = matched['truth'] > 0, matched['positives'].clamp(min=1)
+    positive, n = matched['truth'] > 0, divisors(matched)
     losses = dict(bbox_regression=2 * distance(offsets, matched['goals'], positive, n[0]),
                   classification=class_loss(logits, positive) / n[0], landmarks=offsets.new_zeros(()))
     if 'marks' in matched: losses['landmarks'] = distance(points, matched['marks'], matched['marked'], n[1])
@@ -434,7 +434,7 @@ class RetinaFace(nn.Module):
         size : (height, width)
         """
         if tuple(x.shape[-2:]) != size: x = F.interpolate(x, size, mode='bilinear', align_corners=False)
-        return x.flip(1) * 255 - self.mean
+        return x.flip(1).mul_(255).sub_(self.mean) # in place: new memory costs more than the sums
 
     def raw(self, x) -> tuple:
         """Say what the heads find at every anchor: offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10].

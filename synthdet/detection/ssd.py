@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['make_anchors', 'force_matches', 'match', 'pad_targets', 'encode', 'decode', 'check_labels', 'match_batch', 'focal',
-           'Head', 'check_input', 'stack_images', 'best', 'suppress', 'per_image', 'select', 'as_matched', 'SSD',
-           'load_ssd', 'as_size', 'check_classes', 'ssd']
+           'Head', 'check_input', 'stack_images', 'best', 'suppress', 'per_image', 'select', 'as_matched', 'divisors',
+           'SSD', 'load_ssd', 'as_size', 'check_classes', 'ssd']
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #74c68fb1
 from functools import partial
@@ -203,7 +203,7 @@ def focal(logits, truth) -> torch.Tensor:
     -------
     torch.Tensor : scalar, the sum over anchors
     """
-    p = logits.softmax(-1).gather(-1, truth.clamp(min=0)[..., None])[..., 0]
+    p = logits.movedim(-1, 1).softmax(1).gather(1, truth.clamp(min=0)[:, None])[:, 0] # fast: anchors side by side
     return -((1 - p)**2 * (p + 1e-8).log()).where(truth >= 0, 0).sum()
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #05c2db17
@@ -382,6 +382,15 @@ def as_matched(model, images, targets) -> dict:
     if isinstance(targets, dict): return targets
     return {k: v.to(images[0].device) for k, v in model.matcher()(images, targets)[1].items()}
 
+def divisors(matched) -> torch.Tensor:
+    """Say what sums of losses are divided by: the counts of positives, or 1 where there are none.
+
+    Parameters
+    ----------
+    matched : the matcher's dict; of several ranks `positives` is their mean, so a half is possible
+    """
+    return matched['positives'].where(matched['positives'] > 0, 1)
+
 # %% ../../nbs/5_detection/02_ssd.ipynb #6a196fd1
 class SSD(nn.Module):
     """Single-shot detector in torchvision's detection contract.
@@ -444,7 +453,7 @@ class SSD(nn.Module):
         logits, offsets : from `raw`
         matched : dict from `match_batch`, where the model is
         """
-        truth, n = matched['truth'], matched['positives'].clamp(min=1)[0]
+        truth, n = matched['truth'], divisors(matched)[0]
         offsets = offsets.where((truth > 0)[..., None], 0) # as the goals are
         return dict(classification=focal(logits, truth) / n,
                     bbox_regression=F.smooth_l1_loss(offsets, matched['goals'], reduction='sum') / n,

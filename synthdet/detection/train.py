@@ -7,16 +7,23 @@ __all__ = ['TYPES', 'as_floats', 'matcher_of', 'adam', 'sgd', 'train']
 
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
 import math, time
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from timm.layers import convert_sync_batchnorm
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from ..core import (
     append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic)
 from .settings import OPTIMIZERS, resolved_schedule, Schedule
+from ..ranks import (
+    agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)
 from ..resume import load_state, save_state
 from ..settings import to_row
 from ..weights import fit_weights, read_weights, save_weights
@@ -33,9 +40,9 @@ def _floats(images, device):
     wrong = next((i.dtype for i in images if i.dtype != torch.uint8), None)
     if wrong: raise UserError(f"images are {wrong}; expected uint8 in 0..255, which become floats here")
     if not isinstance(images, torch.Tensor):
-        if len({i.shape for i in images}) > 1: return [_sent(i, device) / 255 for i in images]
+        if len({i.shape for i in images}) > 1: return [_sent(i, device).float().div_(255) for i in images]
         images = torch.stack(list(images))
-    return _sent(images, device) / 255
+    return _sent(images, device).float().div_(255)
 
 # %% ../../nbs/5_detection/05_train.ipynb #cbc64271
 def as_floats(images, device, *, whole=False):
@@ -105,29 +112,82 @@ class _Run(NamedTuple):
 
 # %% ../../nbs/5_detection/05_train.ipynb #77d359cc
 def _learner(model, config):
-    "What a step calls in the model's place: the model, compiled when the schedule says so."
-    return torch.compile(model) if config['compile'] else model
+    "What a step calls in the model's place: compiled when the schedule says so, averaging gradients over the ranks."
+    learner = torch.compile(model) if config['compile'] else model
+    if ranks() == 1: return learner
+    return DistributedDataParallel(learner, **_ALIKE)
+
+_BUFFERS = {'broadcast_buffers', 'forward_sync_buffers'} & signature(DistributedDataParallel).parameters.keys()
+_ALIKE = {max(_BUFFERS): False,             # the same under the name of before torch 2.14; see `_one_average`
+          'find_unused_parameters': True}   # no landmark in a part; and sums in one order, also after a restart
+
+def _counted(matched):
+    """Matched targets that know of the other ranks' positives.
+
+    Gradients are averaged over the ranks. So a sum over a part is divided by the positives of a mean part, which makes
+    the average the sum over the batch by its positives; what no image takes part in, as weight decay, stays as it is.
+    """
+    if ranks() == 1: return matched
+    return dict(matched, positives=total(matched['positives']).clamp(min=1) / ranks())
 
 def _arrived(run, batch):
     "A batch where the model is: floats, and matched targets where the model can match."
     images, targets = batch
     if run.matcher and not isinstance(targets, dict): images, targets = run.matcher(images, targets)
     if isinstance(targets, dict):
-        return _floats(images, run.device), {k: _sent(v, run.device) for k, v in targets.items()}
+        return _floats(images, run.device), _counted({k: _sent(v, run.device) for k, v in targets.items()})
     return as_floats(images, run.device), [{k: _sent(v, run.device) for k, v in t.items()} for t in targets]
+
+def _set_random(run, step):
+    "Set the random state of a step."
+    part = (rank(),) if rank() else () # each rank drops out other units
+    set_seed = torch.default_generator.manual_seed if run.device.type == 'cpu' else torch.manual_seed
+    set_seed(int(generator(run.config['seed'], 'step', step, *part).integers(2**62)))
 
 def _step(run, batch, step):
     "One optimiser step on `batch`; the losses, total first, still on the device."
     optimizer, scaler, dtype = run.optimizer, run.scaler, TYPES[run.config['precision']]
     images, targets = _arrived(run, batch)
-    torch.manual_seed(int(generator(run.config['seed'], 'step', step).integers(2**62)))
+    _set_random(run, step)
     with torch.autocast(run.device.type, dtype, enabled=dtype is not None): losses = run.learner(images, targets)
-    total = sum(losses.values())
+    loss = sum(losses.values())
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(total).backward()
+    scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    return dict(loss=total.detach(), **{k: v.detach() for k, v in losses.items()})
+    return dict(loss=loss.detach(), **{k: v.detach() for k, v in losses.items()})
+
+# %% ../../nbs/5_detection/05_train.ipynb #9e9a35c4
+def _slow_in_bf16(m):
+    "Is it a depthwise convolution with a stride or a wide window?"
+    depthwise = isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels
+    return depthwise and (max(m.stride) > 1 or max(m.kernel_size) > 3)
+
+def _in_float32(forward, x):
+    with torch.autocast('cpu', enabled=False): return forward(x.float())
+
+@contextmanager
+def _without_slow_kernels(run):
+    "While it lasts, layers that a CPU is slow at in bf16 compute in float32."
+    bf16 = run.device.type == 'cpu' and run.config['precision'] == 'bf16'
+    slow = [m for m in run.model.modules() if bf16 and _slow_in_bf16(m)]
+    for m in slow: m.forward = partial(_in_float32, m.forward)
+    try: yield
+    finally:
+        for m in slow: del m.forward
+
+# %% ../../nbs/5_detection/05_train.ipynb #5e7a11c1
+def _share_statistics(model, device):
+    "Let the batch norms of several GPUs see the whole batch."
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    plain = not all(isinstance(m, torch.nn.SyncBatchNorm) for m in norms)
+    if ranks() > 1 and device.type == 'cuda' and plain: convert_sync_batchnorm(model) # timm's knows its own norms
+
+def _one_average(model):
+    "Give all ranks the mean of their running averages; where nothing ran, or ran together, they are equal already."
+    for m in model.modules() if ranks() > 1 else ():
+        apart = m.training and not isinstance(m, torch.nn.SyncBatchNorm)
+        for b in (m.running_mean, m.running_var) if apart and hasattr(m, 'running_mean') else (): b.copy_(mean(b))
 
 # %% ../../nbs/5_detection/05_train.ipynb #54b4fa75
 def _set_rate(optimizer, config, step):
@@ -138,8 +198,8 @@ def _set_rate(optimizer, config, step):
 # %% ../../nbs/5_detection/05_train.ipynb #b299eaa6
 def _rows(pending, lr):
     "Rows of metrics from `(step, losses, seconds)`; raises `UserError` at the first loss that is not a finite number."
-    table = torch.stack([torch.stack([v.float() for v in losses.values()]) for _, losses, _ in pending]).tolist()
-    rows = []
+    table = torch.stack([torch.stack([v.float() for v in losses.values()]) for _, losses, _ in pending])
+    table, rows = mean(table).tolist(), []
     for (step, losses, seconds), values in zip(pending, table):
         bad = [k for k, v in zip(losses, values) if not math.isfinite(v)]
         if bad:
@@ -158,6 +218,7 @@ def _save(run):
     if not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point()):
         raise UserError(f"the weights are not finite after step {at['step']}; nothing was written since the last save; "
                         f"lower lr (now {config['lr']:g})")
+    if not main(): return
     save_state(out, at, config, model=model, optimizer=optimizer, scaler=scaler)
     if at['best_step'] == at['step']: save_weights(model, out/'best.safetensors', step=at['step'])
 
@@ -167,6 +228,8 @@ def _foreign(at, steps, every, weights):
     done = at['step']
     if at.get('steps') == done < steps and done % every:
         yield f'it ended with a validation after {done} steps, where a run of {steps} has none'
+    if at.get('ranks', 1) != ranks() and done < steps:
+        yield f"it was begun by {at.get('ranks', 1)} ranks and goes on with as many, here are {ranks()}"
     if weights not in (at.get('weights'), at.get('best_weights')):
         yield 'the model starts from other weights (build it with the same seed)'
 
@@ -178,12 +241,14 @@ def _start(model, config, out, device):
     optimizer = optimizer(weights, config['lr'], device.type in ('cpu', 'cuda'))
     scaler = torch.amp.GradScaler(device.type, enabled=config['precision'] == 'fp16')
     first, steps, every = digest(model.state_dict()), config['steps'], config['eval_every']
-    at = load_state(out, config, check=lambda at: [*_foreign(at, steps, every, first)],
-                    model=model, optimizer=optimizer, scaler=scaler)
-    if at is None:
-        at = dict(weights=first, best_weights='', step=0, best_step=None, best_score=None, best_ap50=None, rows=[],
-                  seconds=0.)
-        write_atomic(out/'metrics.jsonl', '') # what ran before the first save is no part of this run
+    with one_first():
+        at = load_state(out, config, check=lambda at: [*_foreign(at, steps, every, first)],
+                        model=model, optimizer=optimizer, scaler=scaler)
+        if at is None:
+            at = dict(weights=first, best_weights='', step=0, best_step=None, best_score=None, best_ap50=None, rows=[],
+                      seconds=0., ranks=ranks())
+            if main(): write_atomic(out/'metrics.jsonl', '') # what ran before the first save is no part of this run
+    agree(at['step'], f'the step of {out}')
     at['steps'] = steps
     return _Run(model, _learner(model, config), matcher_of(model), optimizer, scaler, at, config, out, device)
 
@@ -191,7 +256,14 @@ def _start(model, config, out, device):
 def _finished(run):
     "Has the run come to its end?"
     whole = all((run.out/f'{k}.safetensors').exists() for k in ('best', 'last'))
-    return whole and run.at['step'] == run.config['steps']
+    return heard(whole and run.at['step'] == run.config['steps'])
+
+# %% ../../nbs/5_detection/05_train.ipynb #5e7a11c2
+def _tidy(run):
+    "Take away the sign of an end, perhaps of a shorter run, and write the best weights if a kill came before that."
+    (run.out/'last.safetensors').unlink(missing_ok=True)
+    if run.at['best_step'] == run.at['step']:
+        save_weights(run.model, run.out/'best.safetensors', step=run.at['step'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #ea06259c
 def _validate(run, validate):
@@ -200,7 +272,7 @@ def _validate(run, validate):
     scores, score, better = {}, None, at['step'] == at['steps']
     if validate is not None:
         model.eval()
-        scores = validate(model)
+        scores = heard(validate(model))
         model.train()
     if validate is not None and select != 'last':
         score = scores.get(select)
@@ -233,8 +305,9 @@ def _fit(run, batches, validate, save_every):
             validates, saves = (step % n == 0 or step == steps for n in (c['eval_every'], save_every))
             if len(pending) < patience and not (validates or saves): continue
             rows, pending = _rows(pending, c['lr']), []
+            if validates or saves: _one_average(run.model)
             if validates: rows[-1].update(_validate(run, validate))
-            append_jsonl(run.out/'metrics.jsonl', *rows, sync=False) # the state can rewrite it
+            if main(): append_jsonl(run.out/'metrics.jsonl', *rows, sync=False) # the state can rewrite it
             at['rows'] += rows
             if saves or at['best_step'] == step: _save(run)
             bar.update(len(rows))
@@ -249,9 +322,10 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     ----------
     model : detector in torchvision's contract
     batches : function of a step's index -> iterator of (images uint8 [B,3,H,W] or list of [3,H,W], targets) from
-        there on; targets are a list of dicts, or what the model's matcher made of it
+        there on; targets are a list of dicts, or what the model's matcher made of it. Of several ranks each is given
+        its part of every batch
     steps : optimiser steps
-    out : folder of this run: metrics.jsonl, state.pt, best.safetensors, last.safetensors
+    out : folder of this run: metrics.jsonl, state.pt, best.safetensors, last.safetensors; all ranks must see it
     schedule : `Schedule`: rate, optimiser, precision, validations, which checkpoint is kept; its batch size only names
         the run
     validate : function of the model -> dict of scores, 0..1: `ap50`, and the one of `schedule.select`; None: the last
@@ -264,7 +338,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
 
     Returns
     -------
-    dict : history (rows of metrics.jsonl), best_step, best_ap50 (None without `validate`), seconds, steps
+    dict : history (rows of metrics.jsonl), best_step, best_ap50 (None without `validate`), seconds, steps, ranks
 
     Raises
     ------
@@ -278,16 +352,20 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     save_every = schedule.eval_every if save_every is None else save_every
     for name, value in dict(steps=steps, save_every=save_every).items():
         if not value > 0: raise UserError(f"{name} is {value}; expected more than 0")
+    equal_share(schedule.batch_size)
     model.to(device, memory_format=torch.channels_last)
+    _share_statistics(model, device)
     config = dict(to_row(schedule), decay=[int(d*steps) for d in schedule.decay], seed=seed, key=key, steps=steps,
                   validated=validate is not None)
+    for k, v in config.items(): agree(v, k)
+    on_one_disk(out)
     run = _start(model, config, out, device)
     if not _finished(run):
-        (out/'last.safetensors').unlink(missing_ok=True) # the sign of the end, of a shorter run perhaps
-        if run.at['best_step'] == run.at['step']: # killed before they were written
-            save_weights(model, out/'best.safetensors', step=run.at['step'])
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []): # steps set the random state
+        if main(): _tidy(run)
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
             _fit(run, batches, validate, save_every)
-        save_weights(model, out/'last.safetensors', step=steps)
+        if main(): save_weights(model, out/'last.safetensors', step=steps)
+        gathered(None) # the files are there for all
     fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
-    return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')})
+    return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')},
+                ranks=run.at.get('ranks', 1))

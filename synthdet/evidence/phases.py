@@ -18,11 +18,12 @@ from ..data.images import Resized
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
-from ..detection.evaluate import evaluate, predict, validator
+from ..detection.evaluate import evaluate, predict_together, validator
 from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
+from ..ranks import agree, equal_share, heard, main, rank, ranks
 from ..settings import identity, to_row
 from ..synthesis.settings import Synthesis
 from ..synthesis.stream import make_samples
@@ -197,7 +198,8 @@ def fit(arm, out, loaded, *, workers=0):
     for phase, images in zip(planned, judges):
         def feed(start, sees=phase.sees):
             seen = stream(sees, arm, loaded)
-            return batches(seen, size, start=start, workers=workers, prepare=matcher_of(model))
+            return batches(seen, size, start=start, workers=workers, part=(rank(), ranks()),
+                           prepare=matcher_of(model))
         validate = None if images is None else validator(images, precision=arm.schedule.precision)
         folder = Path(out)/'artefacts'/phase.key
         with alone(folder/'.lock', 'trains the same phase'):
@@ -243,26 +245,29 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     ------
     UserError : for what cannot be run
     """
+    equal_share(arm.schedule.batch_size)
     loaded = load(arm, **things) if loaded is None else loaded
     planned = phases(arm, loaded)
     ident = f"{arm.arm}-{digest(planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])}"
+    agree(ident, 'the name of the run')
     results, start = Path(results or Path(out)/'results.jsonl'), time.time()
-    found = [r for r in read_jsonl(results) if r.get('id') == ident]
+    found = heard([r for r in read_jsonl(results) if r.get('id') == ident])
     if found: return found[-1]
-    writable(results)                                            # before hours are spent, not after
+    if main(): writable(results)                                         # before hours are spent, not after
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
+    if not main(): return heard(None)
     file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,
                          settings=None if loaded.detector else arm.model, image_size=arm.model.image_size,
                          classes=loaded.domain.classes, licences=[loaded.domain.licence])
     row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, out),
                best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name,
-               **run_info())
+               ranks=[d['ranks'] for d in done], **run_info())
     append_jsonl(results, row)
-    return row
+    return heard(row)
 
 def _scores(model, test):
     "The scores of a model on the test images; none where there are none."
     if isinstance(test, Missing): return {}
-    scores = evaluate(predict(model, test), [t for _, t in test])
+    scores = evaluate(predict_together(model, test), [t for _, t in test])
     return {k: v if v is None else round(v, 6) for k, v in scores.items()}

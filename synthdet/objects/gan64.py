@@ -136,7 +136,7 @@ def load_gan64(path) -> Generator64:
 
 # %% ../../nbs/2_objects/06_gan64.ipynb #d18ee0f1
 @torch.no_grad()
-def draw(G, ks, seed=0, batch=32) -> torch.Tensor:
+def draw(G, ks, seed=0, batch=None) -> torch.Tensor:
     """Draw pictures `ks` of a series.
 
     Parameters
@@ -144,13 +144,14 @@ def draw(G, ks, seed=0, batch=32) -> torch.Tensor:
     G : Generator64 in evaluation mode
     ks : range of numbers, from 0
     seed : which endless series
-    batch : pictures at once
+    batch : pictures at once; None: all of them on a GPU, and on a CPU as many as its cache holds
 
     Returns
     -------
     uint8 [len(ks),3,64,64]
     """
     where, parts = next(G.parameters()).device, []
+    batch = batch or (16 if where.type == 'cpu' else len(ks))
     for at in range(0, len(ks), batch):
         z = normals(G.nz, [(seed, 'gan64', k) for k in ks[at:at + batch]]).to(where)
         parts.append((G(z).float()*127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu())

@@ -71,11 +71,13 @@ class Kind(NamedTuple):
     ----------
     load : function of its files -> network
     draw : function of (network, psi, numbers k, seed) -> uint8 [B,3,H,W]
-    block : objects drawn at once
+    block : objects drawn at once on a CPU
+    side : function of a network -> side of its pictures, px, by which a GPU draws more at once
     """
     load: Callable
     draw: Callable
     block: int
+    side: Callable = lambda G: 256
     truncates: bool = False
 
 # %% ../../nbs/2_objects/08_generated.ipynb #9b8f7569
@@ -104,11 +106,15 @@ def _load_exported(path):
 
 # %% ../../nbs/2_objects/08_generated.ipynb #8c464bd3
 GENERATORS = dict(
-    gan64=Kind(load_gan64, _gan64, block=32),
-    stylegan=Kind(load_stylegan, _stylegan, block=4),
-    stylegan2=Kind(load_stylegan2, _stylegan2, block=4),
+    gan64=Kind(load_gan64, _gan64, block=32, side=lambda G: 64),
+    stylegan=Kind(load_stylegan, _stylegan, block=4, side=lambda G: G.size),
+    stylegan2=Kind(load_stylegan2, _stylegan2, block=4, side=lambda G: G.layout.resolutions[-1]),
     dmgan=Kind(load_dmgan, _dmgan, block=8),
     exported=Kind(_load_exported, _exported, block=8))
+
+def _at_once(kind, G, where):
+    "Objects drawn at once: a GPU is busy with 128 small pictures, and has room for few large ones."
+    return kind.block if where.type == 'cpu' else max(1, min(128, 2**24//kind.side(G)**2))
 
 # %% ../../nbs/2_objects/08_generated.ipynb #2429b56e
 def _between_bars(draw, ks, seed): return crop_cars(draw(ks, seed))
@@ -139,4 +145,5 @@ def generated(name, objects, domain, seed=0) -> Generated:
     where, bars = torch.device('cpu') if name == 'exported' else default_device(), _has_bars(name, G, files[0], domain)
     draw = partial(kind.draw, G.to(where), objects.psi)
     key = [digests, objects.psi, bars, where.type]
-    return Generated(partial(_between_bars, draw) if bars else draw, name, key=key, seed=seed, block=kind.block)
+    return Generated(partial(_between_bars, draw) if bars else draw, name, key=key, seed=seed,
+                     block=_at_once(kind, G, where))

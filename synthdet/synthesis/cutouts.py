@@ -165,7 +165,7 @@ def _cached(path, name, budget_mb):
     try: return _load(path, name, budget_mb)
     except _DAMAGE as e:
         warnings.warn(f"{path} is damaged ({e}); cutting the objects out again")
-        path.unlink(missing_ok=True)
+        with suppress(OSError): path.unlink() # of a folder that cannot be written to, more is said when cutting
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #3e069951
 def _cut_batch(members, segmenter, size, tight, scored):
@@ -209,13 +209,20 @@ def _in_memory(blocks, name, budget_mb):
     return _pool(kept, _joined(parts), name)
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #376accf7
+def _wait(lock):
+    "Take a lock; say so when somebody else has it."
+    try: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError): # which of them depends on the system
+        warnings.warn(f"waiting for another process that cuts the same objects; its lock is {lock.name}")
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+
 @contextmanager
 def _alone(path):
     "Be the only process in here; the lock goes with the process that holds it, and forked ones do not inherit it."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, 'wb')
-        if fcntl: fcntl.lockf(lock, fcntl.LOCK_EX)
+        if fcntl: _wait(lock)
     except OSError as e: raise disk_refused(path, e) from None
     with lock: yield
 

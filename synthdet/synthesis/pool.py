@@ -6,13 +6,15 @@
 __all__ = ['Hand', 'Reject', 'Cutouts', 'Endless', 'Dealer']
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #35f7261e
-import math
+import math, threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 import numpy as np
+import torch
 from ..boxes import chw, hwc
 from ..core import digest, UserError
 from ..data.ahead import Bank
@@ -202,10 +204,18 @@ class Endless:
         return f"{self.name}: endless objects; {self.kept} of {tried} cut-outs kept so far" + _lost(self.rejected)
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #b79b4518
+_OWN = threading.local()
+
+def _beside():
+    "A GPU's stream of this thread: what it draws does not wait for the training steps that are queued."
+    if not torch.cuda.is_available(): return nullcontext()
+    if not hasattr(_OWN, 'stream'): _OWN.stream = torch.cuda.Stream(priority=-1)
+    return torch.cuda.stream(_OWN.stream)
+
 def _block(cuts, counts, most, reuse, samples, room, b):
     "Block b: its cut-outs, and the first use of each of its samples."
     *first, total = accumulate((counts(b*samples + j) for j in range(samples)), initial=0)
-    return cuts.some(b*room, max(most, -(-total//reuse)), room), first
+    with _beside(): return cuts.some(b*room, max(most, -(-total//reuse)), room), first
 
 class Dealer:
     """An endless pool: hands for the samples of a stream, made ahead by a thread.
@@ -216,13 +226,15 @@ class Dealer:
     counts : function of a sample's number -> objects it takes
     most : objects a sample takes at most
     reuse : uses of each object
-    samples : samples per block
+    samples : samples per block; None: as many as use the objects of 32 samples without reuse, for small batches of
+        objects are slow to draw and to cut out, and an object should not come back in the very next pictures
     step : blocks start at multiples of so many objects
     ahead : blocks ready or being made, at most
     """
     forkable = False # a generator, perhaps on a GPU, cannot be shared with forked processes
 
-    def __init__(self, cuts, counts, most, reuse=1, samples=32, step=16, ahead=3):
+    def __init__(self, cuts, counts, most, reuse=1, samples=None, step=16, ahead=3):
+        samples = samples or 32*min(reuse, 32)
         self.cuts, self.counts, self.reuse, self.samples = cuts, counts, reuse, samples
         room = -(-4*samples*most // (reuse*step))*step
         self.bank = Bank(partial(_block, cuts, counts, most, reuse, samples, room), ahead) # its thread knows no dealer
