@@ -7,6 +7,7 @@ __all__ = ['Loaded', 'load', 'phases', 'stream', 'judge', 'build', 'fit', 'run']
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #adb6d17c
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -202,7 +203,7 @@ def fit(arm, out, loaded, *, workers=0):
                            prepare=matcher_of(model))
         validate = None if images is None else validator(images, precision=arm.schedule.precision)
         folder = Path(out)/'artefacts'/phase.key
-        with alone(folder/'.lock', 'trains the same phase'):
+        with alone(folder/'.lock', 'trains the same phase') if main() else nullcontext(): # rank 0 holds it for all
             done.append(train(model, feed, phase.steps, folder, arm.schedule, seed=arm.seed,
                               save_every=min(arm.schedule.eval_every, 500), validate=validate))
     return model, done
