@@ -1,6 +1,6 @@
 """Images per second of the stream on one core, beside a minimal loop and beside torchvision-style copy-paste.
 
-    python benchmarks/stream.py             # speed and stages: prints tables, writes results/stream.json
+    python benchmarks/stream.py             # speed, stages, workers: prints tables, writes results/stream.json
     python benchmarks/stream.py --memory    # resident memory over 20,000 samples, added to the same file
 
 All of it runs on 300 x 300 images with three feathered objects and assets in memory. `floor` is the least that draws
@@ -9,11 +9,13 @@ objects as well. Both know no occlusion, nothing beyond the border, and draw no 
 has everything switched off that the floor does not do; `stream, augmented` adds flip, rotation, shear, colours, truncation
 and the rules of visibility, and is held against the floor that does the same to its objects; `default recipe` is what
 training uses: all of it, and distractors, shadows, light, blur, noise and JPEG; `in batches` the same drawn straight into
-the memory of batches of 32, as training reads it. The stages are those of the default recipe, in batches.
+the memory of batches of 32, as training reads it. The stages are those of the default recipe, in batches: `rest` is what
+is in none of them, and `inside OpenCV` the part of all of them that no change of Python's could save.
 """
-import argparse, contextlib, importlib, json, resource, sys, time
+import argparse, contextlib, importlib, inspect, json, resource, sys, time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from unittest.mock import patch
@@ -163,33 +165,55 @@ def timed(spent, open_, stage, f):
     "A function whose time is added to its stage, less what inner stages took."
     def run(*args, **options):
         open_.append(0.)
-        start = time.perf_counter()
+        start = time.process_time()
         try: return f(*args, **options)
         finally:
-            took = time.perf_counter() - start
+            took = time.process_time() - start
             spent[stage] += took - open_.pop()
             if open_: open_[-1] += took
     return run
 
 
-def stages(n=20, rounds=12):
-    "Microseconds per image of each stage of the default recipe, of the fastest of some rounds; `rest` is the batch."
-    found = []
-    for _ in range(rounds):
+def shares(stages, n, rounds):
+    "Microseconds per image in each stage of the default recipe, in the fastest of some rounds of every batch."
+    found = [[] for _ in range(n)]
+    with contextlib.ExitStack() as stack:
         spent, open_ = Counter(), []
-        with contextlib.ExitStack() as stack:
-            for name, stage in STAGES.items():
-                where, function = name.split('.')
-                where = importlib.import_module(f'synthdet.synthesis.{where}')
-                run = timed(spent, open_, stage, getattr(where, function))
-                stack.enter_context(patch.object(where, function, run))
-            draw = timed(spent, open_, 'rest', batched(*assets()))
-            for i in range(32): draw(i) # warms up
-            spent.clear()
-            for i in range(32*n): draw(i)
-        found.append({stage: 1e6*v/(32*n) for stage, v in spent.items()})
-    best = min(found, key=lambda f: sum(f.values()))
-    return [dict(stage=s, microseconds=round(best[s], 1)) for s in dict.fromkeys([*STAGES.values(), 'rest'])]
+        for name, stage in stages.items():
+            where, function = name.rsplit('.', 1)
+            where = importlib.import_module(where)
+            stack.enter_context(patch.object(where, function, timed(spent, open_, stage, getattr(where, function))))
+        samples = Samples(*assets(), Recipe(image_size=SIZE))
+        for _ in range(rounds):
+            draw = timed(spent, open_, 'rest', partial(next, batches(samples, 32)))
+            for k in range(n):
+                spent.clear()
+                draw()
+                found[k].append(Counter(spent))
+    best = sum((min(rounds, key=lambda f: f.total()) for rounds in found), Counter())
+    return {stage: 1e6*best[stage]/(32*n) for stage in dict.fromkeys([*stages.values(), 'rest'])}
+
+
+def stages(n=8, rounds=12):
+    "Rows of microseconds per image: every stage, and what of all of them is spent inside OpenCV."
+    places = {f'synthdet.synthesis.{name}': stage for name, stage in STAGES.items()}
+    opencv = {f'cv2.{name}': 'inside OpenCV' for name in dir(cv2) if inspect.isbuiltin(getattr(cv2, name))}
+    found = {**shares(places, n, rounds), 'inside OpenCV': shares(opencv, n, rounds)['inside OpenCV']}
+    return [dict(stage=stage, microseconds=round(v, 1)) for stage, v in found.items()]
+
+
+def workers(n=40, rounds=3):
+    "Rows of images per second by the clock, drawn here and by worker processes; the fastest of some rounds."
+    samples, found = Samples(*assets(), Recipe(image_size=SIZE)), {}
+    samples.fill()
+    for number in [0, 1, 2]*rounds:
+        made = batches(samples, 32, workers=number)
+        for _ in range(4): next(made) # what was made ahead while the workers started
+        start = time.perf_counter()
+        for _ in range(n): next(made)
+        found[number] = max(found.get(number, 0), 32*n/(time.perf_counter() - start))
+        made.close()
+    return [dict(workers=number, images_per_second=round(v)) for number, v in found.items()]
 
 
 def rss():
@@ -218,8 +242,10 @@ def main():
     cv2.setNumThreads(1); torch.set_num_threads(1)
     old = json.loads(OUT.read_text()) if OUT.exists() else {}
     told = dict(memory='{samples:6} samples  {rss_mb:.1f} MB', stages='{stage:24}{microseconds:8.1f} us an image',
+                workers='{workers} workers               {images_per_second:6} images/s by the clock',
                 speed='{name:24}{images_per_second:6} images/s{of_floor:8.2f} of its floor{of_torch:8.2f} of torch')
-    for name, measure in dict(memory=memory).items() if a.memory else dict(speed=speed, stages=stages).items():
+    every = dict(speed=speed, stages=stages, workers=workers)
+    for name, measure in dict(memory=memory).items() if a.memory else every.items():
         rows = measure()
         for r in rows: print(told[name].format(**r))
         old[name] = dict(command=' '.join(['python', *map(str, sys.argv)]), rows=rows, run=run_info())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -52,6 +53,19 @@ def test_batches_are_the_same_for_any_workers_and_any_start(stream):
     assert alone[:4] == [int(stream[i][0].max()) for i in range(4)] or stream is STREAMS['finite']
     for workers in (1, 3): assert numbers(take(6, stream, 4, workers=workers)) == alone
     for workers in (0, 2): assert numbers(take(2, stream, 4, start=4, workers=workers)) == alone[16:]
+
+
+def test_what_workers_hand_over_is_what_is_made_here():
+    "Small tensors travel as arrays, and arrive as tensors that can be changed; everything else arrives as it is."
+    def made(images, targets):
+        few, many = torch.arange(6).view(2, 3).bool(), torch.arange(10_000, dtype=torch.float64)
+        rest = ('text', 3, None, np.float32(2))
+        return images, dict(few=few, none=torch.zeros(0, 4), many=many, rest=rest, targets=targets)
+    (images, here), (same, there) = (take(1, Numbers(7), 2, workers=w, prepare=made)[0] for w in (0, 1))
+    assert torch.equal(images, same) and here['rest'] == there['rest'] and here.keys() == there.keys()
+    for k in ('few', 'none', 'many'): assert here[k].dtype == there[k].dtype and torch.equal(here[k], there[k])
+    there['few'][0, 0] = True
+    assert [sorted(t) for t in here['targets']] == [sorted(t) for t in there['targets']]
 
 
 def test_the_global_generator_of_torch_is_left_alone():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from synthdet.boxes import masks_to_boxes
+from synthdet.boxes import chw, masks_to_boxes
 from synthdet.core import generator, named, refused
 from synthdet.data import butterflies
 from synthdet.data.domains import load_domain
@@ -138,6 +138,18 @@ def test_an_object_without_a_pixel_does_no_harm(name):
     for i in range(4):
         _, t = compose(PLACES[0], clear, recipe_of(name, image_size=96), generator(i), with_masks=True)
         assert len(t['boxes']) == len(t['masks']) and (name == 'released' or not len(t['boxes']))
+
+
+@pytest.mark.parametrize('name', COMPOSERS)
+def test_a_sample_drawn_into_the_memory_of_a_batch_is_the_sample(name):
+    samples = Samples(wholes(), PLACES, recipe_of(name, image_size=(64, 112)), with_masks=True)
+    memory = np.zeros((3, *samples.draws, 3), np.uint8)
+    for i in range(4):
+        image, target = samples[i]
+        found = samples.draw(i, memory[1])
+        assert torch.equal(chw(memory[1]), image) and not memory[[0, 2]].any(), 'this row and no other'
+        assert found.keys() == target.keys() and all(type(v) is torch.Tensor for v in found.values())
+        assert all(torch.equal(found[k], target[k]) for k in found)
 
 
 def test_a_new_compositor_is_a_record_and_an_entry(monkeypatch):

@@ -9,10 +9,11 @@ __all__ = ['forkable', 'draw_into', 'Loop', 'endless', 'Mixed', 'collate', 'fork
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import count
+from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..boxes import hwc, unwrap
 from ..core import generator, UserError
 from .ahead import Bank
@@ -151,6 +152,11 @@ class Mixed(Dataset):
     def fill(self): _fill(self.real, self.fake)
 
 # %% ../../nbs/1_data/12_batches.ipynb #458ead81
+def _memory(n, h, w):
+    "Memory of a batch, uint8 [n,h,w,3]; in a worker process shared with the others, since it is handed over to one."
+    memory = torch.empty(n, h, w, 3, dtype=torch.uint8)
+    return memory if get_worker_info() is None else memory.share_memory_()
+
 def collate(samples) -> tuple:
     """One tensor of images and a list of targets.
 
@@ -169,17 +175,18 @@ def collate(samples) -> tuple:
     images, targets = zip(*samples)
     first, odd = images[0].shape, next((i.shape for i in images if i.shape != images[0].shape), None)
     if odd is not None: raise _odd_sizes(first[1:], odd[1:])
-    stacked = torch.from_numpy(np.stack([hwc(i) for i in images])) # [B,H,W,3]
-    return stacked.permute(0, 3, 1, 2), list(map(unwrap, targets))
+    memory = _memory(len(images), *first[1:])
+    for out, image in zip(memory.numpy(), images): np.copyto(out, hwc(image))
+    return memory.permute(0, 3, 1, 2), list(map(unwrap, targets))
 
 # %% ../../nbs/1_data/12_batches.ipynb #194c0fb0
 def _collated(samples, numbers):
     "Images and targets of some samples, drawn where they stay if they can be."
     size = getattr(samples, 'draws', None)
     if not size: return collate([samples[i] for i in numbers])
-    images = np.empty((len(numbers), *size, 3), np.uint8) # [B,H,W,3]
-    targets = [draw_into(samples, i, out) for i, out in zip(numbers, images)]
-    return torch.from_numpy(images).permute(0, 3, 1, 2), targets
+    memory = _memory(len(numbers), *size)
+    targets = [draw_into(samples, i, out) for i, out in zip(numbers, memory.numpy())]
+    return memory.permute(0, 3, 1, 2), targets
 
 def _batch(samples, batch_size, part, prepare, k):
     "Batch k, or a rank's part of it, prepared."
@@ -188,11 +195,27 @@ def _batch(samples, batch_size, part, prepare, k):
     images, targets = _collated(samples, range(first, first + n))
     return (images, targets) if prepare is None else prepare(images, targets)
 
+# %% ../../nbs/1_data/12_batches.ipynb #1892345a
+class _Small(NamedTuple):
+    "A small tensor on its way, as an array."
+    values: np.ndarray
+
+def _everywhere(f, batch):
+    "A batch with `f` applied to all that lies in its dicts, lists and tuples."
+    if type(batch) is dict: return {k: _everywhere(f, v) for k, v in batch.items()}
+    return type(batch)(_everywhere(f, v) for v in batch) if type(batch) in (list, tuple) else f(batch)
+
+def _packed(x):
+    small = type(x) is torch.Tensor and x.nbytes < 2**14 and x.dtype != torch.bfloat16 # which NumPy does not know
+    return _Small(x.numpy()) if small else x
+
+def _unpacked(x): return torch.from_numpy(x.values) if type(x) is _Small else x
+
 class _Told(Dataset):
     "Item k is `make(k)`, or the `UserError` it raised."
     def __init__(self, make): self.make = make
     def __getitem__(self, k):
-        try: return self.make(k)
+        try: return _everywhere(_packed, self.make(k))
         except UserError as e: return e
 
 def forked(make, numbers, workers:int):
@@ -218,7 +241,7 @@ def forked(make, numbers, workers:int):
     finally: cv2.setNumThreads(threads)
     for batch in made:
         if isinstance(batch, UserError): raise batch
-        yield batch
+        yield _everywhere(_unpacked, batch)
 
 # %% ../../nbs/1_data/12_batches.ipynb #07af5dfb
 def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1), prepare=None):

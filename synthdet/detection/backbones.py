@@ -113,7 +113,8 @@ class Backbone(nn.Module):
         -------
         list : of [B,C,h,w], one per tap
         """
-        x, maps = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last), []
+        x = (images - self.mean).div_(self.std) # in place: new memory costs more than the quotients
+        x, maps = x.contiguous(memory_format=torch.channels_last), []
         if not self.steps: return self._listed(self.body(x))
         for name in self.steps:
             x = self.body.get_submodule(name)(x)

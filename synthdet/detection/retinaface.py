@@ -203,7 +203,7 @@ def class_loss(logits, positive, ratio=7) -> torch.Tensor:
     -------
     torch.Tensor : scalar, the sum over the anchors that count
     """
-    loss = F.cross_entropy(logits.flatten(0, 1), positive.flatten().long(), reduction='none').view_as(positive)
+    loss = F.cross_entropy(logits.movedim(-1, 1), positive.long(), reduction='none') # [B,N]
     hard = loss.where(~positive, 0).sort(dim=1, descending=True, stable=True)[0]
     mined = (ratio * positive.sum(1, keepdim=True)).clamp(max=positive.shape[1] - 1)
     rank = torch.arange(positive.shape[1], device=loss.device)
@@ -434,7 +434,7 @@ class RetinaFace(nn.Module):
         size : (height, width)
         """
         if tuple(x.shape[-2:]) != size: x = F.interpolate(x, size, mode='bilinear', align_corners=False)
-        return x.flip(1) * 255 - self.mean
+        return x.flip(1).mul_(255).sub_(self.mean) # in place: new memory costs more than the sums
 
     def raw(self, x) -> tuple:
         """Say what the heads find at every anchor: offsets [B,N,4], class logits [B,N,2], landmark offsets [B,N,10].

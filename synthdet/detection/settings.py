@@ -152,7 +152,7 @@ class Schedule(Settings):
                      among=('ap50', 'ap50_authors', 'last'))
     precision:str = opt('auto', 'of the forward pass: fp32, bf16, fp16 (GPU), or auto: bf16 where the processor has it',
                         among=('auto', 'fp32', 'bf16', 'fp16'))
-    compile:bool = opt(False, 'compile forward pass and losses (torch.compile): minutes once, faster steps on a GPU')
+    compile:bool = opt(False, 'compile forward pass and losses (torch.compile): for GPUs, a CPU is slower with it')
 
 # %% ../../nbs/5_detection/00_settings.ipynb #d5e703a9
 def resolved_schedule(schedule:Schedule, device=None) -> Schedule:

@@ -203,7 +203,7 @@ def focal(logits, truth) -> torch.Tensor:
     -------
     torch.Tensor : scalar, the sum over anchors
     """
-    p = logits.softmax(-1).gather(-1, truth.clamp(min=0)[..., None])[..., 0]
+    p = logits.movedim(-1, 1).softmax(1).gather(1, truth.clamp(min=0)[:, None])[:, 0] # fast: anchors side by side
     return -((1 - p)**2 * (p + 1e-8).log()).where(truth >= 0, 0).sum()
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #05c2db17

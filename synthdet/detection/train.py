@@ -7,7 +7,9 @@ __all__ = ['TYPES', 'as_floats', 'matcher_of', 'adam', 'sgd', 'train']
 
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
 import math, time
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
@@ -38,9 +40,9 @@ def _floats(images, device):
     wrong = next((i.dtype for i in images if i.dtype != torch.uint8), None)
     if wrong: raise UserError(f"images are {wrong}; expected uint8 in 0..255, which become floats here")
     if not isinstance(images, torch.Tensor):
-        if len({i.shape for i in images}) > 1: return [_sent(i, device) / 255 for i in images]
+        if len({i.shape for i in images}) > 1: return [_sent(i, device).float().div_(255) for i in images]
         images = torch.stack(list(images))
-    return _sent(images, device) / 255
+    return _sent(images, device).float().div_(255)
 
 # %% ../../nbs/5_detection/05_train.ipynb #cbc64271
 def as_floats(images, device, *, whole=False):
@@ -136,12 +138,17 @@ def _arrived(run, batch):
         return _floats(images, run.device), _counted({k: _sent(v, run.device) for k, v in targets.items()})
     return as_floats(images, run.device), [{k: _sent(v, run.device) for k, v in t.items()} for t in targets]
 
+def _set_random(run, step):
+    "Set the random state of a step."
+    part = (rank(),) if rank() else () # each rank drops out other units
+    set_seed = torch.default_generator.manual_seed if run.device.type == 'cpu' else torch.manual_seed
+    set_seed(int(generator(run.config['seed'], 'step', step, *part).integers(2**62)))
+
 def _step(run, batch, step):
     "One optimiser step on `batch`; the losses, total first, still on the device."
     optimizer, scaler, dtype = run.optimizer, run.scaler, TYPES[run.config['precision']]
     images, targets = _arrived(run, batch)
-    part = (rank(),) if rank() else () # each rank drops out other units
-    torch.manual_seed(int(generator(run.config['seed'], 'step', step, *part).integers(2**62)))
+    _set_random(run, step)
     with torch.autocast(run.device.type, dtype, enabled=dtype is not None): losses = run.learner(images, targets)
     loss = sum(losses.values())
     optimizer.zero_grad(set_to_none=True)
@@ -149,6 +156,25 @@ def _step(run, batch, step):
     scaler.step(optimizer)
     scaler.update()
     return dict(loss=loss.detach(), **{k: v.detach() for k, v in losses.items()})
+
+# %% ../../nbs/5_detection/05_train.ipynb #9e9a35c4
+def _slow_in_bf16(m):
+    "Is it a depthwise convolution with a stride or a wide window?"
+    depthwise = isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels
+    return depthwise and (max(m.stride) > 1 or max(m.kernel_size) > 3)
+
+def _in_float32(forward, x):
+    with torch.autocast('cpu', enabled=False): return forward(x.float())
+
+@contextmanager
+def _without_slow_kernels(run):
+    "While it lasts, layers that a CPU is slow at in bf16 compute in float32."
+    bf16 = run.device.type == 'cpu' and run.config['precision'] == 'bf16'
+    slow = [m for m in run.model.modules() if bf16 and _slow_in_bf16(m)]
+    for m in slow: m.forward = partial(_in_float32, m.forward)
+    try: yield
+    finally:
+        for m in slow: del m.forward
 
 # %% ../../nbs/5_detection/05_train.ipynb #5e7a11c1
 def _share_statistics(model, device):
@@ -336,7 +362,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     run = _start(model, config, out, device)
     if not _finished(run):
         if main(): _tidy(run)
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []): # steps set the random state
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
             _fit(run, batches, validate, save_every)
         if main(): save_weights(model, out/'last.safetensors', step=steps)
         gathered(None) # the files are there for all
