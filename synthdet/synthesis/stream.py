@@ -188,7 +188,8 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     recipe : `Recipe`, words of settings ('blend=paste scale=.2,.5'), or the name of one of the paper's
     seed : which stream
     with_masks : targets with masks
-    budget_mb : memory for decoded cut-outs and for decoded backgrounds, MB each
+    budget_mb : memory for decoded cut-outs and for decoded backgrounds, MB each; beyond it cut-outs are read from disk,
+        and backgrounds decoded again, at every use
     n_fake : length; 0: endless
     reuse : uses of each object of an endless generator
 

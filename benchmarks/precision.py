@@ -1,0 +1,45 @@
+"""Test AP50 of trainings in bf16 beside the same trainings in fp32: the same initial weights, labels and stream.
+
+    python benchmarks/precision.py                 # butterflies, three seeds, arms scratch and pretrain
+    python benchmarks/precision.py --seeds 5       # more of them; what is finished is found again
+
+Seed k has initial weights, stream and subset of labels (fold k) of its own, so the noise is that of a whole experiment.
+Rows go to results/precision.jsonl. The two agree when the mean difference of the pairs is smaller than what one
+precision differs from itself between seeds (sample standard deviation).
+"""
+import argparse
+from pathlib import Path
+from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import load, run
+from synthdet.evidence.statistics import cell, load_rows, paired
+
+OUT = Path(__file__).resolve().parents[1]/'results'/'precision.jsonl'
+
+
+def compared(rows):
+    "A line per arm: both precisions, their paired difference, and the noise between seeds, in points of AP50."
+    for arm, some in rows.groupby('arm'):
+        scores = {p: some[some.precision == p].ap50 for p in ('fp32', 'bf16')}
+        noise = 100*max(s.std(ddof=1) for s in scores.values())
+        d = paired(some.assign(arm=some.precision), 'fp32', 'bf16', on=('domain', 'n_real', 'fold', 'seed'))
+        yield dict(arm=arm, **{p: cell(s) for p, s in scores.items()}, difference=round(d['mean'], 2),
+                   low=round(d['low'], 2), high=round(d['high'], 2), noise=round(noise, 2), n=d['n'])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=3, help='seeds, each with its fold of the labels (default: %(default)s)')
+    p.add_argument('--arms', default='scratch,pretrain', help='arms (default: %(default)s)')
+    p.add_argument('--out', default='runs/precision', help='folder of artefacts (default: %(default)s)')
+    p.add_argument('--results', default=str(OUT), help='file of the rows (default: %(default)s)')
+    p.add_argument('--more', default='', help='other settings, as words')
+    a = p.parse_args()
+    for seed in range(a.seeds):
+        for precision in ('fp32', 'bf16'):
+            for arm in make_arms(a.arms, a.more, precision=precision, seed=seed, fold=seed):
+                row = run(arm, a.out, a.results, loaded=load(arm))
+                print(f"{arm.arm:14} {precision} seed {seed}: AP50 {100*row['ap50']:.1f}, {row['seconds']} s", flush=True)
+    for line in compared(load_rows(a.results)): print(*(f'{k} {v}' for k, v in line.items()), sep='; ')
+
+
+if __name__ == '__main__': main()
