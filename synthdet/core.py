@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'UserError', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'hash_file', 'disk_refused',
-           'write_atomic', 'writable', 'read_jsonl', 'append_jsonl', 'project', 'cache_dir', 'shared', 'device',
-           'interactive', 'run_info']
+           'write_atomic', 'writable', 'read_jsonl', 'append_jsonl', 'alone', 'project', 'cache_dir', 'shared',
+           'device', 'interactive', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
 import ast, errno, hashlib, inspect, json, os, platform, subprocess, sys, warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib import import_module, metadata
@@ -282,6 +282,33 @@ def append_jsonl(path, *rows, sync=True):
                 raise
     except OSError as e: raise disk_refused(path, e) from None
 
+# %% ../nbs/0_ground/00_core.ipynb #d4a16346
+def _wait(lock, what):
+    "Take a lock; say so when somebody else has it."
+    try: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError): # which of them depends on the system
+        warnings.warn(f'waiting for another process that {what}; its lock is {lock.name}')
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+
+@contextmanager
+def alone(path, what:str):
+    """Be the only process in here; the others wait. Raises `UserError` when the disk refuses.
+
+    The lock goes with the process that holds it, and forked ones do not inherit it.
+
+    Parameters
+    ----------
+    path : lock file; made when missing, and left
+    what : is done by the process that is waited for, for the message: 'trains the same phase'
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, 'ab')
+        if fcntl: _wait(lock, what)
+    except OSError as e: raise disk_refused(path, e) from None
+    with lock: yield
+
 # %% ../nbs/0_ground/00_core.ipynb #b4583f5b
 def project():
     "The checkout this package is run from; None when it is installed without one."
@@ -332,4 +359,4 @@ def run_info() -> dict:
     versions = {p: metadata.version(p) for p in ('torch', 'torchvision', 'timm', 'numpy')}
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
     return dict(commit=_commit(), synthdet=synthdet.__version__, python=platform.python_version(), **versions,
-                device=where, cpus=os.cpu_count(), versions=VERSIONS)
+                device=where, cpus=os.cpu_count(), threads=torch.get_num_threads(), versions=VERSIONS)

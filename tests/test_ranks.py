@@ -232,6 +232,30 @@ def test_torchrun_is_recognised_and_takes_no_notebook(monkeypatch, capsys):
     assert capsys.readouterr().err == 'error: --notebook my.ipynb: under torchrun the arms are trained; leave it out\n'
 
 
+def stopped(r, n, folder):
+    "Of `n` processes: a training, and one that stops between two saves and goes on."
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=r, world_size=n)
+    saves = dict(save_every=3, eval_every=3)
+    trained('ssd', folder/'whole', 6, **saves)
+    step = train_module._step
+    def until(run, batch, k):
+        if k == 5: raise KeyboardInterrupt
+        return step(run, batch, k)
+    train_module._step = until
+    with pytest.raises(KeyboardInterrupt): trained('ssd', folder/'stopped', 6, **saves)
+    train_module._step = step
+    trained('ssd', folder/'stopped', 6, **saves)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_four_ranks_sum_in_the_same_order_after_a_stop(tmp_path):
+    torch.multiprocessing.spawn(stopped, (4, tmp_path), nprocs=4)
+    whole, again = ((tmp_path/k/'last.safetensors').read_bytes() for k in ('whole', 'stopped'))
+    assert whole == again
+
+
 # -- torchrun itself
 
 @pytest.fixture(scope='module')

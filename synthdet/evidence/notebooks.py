@@ -57,7 +57,7 @@ def experiment_notebook(name='run_experiment') -> Path:
     return (project() or Path.cwd())/'nbs'/'experiments'/f'{name}.ipynb'
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #c8d38e6c
-_OWN = ('arms', 'more', 'out', 'results', 'workers')     # of the notebook, not settings
+_OWN = ('arms', 'jobs', 'more', 'out', 'results', 'workers')     # of the notebook, not settings
 
 def own_parameters() -> dict:
     "What `run_experiment` takes beside settings: name -> (default, help); nothing outside a checkout."

@@ -7,10 +7,11 @@ __all__ = ['Loaded', 'load', 'phases', 'stream', 'judge', 'build', 'fit', 'run']
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #adb6d17c
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
+from ..core import alone, append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -201,8 +202,10 @@ def fit(arm, out, loaded, *, workers=0):
             return batches(seen, size, start=start, workers=workers, part=(rank(), ranks()),
                            prepare=matcher_of(model))
         validate = None if images is None else validator(images, precision=arm.schedule.precision)
-        done.append(train(model, feed, phase.steps, Path(out)/'artefacts'/phase.key, arm.schedule, seed=arm.seed,
-                          save_every=min(arm.schedule.eval_every, 500), validate=validate))
+        folder = Path(out)/'artefacts'/phase.key
+        with alone(folder/'.lock', 'trains the same phase') if main() else nullcontext(): # rank 0 holds it for all
+            done.append(train(model, feed, phase.steps, folder, arm.schedule, seed=arm.seed,
+                              save_every=min(arm.schedule.eval_every, 500), validate=validate))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36

@@ -1,0 +1,76 @@
+"Arms side by side: the same rows and weights as one after the other, shared phases trained once, errors in one line."
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from synthdet.core import hash_file, read_jsonl, refused
+from synthdet.evidence import jobs
+from synthdet.evidence.arm import make_arms
+
+TINY = 'n_real=4 steps=2 pretrain_steps=2 eval_every=2 batch_size=2 model.image_size=64 n_fake=4'
+TIMED = ('seconds', 'threads', 'commit')
+
+
+def plain(row): return json.loads(json.dumps({k: v for k, v in row.items() if k not in TIMED}))
+
+
+@pytest.mark.slow
+def test_side_by_side_equals_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, 'cores', lambda: 2) # one thread each
+    before, _ = torch.get_num_threads(), torch.set_num_threads(1)
+    # the second pretraining is the first one's: made once, by whoever comes first
+    arms = [*make_arms('scratch,pretrain', TINY), *make_arms('pretrain_only', TINY)]
+    told = []
+    try: one = jobs.run_all(arms, tmp_path/'one')
+    finally: torch.set_num_threads(before)
+    two = jobs.run_all(arms, tmp_path/'two', jobs=3, tell=told.append)
+    assert [plain(r) for r in one] == [plain(r) for r in two] and [r['arm'] for r in two] == [a.arm for a in arms]
+    assert sorted(r['arm'] for r in told) == sorted(r['arm'] for r in two)
+    for a, b in zip(one, two):
+        assert hash_file(tmp_path/'one'/a['weights_file']) == hash_file(tmp_path/'two'/b['weights_file'])
+    names = lambda out: sorted(p.name for p in (tmp_path/out/'artefacts').iterdir())
+    assert names('one') == names('two') and len(names('two')) == 3
+    assert len(read_jsonl(tmp_path/'two'/'results.jsonl')) == 3
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_and_stops_the_others(tmp_path):
+    long, = make_arms('scratch_long', TINY.replace('pretrain_steps=2', 'pretrain_steps=100000'))
+    wrong, = make_arms('scratch', TINY.replace('n_real=4', 'n_real=2000'))
+    start = time.monotonic()
+    told = refused(jobs.run_all, [long, wrong], tmp_path, jobs=2)
+    assert told.startswith('scratch: n_real=2000: the training set holds 1000') and time.monotonic() - start < 120
+    assert read_jsonl(tmp_path/'results.jsonl') == []
+
+
+def test_things_that_cannot_travel_are_told(tmp_path):
+    arms = make_arms('scratch,scratch_long', TINY)
+    assert 'jobs=2: what was handed over cannot go to another process' in refused(
+        jobs.run_all, arms, tmp_path, jobs=2, detector=lambda n: None)
+
+
+def test_how_many_arms_at_a_time(monkeypatch):
+    monkeypatch.setattr(jobs, 'cores', lambda: 6)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert [jobs.usual_jobs(n) for n in (0, 1, 3, 60)] == [1, 1, 3, 6]
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert jobs.usual_jobs(60) == 1
+
+
+def test_one_job_is_this_process(tmp_path, monkeypatch):
+    seen, told = [], []
+    monkeypatch.setattr(jobs, 'run', lambda arm, out, results, **more: seen.append((arm, more)) or dict(arm=arm))
+    assert jobs.run_all(['a', 'b'], tmp_path, jobs=1, loaded=7, tell=told.append, workers=2) == told
+    assert seen == [(a, dict(loaded=7, workers=2)) for a in 'ab']
+
+
+def test_a_killed_process_is_told(monkeypatch):
+    killed = [sys.executable, '-c', 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)']
+    start = lambda threads: subprocess.Popen(killed, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    monkeypatch.setattr(jobs, '_start', start)
+    assert ': its process ended with -9; free some memory, or choose fewer jobs' in refused(
+        jobs.run_all, make_arms('scratch,scratch_long', TINY), jobs=2)
