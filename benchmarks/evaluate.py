@@ -111,7 +111,8 @@ def main(rounds=5):
             for name, s in best.items()]
     for r in rows: print('{name:18}AP50 {ap50:.5f}{seconds:9.3f} s{of_ours:7.1f} times ours'.format(**r))
     assert values['ours'] == values['ours, both rules'] and abs(values['ours'] - values['plain loop']) < 1e-12
-    about = dict(command=' '.join(['python', *sys.argv]), images=IMAGES, detections=DETECTIONS, rows=rows, run=run_info())
+    about = dict(command=' '.join(['python', *sys.argv]), images=IMAGES, detections=DETECTIONS, rows=rows,
+                 run=run_info())
     write_atomic(OUT, json.dumps(about, indent=1) + '\n')
 
 

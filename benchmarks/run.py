@@ -3,10 +3,10 @@
     python benchmarks/run.py            # CPU, one thread: prints a table, writes results/run.json
     python benchmarks/run.py --threads 2
 
-The run is `synthdet.run`'s on the embedded domain: 200 steps on synthesised scenes, 100 on 25 photographs, a validation of
-200 images every 50. Its parts are timed from within; `bare` is the same model, precision and number of steps on one batch
-that lies ready, and the same number of forward passes over the validation images as one tensor. CPU seconds, so other
-programs disturb little.
+The run is `synthdet.run`'s on the embedded domain: 200 steps on synthesised scenes, 100 on 25 photographs, a validation
+of 200 images every 50. Its parts are timed from within; `bare` is the same model, precision and number of steps on one
+batch that lies ready, and the same number of forward passes over the validation images as one tensor. CPU seconds, so
+other programs disturb little.
 """
 import argparse, json, sys, tempfile, time
 from contextlib import contextmanager
