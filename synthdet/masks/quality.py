@@ -21,7 +21,7 @@ def _margin(lines, tolerance=10):
     "How many of `lines` [n,m,3], counted from the border, are one flat margin that ends in a straight edge."
     first = np.sort(lines[0], axis=0)
     colour = first[[(len(first) - 1)//2, len(first)//2]].mean(0) # the median of each channel
-    if (abs(lines[0] - colour).max(-1) <= tolerance).mean() < .97: return 0 # most pictures: no line but the first is seen
+    if (abs(lines[0] - colour).max(-1) <= tolerance).mean() < .97: return 0 # of most pictures one line is seen
     alike = abs(lines[:len(lines)//4].astype(np.int16) - colour).max(-1) <= tolerance
     flat = alike.mean(1) # of each line, the share in the margin's colour
     n = next((i for i, f in enumerate(flat) if f < .97), 0)
