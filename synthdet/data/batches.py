@@ -6,6 +6,7 @@
 __all__ = ['forkable', 'draw_into', 'Loop', 'endless', 'Mixed', 'collate', 'forked', 'batches']
 
 # %% ../../nbs/1_data/12_batches.ipynb #ce4b8ce7
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import count
@@ -188,11 +189,19 @@ def _collated(samples, numbers):
     targets = [draw_into(samples, i, out) for i, out in zip(numbers, memory.numpy())]
     return memory.permute(0, 3, 1, 2), targets
 
+@contextmanager
+def _one_core():
+    "While it lasts, OpenCV computes where it is called: on small pictures its threads only wait for each other."
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try: yield
+    finally: cv2.setNumThreads(threads)
+
 def _batch(samples, batch_size, part, prepare, k):
     "Batch k, or a rank's part of it, prepared."
     n = equal_share(batch_size, part[1])
     first = k*batch_size + part[0]*n
-    images, targets = _collated(samples, range(first, first + n))
+    with _one_core(): images, targets = _collated(samples, range(first, first + n))
     return (images, targets) if prepare is None else prepare(images, targets)
 
 # %% ../../nbs/1_data/12_batches.ipynb #1892345a
@@ -235,10 +244,7 @@ def forked(make, numbers, workers:int):
     loader = DataLoader(_Told(make), batch_size=None, sampler=numbers, collate_fn=lambda batch: batch,
                         num_workers=workers, multiprocessing_context='fork',
                         generator=torch.Generator()) # its own: the global one is the trainer's
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try: made = iter(loader)
-    finally: cv2.setNumThreads(threads)
+    with _one_core(): made = iter(loader)
     for batch in made:
         if isinstance(batch, UserError): raise batch
         yield _everywhere(_unpacked, batch)

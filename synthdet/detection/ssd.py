@@ -14,6 +14,7 @@ from math import nextafter, sqrt
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms, box_convert, box_iou
 
 from ..boxes import resize_boxes
@@ -106,9 +107,9 @@ def pad_targets(targets) -> tuple:
     -------
     tuple : boxes float32 [B,M,4], labels int64 [B,M], on the CPU; zeros where there is no object; M at least 1
     """
-    M = max([1] + [len(t['labels']) for t in targets])
-    boxes = torch.stack([F.pad(t['boxes'].float(), (0, 0, 0, M - len(t['labels']))) for t in targets])
-    labels = torch.stack([F.pad(t['labels'].long(), (0, M - len(t['labels']))) for t in targets])
+    boxes = pad_sequence([t['boxes'].float() for t in targets], batch_first=True)
+    labels = pad_sequence([t['labels'].long() for t in targets], batch_first=True)
+    if not labels.shape[1]: boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
     return boxes.cpu(), labels.cpu()
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #ceaa3ef1
@@ -154,10 +155,11 @@ def check_labels(targets, most):
     targets : list of {labels [n]}
     most : number of classes, the background not counted
     """
-    for labels in (t['labels'] for t in targets if len(t['labels'])):
-        if labels.is_floating_point() or ((labels < 1) | (labels > most)).any():
-            raise UserError(f'labels must lie in 1..{most} for num_classes={most + 1} (0 is the background), whole '
-                            f'numbers; found {labels.tolist()}')
+    some = [t['labels'] for t in targets if len(t['labels'])]
+    labels = torch.cat(some) if some else torch.ones(1, dtype=torch.int64)
+    if labels.is_floating_point() or labels.min() < 1 or labels.max() > most:
+        raise UserError(f'labels must lie in 1..{most} for num_classes={most + 1} (0 is the background), whole '
+                        f'numbers; found {sorted({*labels.tolist()})}')
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #44834ddc
 def match_batch(images, targets, *, anchors, size, num_classes) -> tuple:
@@ -187,8 +189,9 @@ def match_batch(images, targets, *, anchors, size, num_classes) -> tuple:
     found = match(box_iou(boxes.flatten(0, 1), corners).view(*boxes.shape[:2], -1)) # [B,N]
     positive, which = found >= 0, found.clamp(min=0)
     truth = labels.gather(1, which).where(positive, found + 1) # [B,N]
-    goals = encode(boxes.gather(1, which[..., None].expand(-1, -1, 4)), anchors) # [B,N,4]
-    return images, dict(truth=truth, goals=goals.where(positive[..., None], 0), positives=positive.sum().float()[None])
+    goals, (image, anchor) = boxes.new_zeros(*truth.shape, 4), positive.nonzero(as_tuple=True)
+    goals[image, anchor] = encode(boxes[image, which[image, anchor]], anchors[anchor])
+    return images, dict(truth=truth, goals=goals, positives=positive.sum().float()[None])
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #57499e8a
 def focal(logits, truth) -> torch.Tensor:
