@@ -64,9 +64,16 @@ def timed_run(arm, loaded, out):
     replace(training, '_save', 'state and weights')
     replace(training, 'digest', 'digest of weights')
     replace(phases, '_scores', 'test')
-    replace(phases, 'stream', 'stream')
-    kept[phases, 'batches'] = phases.batches
-    phases.batches = lambda *a, **o: clock.feeding('stream', kept[phases, 'batches'](*a, **o))
+    kept[phases, 'batches'], kept[phases, 'stream'] = phases.batches, phases.stream
+    def filled(*args):
+        with clock.part('objects and backgrounds, once'):
+            made = kept[phases, 'stream'](*args)
+            made.fill()
+            return made
+    def fed(*args, prepare, **options):
+        prepare = clock.timed('matching', prepare)
+        return clock.feeding('stream', kept[phases, 'batches'](*args, prepare=prepare, **options))
+    phases.stream, phases.batches = filled, fed
     try:
         row = phases.run(arm, out, loaded=loaded)
         clock.turn()
@@ -107,13 +114,13 @@ def main():
     test = parts.pop('test')
     parts = dict(parts, reading=reading)
     rows = [dict(part=k, seconds=round(v, 2)) for k, v in sorted(parts.items(), key=lambda kv: -kv[1])]
-    for r in rows: print('{part:20}{seconds:8.2f} s'.format(**r))
+    for r in rows: print('{part:32}{seconds:8.2f} s'.format(**r))
     training_ = sum(parts.values()) - parts['reading']
     ratios = dict(step=round(parts['steps']/bare_steps, 3), validation=round(parts['validation']/forward, 3),
                   run=round((training_ - parts['validation'])/bare_steps, 3),
                   run_with_validation=round(training_/(bare_steps + forward), 3))
-    print(f'bare steps{bare_steps:18.2f} s\nbare forward{forward:16.2f} s\ntest of 400{test:17.2f} s')
-    for k, v in ratios.items(): print(f'{k:20}{v:8.3f} of bare')
+    print(f'bare steps{bare_steps:30.2f} s\nbare forward{forward:28.2f} s\ntest of 400{test:29.2f} s')
+    for k, v in ratios.items(): print(f'{k:32}{v:8.3f} of bare')
     about = dict(command=' '.join(['python', *sys.argv]), precision=arm.schedule.precision, rows=rows, ratios=ratios,
                  bare_steps=round(bare_steps, 2), bare_forward=round(forward, 2), test=round(test, 2), run=run_info())
     write_atomic(OUT, json.dumps(about, indent=1) + '\n')

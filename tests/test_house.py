@@ -99,6 +99,7 @@ def test_a_notebook_is_light_portable_and_silent(path):
     assert path.stat().st_size < 600_000
     assert nb["metadata"]["kernelspec"]["name"] == "python3"
     outputs = json.dumps([c.get("outputs", []) for c in nb["cells"]])
+    assert '"stderr"' not in outputs, "a bar or a warning among the outputs"
     assert '"error"' not in outputs and str(Path.home()) not in outputs and str(root) not in outputs
     for source in code_cells(path): assert all(len(l) <= 120 for l in source.splitlines()), source[:60]
 
