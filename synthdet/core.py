@@ -124,7 +124,7 @@ def _plain(x):
     "`x` as JSON-ready literals; arrays and bytes by their hash."
     if is_dataclass(x) and not isinstance(x, type): return [type(x).__name__, _plain(asdict(x))]
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    if isinstance(x, (list, tuple, range)): return [_plain(v) for v in x]
     if isinstance(x, bytes): return hashlib.blake2b(x).hexdigest()
     if hasattr(x, 'detach'): x = x.detach().cpu().numpy()
     if hasattr(x, '__array__') and hasattr(x, 'dtype'): return _plain_array(x)

@@ -172,6 +172,9 @@ def test_a_drawn_set_is_drawn_once_and_is_whole(tmp_path, monkeypatch):
         assert torch.equal(im, im2) and im.stride() == im2.stride() and t.keys() == t2.keys()
         assert all(torch.equal(torch.as_tensor(t[k]), torch.as_tensor(t2[k])) for k in t)
     assert made('b')[1] == 5 and made(n=4)[1] == 4, 'other code and other sizes are other files'
+    files = len([*(tmp_path/'drawn').iterdir()])
+    Drawn(lambda i: labelled(i), 5, 10**6, ['moth', 'bee'], 'a').fill()
+    assert len([*(tmp_path/'drawn').iterdir()]) == files, 'a closure has no name, so what it draws has none'
     whole = file.read_bytes()
     for torn in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b''):
         file.write_bytes(torn)

@@ -1,5 +1,6 @@
 "From folders to rows: the commands as a user types them, names of results, runs that are killed, and real photographs."
 import errno
+import importlib
 import json
 import os
 import re
@@ -18,11 +19,12 @@ import torch
 
 import synthdet
 from synthdet import cli
-from synthdet.core import read_jsonl, shared, UserError
+from synthdet.core import read_jsonl, refused, shared, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
 from synthdet.data.fixtures import make_fixture
 from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
+from synthdet.evidence import statistics
 from synthdet.evidence.phases import fit, load, phases, run
 from synthdet.evidence.statistics import load_rows, table
 from synthdet.masks.segment import make_segmenter
@@ -499,3 +501,27 @@ def test_rows_of_the_first_version_are_still_read(tmp_path):
     assert len(rows) == len(load_rows(Path(__file__).parents[1]/"results"/"results.jsonl")) + 1
     assert not table(rows[rows.domain == row["domain"]]).empty
     assert rows.iloc[0]["count"] == [1, 2] and rows.iloc[0]["source"] == "real" and rows.iloc[0]["model.image_size"] == 160
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+        m.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+        s = importlib.reload(statistics)
+        rows = s.load_rows(Path(__file__).parents[1]/"results"/"results.jsonl")
+        old = rows[rows.synthdet < "0.3"]
+        assert len(old) and set(old.precision) == {"fp32"} and not old.compile.any()
+        study = s.grid(Arm("pretrain"), segmenter=["redo", "grabcut"], fold=[0, 1, 2], precision=["fp32"])
+        assert len(s.cells(old, study)) == 6 and all("precision=fp32" in s.command(a) for a in study)
+        if has: assert "precision=bf16" in refused(s.cells, old, s.grid(Arm("pretrain")))
+        else: assert len(s.cells(old, s.grid(Arm("pretrain")))) == 1
+    importlib.reload(statistics)
+
+
+def test_rows_of_a_gpu_are_read_without_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arm, = statistics.grid(Arm("pretrain"), precision=["fp16"])
+    assert "precision=fp16" in refused(statistics.cells, statistics.load_rows(
+        Path(__file__).parents[1]/"results"/"results.jsonl"), [arm])
+    assert "precision='fp16' is for GPUs" in refused(run, arm)

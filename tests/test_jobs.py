@@ -3,13 +3,17 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from synthdet.core import hash_file, read_jsonl, refused
+from synthdet.data.domains import load_domain
 from synthdet.evidence import jobs
 from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import load
 
 TINY = 'n_real=4 steps=2 pretrain_steps=2 eval_every=2 batch_size=2 model.image_size=64 n_fake=4'
 TIMED = ('seconds', 'threads', 'commit')
@@ -24,10 +28,11 @@ def test_side_by_side_equals_one_after_the_other(tmp_path, monkeypatch):
     before, _ = torch.get_num_threads(), torch.set_num_threads(1)
     # the second pretraining is the first one's: made once, by whoever comes first
     arms = [*make_arms('scratch,pretrain', TINY), *make_arms('pretrain_only', TINY)]
-    told = []
-    try: one = jobs.run_all(arms, tmp_path/'one')
+    told, domain = [], load_domain('butterflies')
+    loaded = load(arms[0], domain=replace(domain, test=Subset(domain.test, range(9))))
+    try: one = jobs.run_all(arms, tmp_path/'one', loaded=loaded)
     finally: torch.set_num_threads(before)
-    two = jobs.run_all(arms, tmp_path/'two', jobs=3, tell=told.append)
+    two = jobs.run_all(arms, tmp_path/'two', jobs=3, loaded=loaded, tell=told.append)
     assert [plain(r) for r in one] == [plain(r) for r in two] and [r['arm'] for r in two] == [a.arm for a in arms]
     assert sorted(r['arm'] for r in told) == sorted(r['arm'] for r in two)
     for a, b in zip(one, two):
@@ -47,10 +52,15 @@ def test_an_error_is_one_line_and_stops_the_others(tmp_path):
     assert read_jsonl(tmp_path/'results.jsonl') == []
 
 
-def test_things_that_cannot_travel_are_told(tmp_path):
+def test_things_that_cannot_travel_are_told(tmp_path, monkeypatch):
     arms = make_arms('scratch,scratch_long', TINY)
     assert 'jobs=2: what was handed over cannot go to another process' in refused(
         jobs.run_all, arms, tmp_path, jobs=2, detector=lambda n: None)
+    loaded = load(arms[0], detector=lambda n: None)
+    assert 'jobs=2: what was handed over cannot go' in refused(jobs.run_all, arms, tmp_path, jobs=2, loaded=loaded)
+    mine = type('Mine', (), dict(__module__='__main__', content='mine'))
+    monkeypatch.setattr(sys.modules['__main__'], 'Mine', mine, raising=False)
+    assert 'it is defined in a notebook or script' in refused(jobs.run_all, arms, tmp_path, jobs=2, objects=mine())
 
 
 def test_how_many_arms_at_a_time(monkeypatch):

@@ -20,6 +20,7 @@ from synthdet.masks.settings import Masks, USUAL
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.generated import Generated
 from synthdet.objects.settings import Objects
+from synthdet.synthesis import pool
 from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.synthesis.disk import write_stream
 from synthdet.synthesis.settings import paper_recipe, Recipe, Synthesis
@@ -106,6 +107,16 @@ def test_an_object_does_not_come_back_in_the_next_pictures(threads):
     samples = flock(reuse=8, max_overlap=1, min_visible=0, truncation=0)
     dealt = [o for i in range(24) for o in origins(samples, i)]
     assert len(set(dealt)) == len(dealt), "a block is as many samples as use the objects of 32 without reuse"
+
+
+def test_a_thread_draws_on_the_gpu_of_its_rank(monkeypatch):
+    seen = []
+    monkeypatch.setattr(pool, "_OWN", threading.local())
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: seen.append(device) or device)
+    monkeypatch.setattr(torch.cuda, "stream", lambda s: s)
+    assert pool._beside() is pool._beside() and seen == [torch.device("cuda:1")]
 
 
 def test_memory_does_not_grow(threads):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import wrap
-from ..core import cache_dir, digest, UserError
+from ..core import cache_dir, digest, UserError, VERSIONS
 from .images import Held, progress
 from ..weights import read_weights, save_weights
 
@@ -125,9 +125,10 @@ class Drawn(Dataset):
         return (item[0], wrap(item[1], item[0].shape[-2:])) if self.classes else item
 
     def fill(self):
-        "Draw it all, or read it where another process has drawn it; nothing without a source."
-        if not self.source or len(self.held.kept) == self.n: return
-        name = digest(_drawn_by(self.draw), self.n, self.source, [m.__version__ for m in (cv2, np, torch)])
+        "Draw it all, or read it where another process has drawn it; nothing without a source and a `draw` of a name."
+        by = _drawn_by(self.draw)
+        if not self.source or by is None or len(self.held.kept) == self.n: return
+        name = digest(by, self.n, self.source, VERSIONS['data'], [m.__version__ for m in (cv2, np, torch)])
         path = cache_dir()/'drawn'/f'{name}.safetensors'
         try: items = _unpacked(read_weights(path))
         except UserError: # not there, or not whole

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from torchvision.ops import box_convert
 
 from ..core import choose, UserError
-from .train import as_floats, matcher_of, TYPES
+from .train import as_floats, TYPES
 from ..ranks import gathered, rank, ranks
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
@@ -55,7 +55,7 @@ def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None, *, p
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
             for start in range(0, len(dataset), batch_size):
                 images = _images(dataset, start, min(start + batch_size, len(dataset)))
-                found += _on_cpu(model(as_floats(images, device, whole=matcher_of(model) is not None)))
+                found += _on_cpu(model(as_floats(images, device, whole=hasattr(model, 'matcher'))))
     finally: model.train(was_training)
     return found
 

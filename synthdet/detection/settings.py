@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'OPTIMIZERS', 'SIZES', 'BACKBONES', 'ANY', 'OWN', 'Layout', 'Model', 'resolved', 'is_backbone',
-           'unknown_backbone', 'own_backbone', 'check_model', 'Schedule', 'resolved_schedule']
+           'unknown_backbone', 'own_backbone', 'check_model', 'Schedule', 'resolved_schedule', 'check_schedule']
 
 # %% ../../nbs/5_detection/00_settings.ipynb #bdd26286
 import re, sys
@@ -162,16 +162,25 @@ def resolved_schedule(schedule:Schedule, device=None) -> Schedule:
     ----------
     schedule : `Schedule`
     device : where the training happens; None: the GPU when there is one
+    """
+    if schedule.precision != 'auto': return schedule
+    import torch
+    kind = torch.device(default_device() if device is None else device).type
+    has = dict(cuda=lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+               cpu=torch.cpu._is_avx512_bf16_supported) # so has every CPU with AMX
+    return replace(schedule, precision='bf16' if kind in has and has[kind]() else 'fp32')
+
+def check_schedule(schedule:Schedule, device=None) -> Schedule:
+    """Refuse a schedule that cannot be trained by, and give it back; rows of one can be read anywhere.
+
+    Parameters
+    ----------
+    schedule : `Schedule`
+    device : where the training happens; None: the GPU when there is one
 
     Raises
     ------
     UserError : for fp16 on a CPU
     """
-    import torch
-    kind = torch.device(default_device() if device is None else device).type
-    if schedule.precision == 'fp16' and kind == 'cpu':
-        raise UserError("precision='fp16' is for GPUs, and this training is on a CPU; choose bf16, fp32 or auto")
-    if schedule.precision != 'auto': return schedule
-    has = dict(cuda=lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-               cpu=torch.cpu._is_avx512_bf16_supported) # so has every CPU with AMX
-    return replace(schedule, precision='bf16' if kind in has and has[kind]() else 'fp32')
+    if schedule.precision != 'fp16' or str(device or default_device()) != 'cpu': return schedule
+    raise UserError("precision='fp16' is for GPUs, and this training is on a CPU; choose bf16, fp32 or auto")

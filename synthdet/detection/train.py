@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core import (
     append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic)
-from .settings import OPTIMIZERS, resolved_schedule, Schedule
+from .settings import check_schedule, OPTIMIZERS, resolved_schedule, Schedule
 from ..ranks import (
     agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)
 from ..resume import load_state, save_state
@@ -348,7 +348,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     """
     for k in changes: choose('setting', k, {f.name: f for f in fields(Schedule)})
     out, device = Path(out), torch.device(device or default_device())
-    schedule = resolved_schedule(replace(schedule, **changes), device)
+    schedule = resolved_schedule(check_schedule(replace(schedule, **changes), device), device)
     save_every = schedule.eval_every if save_every is None else save_every
     for name, value in dict(steps=steps, save_every=save_every).items():
         if not value > 0: raise UserError(f"{name} is {value}; expected more than 0")

@@ -50,12 +50,12 @@ def _start(threads):
     return subprocess.Popen([sys.executable, '-c', 'from synthdet.evidence.jobs import _serve; _serve()'], env=env,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-def _ask(name, request, threads, running, stop):
-    "The row of a request, from a process of its own."
-    process = _start(threads)
+def _ask(request, jobs, running, stop):
+    "The row of a request, from a process of its own, one of `jobs`."
+    name, process = request['arm'].arm, _start(max(1, cores()//jobs))
     running.append(process)
     if stop.is_set(): process.terminate()
-    said, _ = process.communicate(request)
+    said, _ = process.communicate(_packed(request, jobs))
     if process.returncode or not said:
         raise UserError(f'{name}: its process ended with {process.returncode}; free some memory, or choose fewer jobs')
     said = json.loads(said)
@@ -81,7 +81,7 @@ def run_all(arms, out='runs', results=None, *, jobs:int=1, loaded=None, tell=Non
     out : folder of artefacts, and of the trained detectors' files
     results : results file; None: out/results.jsonl
     jobs : processes; 0: `usual_jobs`; 1: this one, one arm after the other. Several get an equal share of the cores
-    loaded : `Loaded`, to share data between arms in this process; others read their own
+    loaded : `Loaded`, to share data between arms in this process; others are handed what it was loaded from
     tell : function of a row, called as each is there
     **options : of `run`: workers, domain, objects, ...
 
@@ -94,12 +94,27 @@ def run_all(arms, out='runs', results=None, *, jobs:int=1, loaded=None, tell=Non
     UserError : the first of any arm; and for things that cannot be handed to another process
     """
     jobs = min(jobs or usual_jobs(len(arms)), len(arms))
-    if jobs > 1: return _beside(arms, dict(options, out=str(out), results=results and str(results)), jobs, tell)
+    if jobs > 1:
+        options.update(_things(loaded), out=str(out), results=results and str(results))
+        return _beside(arms, options, jobs, tell)
     rows = []
     for arm in arms:
         rows.append(run(arm, out, results, loaded=loaded, **options))
         if tell: tell(rows[-1])
     return rows
+
+def _things(loaded):
+    "What another process loads the same from."
+    return {} if loaded is None else {k: getattr(loaded, k) for k in ('domain', 'objects', 'masks', 'detector')}
+
+def _packed(request, jobs):
+    "A request as bytes; raises `UserError` for what another process could not make out."
+    try:
+        packed = pickle.dumps(request)
+        if b'__main__' not in packed: return packed
+        reason = 'it is defined in a notebook or script, not in a module'
+    except Exception as e: reason = e # what cannot be pickled can fail in any way
+    raise UserError(f"jobs={jobs}: what was handed over cannot go to another process ({reason}); choose jobs=1")
 
 def _length(arm):
     "Steps of an arm, for who starts first; composing takes time, too."
@@ -108,15 +123,12 @@ def _length(arm):
 
 def _beside(arms, options, jobs, tell):
     "`run_all` in several processes."
-    try: requests = [pickle.dumps(dict(options, arm=arm)) for arm in arms]
-    except Exception as e: # what cannot be pickled can fail in any way
-        raise UserError(f"jobs={jobs}: what was handed over cannot go to another process ({e}); choose "
-                        "jobs=1") from None
-    rows, running, stop, threads = {}, [], threading.Event(), max(1, cores()//jobs)
+    _packed(options, jobs) # said before anything is started
+    rows, running, stop = {}, [], threading.Event()
     order = sorted(range(len(arms)), key=lambda i: _length(arms[i]), reverse=True)
     pool = ThreadPoolExecutor(jobs)
     try:
-        asked = {pool.submit(_ask, arms[i].arm, requests[i], threads, running, stop): i for i in order}
+        asked = {pool.submit(_ask, dict(options, arm=arms[i]), jobs, running, stop): i for i in order}
         for done in as_completed(asked):
             rows[asked[done]] = done.result()
             if tell: tell(done.result())

@@ -122,7 +122,8 @@ def _check(whole):
     elif 'domain' in whole:
         source = DataSource(whole['domain'], whole['root'], whole.get('class_images', ''))
         if source.root: place_of(source)
-    if whole.get('workers', 0) < 0: raise UserError(f"workers={whole['workers']} should be 0 or more")
+    for k in ('workers', 'jobs'):
+        if whole.get(k, 0) < 0: raise UserError(f"{k}={whole[k]} should be 0 or more")
 
 def _is_setting(name):
     "Is this a setting of an arm? A notebook may have parameters of its own."

@@ -20,6 +20,7 @@ from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict_together, validator
+from ..detection.settings import check_schedule
 from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
@@ -246,7 +247,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     ------
     UserError : for what cannot be run
     """
-    equal_share(arm.schedule.batch_size)
+    equal_share(check_schedule(arm.schedule).batch_size)
     loaded = load(arm, **things) if loaded is None else loaded
     planned = phases(arm, loaded)
     ident = f"{arm.arm}-{digest(planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])}"

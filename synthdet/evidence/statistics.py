@@ -18,7 +18,7 @@ from ..settings import columns, leaves, override, text_of
 
 # %% ../../nbs/6_evidence/03_statistics.ipynb #c1efa56b
 _COLUMNS = columns(Arm())
-_PLAIN = leaves(resolved(Arm()))
+_PLAIN = leaves(override(resolved(Arm()), dict(precision='fp32'))) # of rows from before it was a setting
 _DEFAULTS = {_COLUMNS[l.path]: list(l.value) if isinstance(l.value, tuple) else l.value for l in _PLAIN}
 _FLAT = dict(objects='source', object_weights='objects.weights', mask_weights='masks.weights', weights='model.weights',
              image_size='model.image_size', val_labels='val', label_order='order')   # first version -> now
@@ -154,7 +154,8 @@ def command(arm) -> str:
     ----------
     arm : `Arm`
     """
-    plain = {l.path: l.value for l in leaves(resolved(Arm(arm.arm)))}
+    usual = override(resolved(Arm(arm.arm)), dict(precision='auto')) # which every machine understands otherwise
+    plain = {l.path: l.value for l in leaves(usual)}
     said = [shlex.quote(f'{_COLUMNS[l.path]}={text_of(l.value)}') for l in leaves(arm) if l.value != plain[l.path]]
     return ' '.join([f'synthdet-run arms={arm.arm}', *said])
 
