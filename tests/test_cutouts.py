@@ -108,6 +108,16 @@ def test_damaged_cache_is_reported_and_mended(tmp_path, monkeypatch, damage):
         assert same(first, make_cutouts(objects(4)))
 
 
+def test_a_pool_that_cannot_be_read_for_once_stays(tmp_path, monkeypatch):
+    first, load = make_cutouts(objects(4)), module._load
+    def once(*a):
+        monkeypatch.setattr(module, '_load', load)
+        raise OSError(24, 'Too many open files')
+    monkeypatch.setattr(module, '_load', once)
+    monkeypatch.setattr(module, '_to_disk', None)
+    with pytest.warns(UserWarning, match='Too many open files'): assert same(first, make_cutouts(objects(4)))
+
+
 def test_a_pickle_in_the_cache_is_not_executed(tmp_path):
     class Trap:
         def __reduce__(self): return (open, (str(tmp_path/'sprung'), 'w'))
@@ -129,7 +139,7 @@ def test_a_disk_that_refuses_leaves_no_pool_and_is_gone_on_with(tmp_path, monkey
     assert not files(tmp_path) and not [p for p in (tmp_path/'cache').rglob('*') if p.name.endswith('tmp')]
     assert same(make_cutouts(objects(3)), make_cutouts(objects(3), cache=False)) and len(files(tmp_path)) == 1
     monkeypatch.setenv('SYNTHDET_CACHE', '/proc/no/folder')
-    assert 'choose another folder' in refused(make_cutouts, objects(3))
+    assert refused(make_cutouts, objects(3)).endswith('choose another folder by SYNTHDET_CACHE')
 
 
 def test_pixels_that_cannot_be_written_are_told_in_a_line(tmp_path):

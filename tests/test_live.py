@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from synthdet.masks.settings import Masks, USUAL
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.generated import Generated
 from synthdet.objects.settings import Objects
+from synthdet.synthesis import pool
 from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.synthesis.disk import write_stream
 from synthdet.synthesis.settings import paper_recipe, Recipe, Synthesis
@@ -95,6 +97,18 @@ def test_objects_repeat_as_often_as_is_asked_for(threads, reuse):
     uses = [o for some in found for o in some]
     assert all(len(set(some)) == len(some) for some in found) and max(map(uses.count, uses)) == reuse
     assert flock(reuse=2).signature() != flock(reuse=1).signature() == flock().signature()
+
+
+def test_a_rank_draws_on_its_own_gpu(monkeypatch):
+    "A thread starts on the first GPU, whatever the GPU of its process."
+    made = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: made.append(device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(pool, "_OWN", threading.local())
+    for _ in range(2): pool._beside()
+    assert made == [torch.device("cuda:1")]
 
 
 def test_much_reuse_does_not_fill_a_scene_with_one_object(threads):

@@ -9,7 +9,7 @@ __all__ = ['Part', 'OnDisk', 'Stored', 'make_cutouts']
 import math, os, shutil, struct, warnings, weakref, zipfile, zlib
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,14 +18,12 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc
-from ..core import cache_dir, digest, disk_refused, interactive, UserError, VERSIONS, write_atomic
+from ..core import alone, cache_dir, digest, disk_refused, interactive, UserError, VERSIONS, write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
 from ..objects.objects import content, has_end, shrink
 from .cut import check_image, cut_or_reason, Cutout, masks_of, scores_of
 from .pool import Cutouts, Endless
-try: import fcntl
-except ImportError: fcntl = None # Windows has no such lock
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #d179e057
 _ROW = np.dtype([('h', '<i4'), ('w', '<i4'), ('label', '<i4'), ('whole', '?'), ('crc', '<u4'), ('name', '<u8'),
@@ -165,7 +163,6 @@ def _cached(path, name, budget_mb):
     try: return _load(path, name, budget_mb)
     except _DAMAGE as e:
         warnings.warn(f"{path} is damaged ({e}); cutting the objects out again")
-        with suppress(OSError): path.unlink() # of a folder that cannot be written to, more is said when cutting
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #3e069951
 def _cut_batch(members, segmenter, size, tight, scored):
@@ -209,23 +206,6 @@ def _in_memory(blocks, name, budget_mb):
     return _pool(kept, _joined(parts), name)
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #376accf7
-def _wait(lock):
-    "Take a lock; say so when somebody else has it."
-    try: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError): # which of them depends on the system
-        warnings.warn(f"waiting for another process that cuts the same objects; its lock is {lock.name}")
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-
-@contextmanager
-def _alone(path):
-    "Be the only process in here; the lock goes with the process that holds it, and forked ones do not inherit it."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, 'wb')
-        if fcntl: _wait(lock)
-    except OSError as e: raise disk_refused(path, e) from None
-    with lock: yield
-
 def _append(path, start, pixels):
     "Write pixels behind the first `start` bytes of a file, and wait until the disk has them."
     try:
@@ -269,7 +249,7 @@ def _to_disk(path, objects, cut, name, workers):
 def _cut_all(objects, cut, name, path, budget_mb, workers=0):
     "Cut every object, to disk where there is a path."
     if not path: return _in_memory(_blocks(objects, cut, name, workers), name, budget_mb)
-    with _alone(path.with_suffix('.lock')):
+    with alone(path.with_suffix('.lock'), 'cuts the same objects'):
         found = _cached(path, name, budget_mb) # somebody else may have made it by now
         if found is not None: return found
         known = _to_disk(path, objects, cut, name, workers)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..boxes import chw, hwc
-from ..core import digest, UserError
+from ..core import device, digest, UserError
 from ..data.ahead import Bank
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #419196e8
@@ -209,7 +209,7 @@ _OWN = threading.local()
 def _beside():
     "A GPU's stream of this thread: what it draws does not wait for the training steps that are queued."
     if not torch.cuda.is_available(): return nullcontext()
-    if not hasattr(_OWN, 'stream'): _OWN.stream = torch.cuda.Stream(priority=-1)
+    if not hasattr(_OWN, 'stream'): _OWN.stream = torch.cuda.Stream(device(), priority=-1)
     return torch.cuda.stream(_OWN.stream)
 
 def _block(cuts, counts, most, reuse, samples, room, b):
@@ -236,7 +236,7 @@ class Dealer:
     def __init__(self, cuts, counts, most, reuse=1, samples=None, step=16, ahead=3):
         samples = samples or 32*min(reuse, 32)
         self.cuts, self.counts, self.reuse, self.samples = cuts, counts, reuse, samples
-        room = -(-4*samples*most // (reuse*step))*step
+        room = -(-4*max(samples, reuse)*most // (reuse*step))*step # a picture's objects differ
         self.bank = Bank(partial(_block, cuts, counts, most, reuse, samples, room), ahead) # its thread knows no dealer
 
     def hand(self, i) -> Hand:
