@@ -109,8 +109,10 @@ def main():
     loaded = phases.load(arm)
     reading = time.process_time() - start
     steps, validations = arm.steps + arm.pretrain_steps, (arm.steps + arm.pretrain_steps)//arm.schedule.eval_every
+    before = bare(arm, loaded, steps, validations)
     with tempfile.TemporaryDirectory() as out: parts, _ = timed_run(arm, loaded, out)
-    bare_steps, forward = bare(arm, loaded, steps, validations)
+    after = bare(arm, loaded, steps, validations) # again: the machine may have changed its pace
+    bare_steps, forward = ((a + b)/2 for a, b in zip(before, after))
     test = parts.pop('test')
     parts = dict(parts, reading=reading)
     rows = [dict(part=k, seconds=round(v, 2)) for k, v in sorted(parts.items(), key=lambda kv: -kv[1])]
