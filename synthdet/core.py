@@ -8,7 +8,8 @@ __all__ = ['VERSIONS', 'UserError', 'choose', 'named', 'takes', 'refused', 'gene
            'device', 'interactive', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
-import ast, errno, hashlib, inspect, json, os, platform, subprocess, sys, warnings
+import ast, errno, hashlib, inspect, json, os, platform, subprocess, sys, threading, warnings
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
@@ -296,9 +297,11 @@ def _wait(lock, what):
         warnings.warn(f'waiting for another process that {what}; its lock is {lock.name}')
         fcntl.lockf(lock, fcntl.LOCK_EX)
 
+_THREADS = defaultdict(threading.Lock) # of each path
+
 @contextmanager
 def alone(path, what:str):
-    """Be the only process in here; the others wait. Raises `UserError` when the disk refuses.
+    """Be the only process and thread in here; the others wait. Raises `UserError` when the disk refuses.
 
     The lock goes with the process that holds it, and forked ones do not inherit it.
 
@@ -308,12 +311,13 @@ def alone(path, what:str):
     what : is done by the process that is waited for, for the message: 'trains the same phase'
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, 'ab')
-        if fcntl: _wait(lock, what)
-    except OSError as e: raise disk_refused(path, e) from None
-    with lock: yield
+    with _THREADS[os.path.abspath(path)]:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path, 'ab')
+            if fcntl: _wait(lock, what)
+        except OSError as e: raise disk_refused(path, e) from None
+        with lock: yield
 
 # %% ../nbs/0_ground/00_core.ipynb #b4583f5b
 def project():

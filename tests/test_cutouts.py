@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import tracemalloc
 import warnings
 
@@ -256,6 +257,14 @@ def test_of_two_processes_one_cuts(tmp_path):
         waited = ['waiting for another process' in str(w.message) for w in told]
         os._exit(10*len(cuts) + len(waited) if all(waited) else 99)
     assert sorted(apart(cut, cut)) in ([60, 60], [60, 61]) and asked(note) == list(range(6))
+
+
+def test_of_several_threads_one_cuts(tmp_path):
+    xs, found = Told(objects(12), tmp_path/'asked'), []
+    threads = [threading.Thread(target=lambda: found.append(make_cutouts(xs).content)) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(found) == 4 and len(set(found)) == 1 and asked(tmp_path/'asked') == list(range(12))
 
 
 @pytest.mark.parametrize('masks', ['grabcut', Masks('redo', 'butterflies')], ids=['grabcut', 'redo'])
