@@ -62,7 +62,8 @@ def test_what_workers_hand_over_is_what_is_made_here():
         rest = ('text', 3, None, np.float32(2))
         return images, dict(few=few, none=torch.zeros(0, 4), many=many, rest=rest, targets=targets)
     (images, here), (same, there) = (take(1, Numbers(7), 2, workers=w, prepare=made)[0] for w in (0, 1))
-    assert torch.equal(images, same) and here['rest'] == there['rest'] and here.keys() == there.keys()
+    assert torch.equal(images, same) and images.stride() == same.stride() and images.stride(1) == 1
+    assert here['rest'] == there['rest'] and here.keys() == there.keys()
     for k in ('few', 'none', 'many'): assert here[k].dtype == there[k].dtype and torch.equal(here[k], there[k])
     there['few'][0, 0] = True
     assert [sorted(t) for t in here['targets']] == [sorted(t) for t in there['targets']]

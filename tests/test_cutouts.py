@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import tracemalloc
 import warnings
 
@@ -108,6 +109,16 @@ def test_damaged_cache_is_reported_and_mended(tmp_path, monkeypatch, damage):
         assert same(first, make_cutouts(objects(4)))
 
 
+def test_a_pool_that_cannot_be_read_for_once_stays(tmp_path, monkeypatch):
+    first, load = make_cutouts(objects(4)), module._load
+    def once(*a):
+        monkeypatch.setattr(module, '_load', load)
+        raise OSError(24, 'Too many open files')
+    monkeypatch.setattr(module, '_load', once)
+    monkeypatch.setattr(module, '_to_disk', None)
+    with pytest.warns(UserWarning, match='Too many open files'): assert same(first, make_cutouts(objects(4)))
+
+
 def test_a_pickle_in_the_cache_is_not_executed(tmp_path):
     class Trap:
         def __reduce__(self): return (open, (str(tmp_path/'sprung'), 'w'))
@@ -129,7 +140,7 @@ def test_a_disk_that_refuses_leaves_no_pool_and_is_gone_on_with(tmp_path, monkey
     assert not files(tmp_path) and not [p for p in (tmp_path/'cache').rglob('*') if p.name.endswith('tmp')]
     assert same(make_cutouts(objects(3)), make_cutouts(objects(3), cache=False)) and len(files(tmp_path)) == 1
     monkeypatch.setenv('SYNTHDET_CACHE', '/proc/no/folder')
-    assert 'choose another folder' in refused(make_cutouts, objects(3))
+    assert refused(make_cutouts, objects(3)).endswith('choose another folder by SYNTHDET_CACHE')
 
 
 def test_pixels_that_cannot_be_written_are_told_in_a_line(tmp_path):
@@ -246,6 +257,14 @@ def test_of_two_processes_one_cuts(tmp_path):
         waited = ['waiting for another process' in str(w.message) for w in told]
         os._exit(10*len(cuts) + len(waited) if all(waited) else 99)
     assert sorted(apart(cut, cut)) in ([60, 60], [60, 61]) and asked(note) == list(range(6))
+
+
+def test_of_several_threads_one_cuts(tmp_path):
+    xs, found = Told(objects(12), tmp_path/'asked'), []
+    threads = [threading.Thread(target=lambda: found.append(make_cutouts(xs).content)) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(found) == 4 and len(set(found)) == 1 and asked(tmp_path/'asked') == list(range(12))
 
 
 @pytest.mark.parametrize('masks', ['grabcut', Masks('redo', 'butterflies')], ids=['grabcut', 'redo'])

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -98,6 +99,18 @@ def test_objects_repeat_as_often_as_is_asked_for(threads, reuse):
     assert flock(reuse=2).signature() != flock(reuse=1).signature() == flock().signature()
 
 
+def test_a_rank_draws_on_its_own_gpu(monkeypatch):
+    "A thread starts on the first GPU, whatever the GPU of its process."
+    made = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: made.append(device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(pool, "_OWN", threading.local())
+    for _ in range(2): pool._beside()
+    assert made == [torch.device("cuda:1")]
+
+
 def test_much_reuse_does_not_fill_a_scene_with_one_object(threads):
     samples = flock(reuse=10**6, max_overlap=1, min_visible=0, truncation=0)
     for i in range(20): assert len(set(origins(samples, i))) == len(origins(samples, i))
@@ -107,16 +120,6 @@ def test_an_object_does_not_come_back_in_the_next_pictures(threads):
     samples = flock(reuse=8, max_overlap=1, min_visible=0, truncation=0)
     dealt = [o for i in range(24) for o in origins(samples, i)]
     assert len(set(dealt)) == len(dealt), "a block is as many samples as use the objects of 32 without reuse"
-
-
-def test_a_thread_draws_on_the_gpu_of_its_rank(monkeypatch):
-    seen = []
-    monkeypatch.setattr(pool, "_OWN", threading.local())
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: seen.append(device) or device)
-    monkeypatch.setattr(torch.cuda, "stream", lambda s: s)
-    assert pool._beside() is pool._beside() and seen == [torch.device("cuda:1")]
 
 
 def test_memory_does_not_grow(threads):

@@ -215,8 +215,8 @@ def _everywhere(f, batch):
     return type(batch)(_everywhere(f, v) for v in batch) if type(batch) in (list, tuple) else f(batch)
 
 def _packed(x):
-    small = type(x) is torch.Tensor and x.nbytes < 2**14 and x.dtype != torch.bfloat16 # which NumPy does not know
-    return _Small(x.numpy()) if small else x
+    small = type(x) is torch.Tensor and x.nbytes < 2**14 and x.is_contiguous() # on its way an array loses its strides
+    return _Small(x.numpy()) if small and x.dtype != torch.bfloat16 else x # NumPy does not know bfloat16
 
 def _unpacked(x): return torch.from_numpy(x.values) if type(x) is _Small else x
 

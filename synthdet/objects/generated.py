@@ -78,7 +78,6 @@ class Kind(NamedTuple):
     draw: Callable
     block: int
     side: Callable = lambda G: 256
-    truncates: bool = False
 
 # %% ../../nbs/2_objects/08_generated.ipynb #9b8f7569
 def _noise(name, G, nz, ks, seed):

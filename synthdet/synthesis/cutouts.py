@@ -163,7 +163,6 @@ def _cached(path, name, budget_mb):
     try: return _load(path, name, budget_mb)
     except _DAMAGE as e:
         warnings.warn(f"{path} is damaged ({e}); cutting the objects out again")
-        with suppress(OSError): path.unlink() # of a folder that cannot be written to, more is said when cutting
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #3e069951
 def _cut_batch(members, segmenter, size, tight, scored):

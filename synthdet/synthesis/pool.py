@@ -236,7 +236,7 @@ class Dealer:
     def __init__(self, cuts, counts, most, reuse=1, samples=None, step=16, ahead=3):
         samples = samples or 32*min(reuse, 32)
         self.cuts, self.counts, self.reuse, self.samples = cuts, counts, reuse, samples
-        room = -(-4*samples*most // (reuse*step))*step
+        room = -(-4*max(samples, reuse)*most // (reuse*step))*step # a picture's objects differ
         self.bank = Bank(partial(_block, cuts, counts, most, reuse, samples, room), ahead) # its thread knows no dealer
 
     def hand(self, i) -> Hand:
