@@ -8,6 +8,7 @@ process with two threads in place of one differs by, which is the order of the s
 ranks with one thread each over those of one process with two threads, in turns in the same run, the fastest turn of each.
 """
 import argparse, json, os, sys, tempfile
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # advice to programmers, once per rank
 from pathlib import Path
 import torch
 import torch.distributed as dist

@@ -7,6 +7,7 @@ __all__ = ['Style', 'style', 'backdrop', 'cast_shadow', 'lit', 'effects', 'blend
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #6ad45d7b
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import NamedTuple
 import cv2
@@ -148,16 +149,26 @@ def blending(style, g) -> tuple:
     return blend, {name: drawn[name] for name in asks}
 
 # %% ../../nbs/4_synthesis/09_compose.ipynb #8d77e50c
+def _blended(canvas, layer, blend):
+    "Paste a layer. One beyond the border is pasted whole and cut then, so that the border is no outline of it."
+    (x1, y1, x2, y2), colour, alpha = layer.window, layer.patch.colour, layer.patch.alpha
+    left, top, (h, w) = x1-layer.x, y1-layer.y, alpha.shape
+    region = canvas[y1:y2, x1:x2]
+    if region.shape[:2] == (h, w): return blend(region, colour, alpha)
+    right, below = w - left - (x2-x1), h - top - (y2-y1)
+    whole = cv2.copyMakeBorder(region, top, below, left, right, cv2.BORDER_REPLICATE)
+    blend(whole, colour, alpha)
+    np.copyto(region, whole[top:h-below, left:w-right])
+
 def _pasted(canvas, layers, style, g):
     "Draw layers on a canvas, each with its shadow, from back to front."
     recipe, (blend, options) = style.recipe, blending(style, g)
+    blend = partial(blend, **options)
     strength = draw(recipe.shadow, g) if recipe.shadow[1] and g.random() < recipe.effects else 0
     dx, dy = .3*g.random() - .15, .3*g.random() - .15
     for l in layers:
-        x1, y1, x2, y2 = l.window
-        part = slice(y1-l.y, y2-l.y), slice(x1-l.x, x2-l.x)
         if strength: cast_shadow(canvas, l, strength, dx, dy)
-        blend(canvas[y1:y2, x1:x2], l.patch.colour[part], l.patch.alpha[part], **options)
+        _blended(canvas, l, blend)
 
 def render(background, layers, style, g, out):
     """Draw layers on a background.
