@@ -12,7 +12,7 @@ from .core import choose, UserError, writable, write_atomic
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .evidence.arm import Arm, check_arm, make_arms
-from .ranks import launched, main, together
+from .ranks import launched, main, ranks, together
 from .settings import listing, words
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
@@ -70,6 +70,14 @@ def _run_together(values, notebook):
     with together():
         run_plan(values, lambda line: main() and print(line, flush=True))
         if main(): print('the same words without torchrun run the notebook, which finds these rows', flush=True)
+        several = ranks() > 1
+    if several: _leave()
+
+def _leave():
+    "End the process at once: a thread of the group that still wants the interpreter would abort one that is ending."
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 def run(argv=None):
     "Entry point of `synthdet-run`."
