@@ -16,12 +16,7 @@ SIDE = 64
 SMALL = dict(ssd=dict(backbone='mobilenetv1_025')) # the others have one size
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def built(name, classes=None, **options):

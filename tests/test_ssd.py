@@ -15,12 +15,7 @@ from synthdet.detection.ssd import match, pad_targets, select, ssd
 from synthdet.weights import read_weights
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1) # small networks: threads cost more than they give
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

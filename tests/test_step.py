@@ -21,12 +21,7 @@ SIDE = 96
 OURS = dict(ssd=dict(backbone='mobilenetv1_025', image_size=SIDE), retinaface=dict(image_size=SIDE))
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def built(name):

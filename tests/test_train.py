@@ -67,13 +67,7 @@ def outcome(out):
     return (out/'best.safetensors').read_bytes(), (out/'last.safetensors').read_bytes(), rows
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Sums of floats depend on how many threads share them."
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
