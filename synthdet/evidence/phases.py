@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, append_jsonl, digest, named, read_jsonl, run_info, UserError, VERSIONS, writable
+from ..core import alone, append_jsonl, digest, named, run_info, UserError, VERSIONS, writable
+from ..files import read_jsonl
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
