@@ -211,7 +211,7 @@ def fit(arm, out, loaded, *, workers=0):
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36
 def _curve(planned, done):
-    "The validation curve as (step, ap50), from what `train` returned of each phase; steps before the last are negative."
+    "The validation curve as (step, ap50), from what `train` returned of each phase; only the last has steps above 0."
     starts = [*(-phase.steps for phase in planned[:-1]), 0]
     rows = [(start, r) for start, trained in zip(starts, done) for r in trained['history']]
     return [(start + r['step'], round(r['ap50'], 6)) for start, r in rows if 'ap50' in r]
