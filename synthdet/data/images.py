@@ -220,7 +220,8 @@ _LEFT = {'thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'desktop.ini', 'icon\r
          '__pycache__', 'lost+found', 'system volume information', '$recycle.bin', 'recycler', 'recycled', '#recycle',
          '#snapshot', '@recycle', '@tmp', 'network trash folder', 'temporary items', '_vti_cnf', 'cvs'}
 _LEFT_ENDS = ('~', '.part', '.partial', '.filepart', '.crdownload', '.download', '.opdownload', '.aria2', '.!ut',
-              '.!qb', '.tmp', '.temp', '.swp', '.bak', '.lnk', '.url', '.webloc', '.pyc', '@synoresource', '@synoeastream')
+              '.!qb', '.tmp', '.temp', '.swp', '.bak', '.lnk', '.url', '.webloc', '.pyc', '@synoresource',
+              '@synoeastream')
 
 def _left(name):
     "Is this a name that only tools give?"

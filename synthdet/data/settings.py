@@ -16,7 +16,7 @@ DOMAINS |= {name: f'synthdet.data.public:{name}' for name in ('faces', 'birds', 
 
 # %% ../../nbs/1_data/00_settings.ipynb #4a6f39aa
 BACKGROUNDS = {name: f'synthdet.data.public:_{name}' for name in ('inria', 'voc', 'released')}
-FORMATS = {name: f'synthdet.data.annotations:_write_{name}' for name in ('coco', 'voc', 'yolo')}
+FORMATS = {name: f'synthdet.data.{name}:write_{name}' for name in ('coco', 'voc', 'yolo')}
 
 # %% ../../nbs/1_data/00_settings.ipynb #8f934a36
 @dataclass(frozen=True)
