@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'UserError', 'short', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'plain_path', 'unfit',
-           'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'writable', 'append_jsonl',
-           'alone', 'project', 'shared', 'device', 'interactive', 'run_info']
+           'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy', 'writable',
+           'append_jsonl', 'alone', 'project', 'shared', 'cores', 'processes', 'device', 'interactive', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
-import ast, errno, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, warnings
+import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
+import warnings
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 import synthdet
 try: import fcntl
@@ -276,31 +278,87 @@ def disk_refused(path, e) -> UserError:
     e : the OSError
     """
     full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    other = 'choose another folder' + ' by SYNTHDET_CACHE'*Path(path).is_relative_to(cache_dir())
+    name = e.errno in (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
+    other = 'choose another ' + ('name' if name else 'folder')
+    if Path(path).is_relative_to(cache_dir()): other += ' by SYNTHDET_CACHE'
     advice = f'free some space or {other}' if full else other
     return UserError(f"cannot write {path}: {e.strerror or e}; {advice}")
 
+# %% ../nbs/0_ground/00_core.ipynb #4292a812
+def _target(path) -> Path:
+    "The file that a path leads to, its folder made; raises `OSError` where no file can be written."
+    path = plain_path(path)
+    try: mode = os.stat(path).st_mode
+    except FileNotFoundError: mode = None
+    if mode is not None and stat.S_ISDIR(mode): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if mode is not None and not stat.S_ISREG(mode): raise OSError(errno.EINVAL, 'it is no regular file')
+    if mode is not None and not os.access(path, os.W_OK): raise PermissionError(errno.EACCES, 'it is read-only')
+    if path.is_symlink(): path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+def _begin(target):
+    "A new file beside the target, under a name that is nobody else's and locked: its maker lives."
+    while True:
+        f = open(target.with_name(f'.{target.name[:40]}.{os.urandom(6).hex()}.tmp'), 'xb')
+        with suppress(OSError): fcntl and fcntl.flock(f, fcntl.LOCK_EX) # without locks it is left alone by `tidy`
+        if os.path.exists(f.name): return f
+        f.close() # `tidy` came between
+
+def _keep_mode(f, target):
+    "Give a new file the permissions of the one it replaces."
+    with suppress(OSError): os.chmod(f.name, stat.S_IMODE(os.stat(target).st_mode))
+
+def _sync_folder(folder):
+    "Wait until the disk has the names in a folder, where it can be asked for that."
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try: os.fsync(opened)
+        finally: os.close(opened)
+
 # %% ../nbs/0_ground/00_core.ipynb #0e52354e
 def write_atomic(path, content) -> Path:
-    """Write a file whole or not at all; raises `UserError` when the disk refuses.
+    """Write a file whole or not at all; raises `UserError` when the disk refuses, and for what is no file.
+
+    A link stays one: the file it leads to is written. Permissions stay, too.
 
     Parameters
     ----------
     path : target file; its folder is made when missing
     content : bytes, str, or a function that writes to the path it is given
     """
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    path = plain_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(content): content(tmp)
-        else: tmp.write_bytes(content.encode() if isinstance(content, str) else content)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
+        target = _target(path)
+        with _begin(target) as f:
+            try:
+                if callable(content): content(Path(f.name))
+                else: f.write(content.encode() if isinstance(content, str) else content)
+                f.flush()
+                _keep_mode(f, target)
+                os.fsync(f.fileno())
+                os.replace(f.name, target)
+            finally:
+                with suppress(OSError): os.unlink(f.name)
+        _sync_folder(target.parent)
     except OSError as e: raise disk_refused(path, e) from None
-    finally:
-        with suppress(OSError): tmp.unlink()
     return path
+
+# %% ../nbs/0_ground/00_core.ipynb #83f6b64c
+def tidy(folder, name:str=''):
+    """Delete the temporary files that killed processes left; those of living ones stay.
+
+    Parameters
+    ----------
+    folder : where they are; one of our own, so that those in its folders go, too
+    name : only those of the file of this name, where the folder is not ours alone
+    """
+    found = Path(folder).glob(f'.{glob.escape(name[:40])}.*.tmp') if name else Path(folder).rglob('.*.tmp')
+    for torn in found:
+        if not re.fullmatch(r'\..+\.[0-9a-f]+\.tmp', torn.name) or not torn.is_file(): continue
+        with suppress(OSError), open(torn, 'rb') as f:
+            if fcntl: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            torn.unlink()
 
 # %% ../nbs/0_ground/00_core.ipynb #77ad652b
 def writable(path) -> Path:
@@ -308,17 +366,25 @@ def writable(path) -> Path:
 
     Parameters
     ----------
-    path : of a file that may be there already, and stays as it is
+    path : of a file that may be there already, and stays as it is. A folder, a device, a read-only file are none
     """
-    path = plain_path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file(): raise OSError(errno.EISDIR, 'it is no file')
-        tmp.touch()
-        tmp.unlink()
+        target = _target(path)
+        with _begin(target) as f: os.unlink(f.name)
     except OSError as e: raise disk_refused(path, e) from None
-    return path
+    return plain_path(path)
+
+# %% ../nbs/0_ground/00_core.ipynb #01a0676a
+def _locks(f, lock, patience) -> bool:
+    "Was an open file locked? Yes, with a warning, on a disk without locks; no when somebody else has it."
+    if lock is None: return True
+    try: lock(f, fcntl.LOCK_EX | patience)
+    except (BlockingIOError, PermissionError): return False # which of them depends on the system
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS): raise
+        warnings.warn(f'{Path(f.name).parent} is on a disk without locks ({e.strerror}); '
+                      'let no second process work there at the same time')
+    return True
 
 # %% ../nbs/0_ground/00_core.ipynb #11d1893e
 def _last_line(f):
@@ -348,11 +414,11 @@ def append_jsonl(path, *rows, sync=True):
     *rows : dicts of literals
     sync : wait until the disk has them; False for files that can be made again
     """
-    path, text = Path(path), ''.join(json.dumps(r, allow_nan=False) + '\n' for r in rows).encode()
+    text = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in rows).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path, new = _target(path), not os.path.exists(path)
         with open(path, 'ab+', buffering=0) as f:
-            if fcntl: fcntl.flock(f, fcntl.LOCK_EX) # several experiments may share one file
+            _locks(f, fcntl and fcntl.flock, 0) # several experiments may share one file
             end, last = _last_line(f)
             if _is_object(last): end, text = end + len(last), b'\n' + text # whole, only its line end is missing
             try:
@@ -362,15 +428,32 @@ def append_jsonl(path, *rows, sync=True):
             except OSError:
                 f.truncate(end)
                 raise
+        if new and sync: _sync_folder(path.parent)
     except OSError as e: raise disk_refused(path, e) from None
 
 # %% ../nbs/0_ground/00_core.ipynb #d4a16346
 def _wait(lock, what):
     "Take a lock; say so when somebody else has it."
-    try: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError): # which of them depends on the system
-        warnings.warn(f'waiting for another process that {what}; its lock is {lock.name}')
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    told = False
+    while not _locks(lock, fcntl and fcntl.lockf, fcntl and fcntl.LOCK_NB):
+        lock.seek(0)
+        who = lock.read(200).decode(errors='replace').strip() or 'it just began'
+        if not told: warnings.warn(f'waiting for another process that {what} ({who}); its lock is {lock.name}')
+        told = True
+        time.sleep(.1) # the system would wait better, but takes threads that wait for each other's work for a deadlock
+
+def _take(path, what):
+    "An open lock file that nobody else has, with a line on who has it."
+    while True:
+        lock = open(path, 'ab+', buffering=0)
+        _wait(lock, what)
+        with suppress(OSError): # who had it took it away
+            if os.path.samestat(os.stat(path), os.fstat(lock.fileno())): break
+        lock.close()
+    with suppress(OSError): # a full disk locks, too
+        lock.truncate(0)
+        lock.write(f'process {os.getpid()} on {platform.node()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode())
+    return lock
 
 _THREADS = defaultdict(threading.Lock) # of each path
 
@@ -382,17 +465,16 @@ def alone(path, what:str):
 
     Parameters
     ----------
-    path : lock file; made when missing, and left
+    path : lock file; made when missing, and taken away at the end
     what : is done by the process that is waited for, for the message: 'trains the same phase'
     """
-    path = Path(path)
-    with _THREADS[os.path.abspath(path)]:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(path, 'ab')
-            if fcntl: _wait(lock, what)
+    with _THREADS[os.path.realpath(path)]:
+        try: lock = _take(_target(path), what)
         except OSError as e: raise disk_refused(path, e) from None
-        with lock: yield
+        with lock:
+            try: yield
+            finally:
+                with suppress(OSError): os.unlink(lock.name)
 
 # %% ../nbs/0_ground/00_core.ipynb #b4583f5b
 def project():
@@ -405,6 +487,23 @@ def shared():
     "The reference folder `SYNTHDET_SHARED`, or `shared` beside the project; None where there is none."
     p = Path(os.environ.get('SYNTHDET_SHARED') or Path(synthdet.__file__).resolve().parents[2]/'shared')
     return p if p.is_dir() else None
+
+# %% ../nbs/0_ground/00_core.ipynb #f9b8f822
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+def processes(n, what:str='workers') -> int:
+    """Give a number of processes back; raises `UserError` for what is none, or more than a machine like this can hold.
+
+    Parameters
+    ----------
+    n : the number; 0 stands for none
+    what : it is called
+    """
+    most = max(64, 4*cores())
+    if isinstance(n, Integral) and not isinstance(n, bool) and 0 <= n <= most: return int(n)
+    raise UserError(f'{what}={n!r}: expected a whole number from 0 to {most} on a machine with {cores()} cores')
 
 # %% ../nbs/0_ground/00_core.ipynb #3cb8e96f
 def device() -> 'torch.device':
