@@ -48,7 +48,8 @@ def short(value) -> str:
     ----------
     value : anything, a number of 5,000 digits and a list that holds itself among them
     """
-    if type(value) is int and value.bit_length() > 200: return f'a number of {int(value.bit_length()*.30103) + 1:,} digits'
+    bits = value.bit_length() if type(value) is int else 0
+    if bits > 200: return f'a number of {int(bits*.30103) + 1:,} digits'
     try: text = _SHORT.repr(value)
     except Exception: return f'a value of type {type(value).__name__}' # whatever its own repr raises
     return text if len(text) <= 90 else f'{text[:60]}...{text[-20:]}'
