@@ -30,7 +30,8 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from synthdet.core import digest, generator, read_jsonl
+from synthdet.core import digest, generator
+from synthdet.files import read_jsonl
 from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.batches import batches, Loop, Mixed
 from synthdet.data.catalogue import FACTS

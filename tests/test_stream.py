@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from synthdet.boxes import chw, masks_to_boxes
-from synthdet.core import digest, read_jsonl, refused
+from synthdet.core import digest, refused
+from synthdet.files import read_jsonl
 from synthdet.data import butterflies
 from synthdet.data.annotations import read_detection
 from synthdet.data.batches import batches

@@ -9,7 +9,8 @@ __all__ = ['claim', 'write_stream']
 import json
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import append_jsonl, choose, interactive, read_jsonl, UserError, write_atomic
+from ..core import append_jsonl, choose, interactive, UserError, write_atomic
+from ..files import read_jsonl
 from ..data.annotations import annotation, FORMATS, write_annotations
 from ..data.images import write_image
 from ..settings import to_row
