@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
-from ..core import device as default_device, digest, generator, interactive, UserError, write_atomic
+from ..core import alone, device as default_device, digest, generator, interactive, UserError, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..settings import opt, Settings
@@ -413,7 +413,15 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
     c, pictures = config, _pictures(images, config)
     val = val and _known(val, c.size)
     run = _Run(c, Path(out), digest(pictures), torch.device(device or default_device()))
+    with alone(run.out/'.lock', 'trains in the same folder'): _to_the_end(run, pictures, val)
+    path = _kept(run)
+    told = {k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')}
+    return dict(path=path, object_channel=load_redo(path).options['object_channel'], history=run.at['rows'], **told)
+
+def _to_the_end(run, pictures, val):
+    "Train from where the folder's run was, as far as it goes."
     run.load()
+    c = run.config
     if not run.at['rows']: run.save() # a folder that cannot be written is told now
     sample = pictures[torch.from_numpy(generator(c.seed, 'sample').permutation(len(pictures))[:256])]
     with tqdm(total=c.steps, initial=run.at['step'], desc='ReDO', disable=not interactive()) as bar:
@@ -430,6 +438,3 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
             if verdict in ('steady', 'collapsed'): run.at['ended'] = verdict
             elif run.at['step'] >= c.steps: run.at['ended'] = 'steps'
             run.save()
-    path = _kept(run)
-    told = {k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')}
-    return dict(path=path, object_channel=load_redo(path).options['object_channel'], history=run.at['rows'], **told)
