@@ -164,11 +164,11 @@ ann = lambda **k: [dict(dict(id=1, image_id=1, category_id=1, bbox=[5, 6, 20, 30
 img = lambda **k: [dict(dict(id=1, file_name='a.png', width=W, height=H), **k)]
 two = lambda a, b: dict(categories=[dict(id=1, name='bird'), dict(id=a, name=b)])
 COCO_MISTAKES = {
-    'outside': (dict(annotations=ann(bbox=[70, 6, 20, 30])), 'more than a pixel outside its image of 80 x 60'),
-    'left of it': (dict(annotations=ann(bbox=[-2, 6, 20, 30])), 'more than a pixel outside'),
-    'zero area': (dict(annotations=ann(bbox=[5, 6, 0, 30])), 'has no area'),
-    'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), 'has no area'),
-    'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), 'finite'),
+    'outside': (dict(annotations=ann(bbox=[80, 6, 20, 30])), 'no box can be used: 1 boxes outside their picture'),
+    'zero area': (dict(annotations=ann(bbox=[5, 6, 0, 30])), 'no box can be used: 1 boxes without area'),
+    'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), '1 boxes without area'),
+    'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), '1 boxes without finite numbers'),
+    'shares': (dict(annotations=ann(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
     'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), 'expected four numbers'),
     'text box': (dict(annotations=ann(bbox='1234')), 'expected four numbers'),
     'short box': (dict(annotations=ann(bbox=None)), 'expected four numbers'),
@@ -228,7 +228,6 @@ VOC = ('<annotation><size><width>{w}</width><height>60</height></size><object><n
 good = VOC.format(w=80, x=3)
 VOC_MISTAKES = [
     (VOC.format(w=80, x='left'), "Invalid 'xmin' value 'left'"),
-    (VOC.format(w=80, x=-9), 'more than a pixel outside'),
     (VOC.format(w=70, x=3), 'is 70 x 60 there'),
     (VOC.format(w='wide', x=3), 'not a Pascal VOC annotation'),
     (good[:-20], 'not a Pascal VOC annotation'),
@@ -249,8 +248,8 @@ def test_voc_mistakes(tmp_path, text, expected):
 YOLO_MISTAKES = [
     ('0 .5 .5 .2\n', 'expected at least 5 tokens'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
     ('bird .5 .5 .2 .2\n', "Invalid class id 'bird'"), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
-    ('0 .5 .5 0 .2\n', 'has no area'), ('0 .5 .5 -.2 .2\n', 'not a YOLO annotation'),
-    ('0 40 30 20 20\n', 'more than a pixel outside'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
+    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', 'not a YOLO annotation'),
+    ('0 40 30 20 20\n', '1 boxes outside their picture'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
 
 
 @pytest.mark.parametrize('text, expected', YOLO_MISTAKES)
