@@ -114,7 +114,8 @@ def checked_boxes(boxes, size):
     h, w = size
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     inside = boxes.clip(0, [w, h, w, h])
-    if (inside == boxes).all() and (boxes[:, 2:] >= boxes[:, :2] + 1).all(): return inside, ['']*len(boxes) # as most are
+    plain = (inside == boxes).all() and (boxes[:, 2:] >= boxes[:, :2] + 1).all()
+    if plain: return inside, ['']*len(boxes)                       # as most are
     with np.errstate(all='ignore'): # of what is not finite
         sides, left = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
         share = (left/sides).prod(1)
@@ -145,8 +146,8 @@ def _tell(records, checked):
     told = ', '.join(f'{counts[k]} {k}' for k in (*_LEFT_OUT, _FAR) if counts[k])
     told = f"{told} (of {total}); the first: {', '.join(odd[:3])}"
     if lost and lost == total:
-        raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of the "
-                        "picture, so check the export")
+        raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of "
+                        "the picture, so check the export")
     if odd: warnings.warn(f'{records[0].where}: {told}; correct them, or pass strict=True to be stopped by them')
     return counts
 
@@ -216,8 +217,8 @@ def class_name(text, where) -> str:
     name = unicodedata.normalize('NFC', str(text)).strip().strip('\ufeff\u200b').strip()
     odd = any(c in '/\\' or unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name)
     if (number or isinstance(text, str)) and name.strip('.') and not odd and len(name.encode()) <= 200: return name
-    raise UserError(f"{where}: the class name {ascii(text)[:60]} cannot be one; expected a text of 1 to 200 bytes without "
-                    "/, \\ and control characters, so rename the class")
+    raise UserError(f"{where}: the class name {ascii(text)[:60]} cannot be one; expected a text of 1 to 200 bytes "
+                    "without /, \\ and control characters, so rename the class")
 
 # %% ../../nbs/1_data/03_labelled.ipynb #27c1d42c
 def size_of(file, declared, where):
@@ -337,8 +338,8 @@ class Pictures:
         """
         if self.first:
             n = self.notes['pictures found by their names alone']
-            warnings.warn(f"{where}: {n} pictures are not where the annotations say and were found by their names alone; "
-                          f"the first: {self.first}")
+            warnings.warn(f"{where}: {n} pictures are not where the annotations say and were found by their names "
+                          f"alone; the first: {self.first}")
         return self.notes
 
 # %% ../../nbs/1_data/03_labelled.ipynb #692120ef
