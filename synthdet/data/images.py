@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
 from ..core import choose, interactive, regular, UserError, write_atomic
-from ..core import folder as place_of
+from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')
@@ -294,7 +294,7 @@ def listing(folder, below:bool=False) -> tuple:
     ------
     UserError : when there is no such folder, and for a file that ends like a picture and is none
     """
-    inside = sorted(_walk(place_of(folder, 'a folder of images'), below))
+    inside = sorted(_walk(existing(folder, 'a folder of images'), below))
     images = [p for p in inside if is_image(p)]
     others = sorted(set(inside) - set(images))
     for p in others:
