@@ -17,7 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from ..boxes import wrap
-from ..core import choose, UserError
+from ..core import choose, short, UserError
 from .images import image_size, read_image
 
 # %% ../../nbs/1_data/03_labelled.ipynb #f9b41f61
@@ -348,7 +348,7 @@ class Pictures:
 def need(row, keys, where):
     "The values of `keys` in a JSON object; raises `UserError` when one is missing."
     if isinstance(row, dict) and set(keys) <= set(row): return [row[k] for k in keys]
-    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {str(row)[:60]}; "
+    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {short(row)}; "
                     "complete it or remove it")
 
 def unique(ids, what, where):
