@@ -383,6 +383,7 @@ def place_of(source:DataSource) -> Place:
     """
     asked, known = source.asked(), takes(choose('domain', source.domain, DOMAINS))
     if known is None: return None
+    choose('truncated', asked.pop('truncated', 'error'), ('error', 'keep'))
     for k in asked: choose(f'domain {source.domain!r}: option', k, [p for p in known if p != 'root'])
     folders = {k: asked.pop(k) for k in ('class_images', 'backgrounds') if k in asked}
     for k, v in asked.items(): read_value(k, v, OPTIONS[k])

@@ -17,7 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from ..boxes import wrap
-from ..core import choose, UserError
+from ..core import choose, short, UserError
 from .images import image_size, read_image
 
 # %% ../../nbs/1_data/03_labelled.ipynb #f9b41f61
@@ -37,6 +37,8 @@ class DetectionDataset(Dataset):
     classes : names; label k is classes[k-1]
     notes : dict what -> how often: what the reader did, for the summary
     """
+    truncated = 'error'                                            # as `read_image` takes it
+
     def __init__(self, files, targets, classes, notes=None):
         self.files, self.targets = list(files), list(targets)
         self.classes, self.notes = tuple(classes), Counter(notes)
@@ -44,7 +46,7 @@ class DetectionDataset(Dataset):
     def __len__(self): return len(self.files)
 
     def __getitem__(self, i):
-        image = read_image(self.files[i])
+        image = read_image(self.files[i], truncated=self.truncated)
         own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
         return image, wrap(own, image.shape[1:])
 
@@ -114,7 +116,8 @@ def checked_boxes(boxes, size):
     h, w = size
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     inside = boxes.clip(0, [w, h, w, h])
-    if (inside == boxes).all() and (boxes[:, 2:] >= boxes[:, :2] + 1).all(): return inside, ['']*len(boxes) # as most are
+    plain = (inside == boxes).all() and (boxes[:, 2:] >= boxes[:, :2] + 1).all()
+    if plain: return inside, ['']*len(boxes)                       # as most are
     with np.errstate(all='ignore'): # of what is not finite
         sides, left = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
         share = (left/sides).prod(1)
@@ -145,8 +148,8 @@ def _tell(records, checked):
     told = ', '.join(f'{counts[k]} {k}' for k in (*_LEFT_OUT, _FAR) if counts[k])
     told = f"{told} (of {total}); the first: {', '.join(odd[:3])}"
     if lost and lost == total:
-        raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of the "
-                        "picture, so check the export")
+        raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of "
+                        "the picture, so check the export")
     if odd: warnings.warn(f'{records[0].where}: {told}; correct them, or pass strict=True to be stopped by them')
     return counts
 
@@ -216,8 +219,8 @@ def class_name(text, where) -> str:
     name = unicodedata.normalize('NFC', str(text)).strip().strip('\ufeff\u200b').strip()
     odd = any(c in '/\\' or unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name)
     if (number or isinstance(text, str)) and name.strip('.') and not odd and len(name.encode()) <= 200: return name
-    raise UserError(f"{where}: the class name {ascii(text)[:60]} cannot be one; expected a text of 1 to 200 bytes without "
-                    "/, \\ and control characters, so rename the class")
+    raise UserError(f"{where}: the class name {ascii(text)[:60]} cannot be one; expected a text of 1 to 200 bytes "
+                    "without /, \\ and control characters, so rename the class")
 
 # %% ../../nbs/1_data/03_labelled.ipynb #27c1d42c
 def size_of(file, declared, where):
@@ -337,15 +340,15 @@ class Pictures:
         """
         if self.first:
             n = self.notes['pictures found by their names alone']
-            warnings.warn(f"{where}: {n} pictures are not where the annotations say and were found by their names alone; "
-                          f"the first: {self.first}")
+            warnings.warn(f"{where}: {n} pictures are not where the annotations say and were found by their names "
+                          f"alone; the first: {self.first}")
         return self.notes
 
 # %% ../../nbs/1_data/03_labelled.ipynb #692120ef
 def need(row, keys, where):
     "The values of `keys` in a JSON object; raises `UserError` when one is missing."
     if isinstance(row, dict) and set(keys) <= set(row): return [row[k] for k in keys]
-    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {str(row)[:60]}; "
+    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {short(row)}; "
                     "complete it or remove it")
 
 def unique(ids, what, where):
