@@ -19,7 +19,7 @@ from .annotations import DetectionDataset, read_detection
 from .catalogue import FACTS, how_to_get, locate, none_of, NotHere, public_place, SETS
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from .domains import ClassImages, Images
-from .images import image_files, image_size, read_image
+from .images import FORMATS, image_files, image_size, read_image
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
@@ -60,7 +60,7 @@ class Crops(Dataset):
 def _grey(path):
     "Is this picture stored without colour?"
     image_size(path)                                     # says what is wrong with a damaged file
-    with Image.open(path) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
+    with Image.open(path, formats=FORMATS) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
 
 # %% ../../nbs/1_data/12_public.ipynb #9cfdc3fd
 class CentreCropped(Dataset):
