@@ -14,7 +14,7 @@ import cv2
 import torch
 
 from .checkpoint import read_checkpoint
-from .core import generator, UserError, write_atomic
+from .core import generator, tidy, UserError, write_atomic
 
 # %% ../nbs/0_ground/09_resume.ipynb #70fdec6c
 def _square(x, size, i):
@@ -161,7 +161,7 @@ def load_state(out, config:dict, *, check=None, **things) -> dict|None:
     UserError : the state is damaged, or another run's: each setting that differs is named
     """
     path = Path(out)/'state.pt'
-    for torn in path.parent.glob('.*.tmp'): torn.unlink(missing_ok=True)
+    tidy(path.parent)
     if not path.exists(): return None
     try:
         state = _read(path)

@@ -19,7 +19,8 @@ import torch
 
 import synthdet
 from synthdet import cli
-from synthdet.core import read_jsonl, refused, shared, UserError
+from synthdet.core import refused, shared, UserError
+from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
 from synthdet.data.fixtures import make_fixture

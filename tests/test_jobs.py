@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from synthdet.core import hash_file, read_jsonl, refused
+from synthdet.core import hash_file, refused
+from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain
 from synthdet.evidence import jobs
 from synthdet.evidence.arm import make_arms

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from execnb.shell import CaptureShell
 
-from synthdet.core import read_jsonl, refused
+from synthdet.core import refused
+from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain
 from synthdet.data.fixtures import make_fixture, TREES
 from synthdet.data.labels import taken

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from synthdet import cli
-from synthdet.core import read_jsonl, refused
+from synthdet.core import refused
+from synthdet.files import read_jsonl
 from synthdet.data.batches import batches
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection import train as train_module

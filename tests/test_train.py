@@ -6,7 +6,8 @@ import pytest, torch
 from safetensors.torch import load_file
 from torch import nn
 
-from synthdet.core import generator, read_jsonl, refused
+from synthdet.core import generator, refused
+from synthdet.files import read_jsonl
 from synthdet.detection import train as train_module
 from synthdet.detection.settings import Schedule
 from synthdet.detection.train import train

@@ -4,7 +4,8 @@ import math
 import pytest
 from torchvision.ops import box_convert
 
-from synthdet.core import read_jsonl, UserError
+from synthdet.core import UserError
+from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.data.fixtures import make_fixture
 from synthdet.detection.detectors import detector

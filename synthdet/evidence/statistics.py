@@ -11,7 +11,8 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 from scipy import stats
-from ..core import read_jsonl, UserError
+from ..core import UserError
+from ..files import read_jsonl
 from .arm import Arm, ARMS, resolved
 from ..masks.settings import own_gate
 from ..settings import columns, leaves, override, text_of

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc
-from ..core import alone, cache_dir, digest, disk_refused, interactive, UserError, VERSIONS, write_atomic
+from ..core import alone, cache_dir, digest, disk_refused, interactive, tidy, UserError, VERSIONS, write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
 from ..objects.objects import content, has_end, shrink
@@ -252,6 +252,7 @@ def _cut_all(objects, cut, name, path, budget_mb, workers=0):
     with alone(path.with_suffix('.lock'), 'cuts the same objects'):
         found = _cached(path, name, budget_mb) # somebody else may have made it by now
         if found is not None: return found
+        tidy(path.parent)
         known = _to_disk(path, objects, cut, name, workers)
     return _load(path, name, budget_mb) if len(known.rows) else _pool([], known, name)
 
