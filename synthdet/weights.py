@@ -66,12 +66,7 @@ def save_weights(model, path, /, **note) -> Path:
     ------
     UserError : the disk refuses
     """
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    weights = {k: v.detach().to('cpu').clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-    note = json.loads(_text(note))
-    about = _text(dict(digest=weights_digest(weights), note=note, note_digest=digest(_text(note))))
-    entries = {'synthdet': about} # one, since several would be written in any order
-    return write_atomic(path, safetensors.torch.save(weights, entries))
+    return write_atomic(path, pack_weights(model, **note))
 
 # %% ../nbs/0_ground/08_weights.ipynb #4a53cd52
 ASSETS = { # name -> SHA-256 of what the package ships
