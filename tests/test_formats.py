@@ -118,8 +118,8 @@ def test_coco_variants(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # some tools mark UTF-8
     ds = read_detection(path, classes=['bird'])
     assert [t['image_id'] for t in ds.targets] == [7, 3]
-    assert ds[0][1]['boxes'].shape == (0, 4) and ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
-    assert '1 crowd regions skipped' in repr(ds) and '1 boxes cut at the border' in repr(ds) and ds.classes == ('bird',)
+    assert ds[0][1]['iscrowd'].tolist() == [True] and ds[1][1]['iscrowd'].tolist() == [False] and ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
+    assert '1 iscrowd' in repr(ds) and '1 boxes cut at the border' in repr(ds) and ds.classes == ('bird',)
 
 
 def test_places_of_coco_images(tmp_path):
@@ -169,20 +169,21 @@ COCO_MISTAKES = {
     'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), '1 boxes without area'),
     'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), '1 boxes without finite numbers'),
     'shares': (dict(annotations=ann(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
-    'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), 'expected four numbers'),
+    'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), "bbox is 'left'; expected a number"),
     'text box': (dict(annotations=ann(bbox='1234')), 'expected four numbers'),
-    'short box': (dict(annotations=ann(bbox=None)), 'expected four numbers'),
+    'short box': (dict(annotations=ann(bbox=[1, 2, 3])), 'expected four numbers'),
+    'no box at all': (dict(annotations=ann(bbox=None)), 'has no box, as 1 of 1 annotations'),
     'unknown category': (dict(annotations=ann(category_id=4)), 'category_id 4 is unknown; choose from 1 (bird)'),
     'double image id': (dict(images=img() + img(file_name='b.png')), 'image id 1 occurs 2 times'),
     'double file': (dict(images=img() + img(id=2)), 'file_name a.png occurs 2 times'),
-    'double annotation id': (dict(annotations=ann() * 3), 'annotation id 1 occurs 3 times'),
     'double category id': (two(1, 'bee'), 'category id 1 occurs 2 times'),
     'double category': (two(2, 'bird'), 'category bird occurs 2 times'),
     'dangling': (dict(annotations=ann(image_id=9)), 'image_id 9 is not among the images'),
     'missing file': (dict(images=img(file_name='sub/gone.png')), 'the image sub/gone.png is missing'),
     'other size': (dict(images=img(width=W + 5)), 'is 85 x 60 there, but 80 x 60 as a picture'),
-    'text id': (dict(images=img(id='first'), annotations=[]), "image id 'first' of a.png is not an integer"),
-    'no box': (dict(annotations=[dict(id=1, image_id=1)]), 'expected an object with image_id, category_id, bbox'),
+    'text id': (dict(images=img(id='first'), annotations=[]), "image id 'first' of 'a.png' is not an integer"),
+    'no box': (dict(annotations=[dict(id=1, image_id=1)]), 'annotation 1: has no box'),
+    'no category': (dict(annotations=[dict(id=1, image_id=1, bbox=[1, 2, 3, 4])]), 'expected an object with category_id'),
     'no name': (dict(categories=[dict(id=1)]), 'expected an object with id, name'),
     'no file name': (dict(images=[dict(id=1)]), 'expected an object with id, file_name'),
     'no lists': (dict(images={}), 'expected lists'),
@@ -216,9 +217,9 @@ def test_damaged_text(tmp_path):
     path = coco(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert 'not JSON' in refused(read_detection, path)
+    assert 'cannot be read as JSON' in refused(read_detection, path)
     path.write_bytes(b'\xff\xfe\x00')
-    assert 'not a text file' in refused(read_detection, path)
+    assert 'not a text in UTF-16' in refused(read_detection, path)
     path.write_text('[1, 2]')
     assert 'expected an object with images, annotations, categories' in refused(read_detection, path)
 
@@ -278,7 +279,7 @@ def test_sets_that_do_not_fit_together(tmp_path):
 
 def test_missing_and_empty(tmp_path):
     assert 'no such file or folder' in refused(read_detection, tmp_path / 'none')
-    assert 'cannot be read' in refused(read_detection, tmp_path / 'none.json')
+    assert 'expected annotations in COCO JSON' in refused(read_detection, tmp_path / 'none.json')
     assert 'no annotations' in refused(read_detection, tmp_path)
     assert 'no such folder' in refused(image_files, tmp_path / 'none')
     assert 'found nothing' in refused(image_files, tmp_path)

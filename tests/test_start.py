@@ -69,8 +69,8 @@ REFUSED = dict(
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
-        --notebook /nope.ipynb | /nope.ipynb: no such notebook
-        --notebook HERE/text.ipynb | text.ipynb is no notebook; choose a file that ends in .ipynb
+        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so run from a checkout
+        --notebook HERE/text.ipynb | text.ipynb: cannot be read as JSON
         --nonsense | unrecognized arguments: --nonsense""",
     preview="""
         blend=x | blend 'x' is unknown; choose from paste, feather

@@ -383,6 +383,7 @@ def place_of(source:DataSource) -> Place:
     """
     asked, known = source.asked(), takes(choose('domain', source.domain, DOMAINS))
     if known is None: return None
+    choose('truncated', asked.pop('truncated', 'error'), ('error', 'keep'))
     for k in asked: choose(f'domain {source.domain!r}: option', k, [p for p in known if p != 'root'])
     folders = {k: v for k, v in asked.items() if k in ('class_images', 'backgrounds')}
     if source.domain in FACTS: return public_place(source.domain, source.root, **folders)

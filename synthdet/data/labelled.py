@@ -17,7 +17,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from ..boxes import wrap
-from ..core import choose, UserError
+from ..core import choose, short, UserError
 from .images import image_size, read_image
 
 # %% ../../nbs/1_data/03_labelled.ipynb #f9b41f61
@@ -37,6 +37,8 @@ class DetectionDataset(Dataset):
     classes : names; label k is classes[k-1]
     notes : dict what -> how often: what the reader did, for the summary
     """
+    truncated = 'error'                                            # as `read_image` takes it
+
     def __init__(self, files, targets, classes, notes=None):
         self.files, self.targets = list(files), list(targets)
         self.classes, self.notes = tuple(classes), Counter(notes)
@@ -44,7 +46,7 @@ class DetectionDataset(Dataset):
     def __len__(self): return len(self.files)
 
     def __getitem__(self, i):
-        image = read_image(self.files[i])
+        image = read_image(self.files[i], truncated=self.truncated)
         own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
         return image, wrap(own, image.shape[1:])
 
@@ -346,7 +348,7 @@ class Pictures:
 def need(row, keys, where):
     "The values of `keys` in a JSON object; raises `UserError` when one is missing."
     if isinstance(row, dict) and set(keys) <= set(row): return [row[k] for k in keys]
-    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {str(row)[:60]}; "
+    raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {short(row)}; "
                     "complete it or remove it")
 
 def unique(ids, what, where):

@@ -26,11 +26,13 @@ class DataSource(Settings):
     root:str = opt('', "folder of the domain's data")
     class_images:str = opt('', "another folder of class images than the domain's own, or one of its sources by name")
     backgrounds:str = opt('', "another folder of backgrounds, or one of the domain's by name")
+    truncated:str = opt('error', 'of a picture whose file ends too early, keep what is there?', among=('error', 'keep'))
     options:str = opt('', "more options of the domain, as words: 'split=official n_class_images=50'")
 
     def asked(self) -> dict:
         "All options of the domain, as text; raises `UserError` for words that are none."
         own = dict(class_images=self.class_images, backgrounds=self.backgrounds)
+        own['truncated'] = self.truncated.replace('error', '')
         return words(' '.join([*(f'{k}={shlex.quote(v)}' for k, v in own.items() if v), self.options]))
 
 # %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
