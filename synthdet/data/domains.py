@@ -19,8 +19,9 @@ from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
 from .images import image_files, listing, passed_over, read_image, write_image
-from .settings import DataSource, DOMAINS
-from ..settings import checked, opt, parse
+from .labelled import class_name
+from .settings import DataSource, DOMAINS, OPTIONS
+from ..settings import opt, read_value
 
 # %% ../../nbs/1_data/11_domains.ipynb #67a25f93
 _FREE = 1 + max(seed for seed, _ in SPLITS.values())
@@ -49,7 +50,9 @@ def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_s
     image_size : side of backgrounds and scenes, pixels
     class_size : side of class images, pixels; 0 is half of `image_size`
     """
-    place = drawn_place(root)
+    place, sizes = drawn_place(root), dict(n_class_images=n_class_images, n_backgrounds=n_backgrounds)
+    sizes |= dict(image_size=image_size, class_size=class_size)
+    for k, v in sizes.items(): read_value(k, v, OPTIONS[k])
     class_size = class_size or image_size//2
     hold = 64*10**6                                                # bytes for each part
     source = hash_file(inspect.getsourcefile(scene))
@@ -188,6 +191,7 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
     wanted = classes.split(',') if isinstance(classes, str) and classes else classes
+    wanted = [class_name(c, 'classes') for c in wanted]
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(
         found.name, names, _own_class_images(place, files, names), _backgrounds(root, backgrounds),
@@ -202,12 +206,12 @@ def _own_class_images(place, files, names):
                    "so add it")
 
 # %% ../../nbs/1_data/11_domains.ipynb #0572c2d2
-def _option(parameter, text):
-    "An option that was written as text, by the type of its default."
+def _option(parameter, v, known=()):
+    "An option, by its line in `known` or, where it was written as text, by the type of its default."
+    if parameter.name in known: return read_value(parameter.name, v, known[parameter.name])
+    if not isinstance(v, str): return v
     unset = parameter.default is None or parameter.default is parameter.empty
-    f = opt('' if unset else parameter.default, '')
-    f.name = parameter.name
-    return checked(parse(text, f), f)
+    return read_value(parameter.name, v, opt('' if unset else parameter.default, ''))
 
 # %% ../../nbs/1_data/11_domains.ipynb #05d9551b
 def load_domain(source, root=None, *, fallback:bool=True, truncated:str='error', **options) -> Domain:
@@ -238,7 +242,7 @@ def load_domain(source, root=None, *, fallback:bool=True, truncated:str='error',
     if not fallback and 'fallback' in known: options = dict(fallback=False) | options
     for k, v in options.items():
         parameter = choose(f'domain {source!r}: option', k, known)
-        if isinstance(v, str): options[k] = _option(parameter, v)
+        options[k] = _option(parameter, v, OPTIONS if build.__module__.startswith('synthdet.') else ())
     return finish(build(root, **options))
 
 # %% ../../nbs/1_data/11_domains.ipynb #84399f4b
