@@ -213,7 +213,8 @@ def read_detection(path, images=None, classes=None, *, split:str=None, strict:bo
     if found is None: raise UserError(no_split(path, split))
     records, names, notes = _records(found, images, strict)
     if not records: raise UserError(f"{path}: lists no image; expected at least one, so check the export")
-    data = dataset(records, names if classes is None else classes, found.notes + notes, strict)
+    notes.update(found.notes)
+    data = dataset(records, names if classes is None else classes, notes, strict)
     data.truncated = truncated
     return data
 

@@ -747,10 +747,11 @@ def read_yolo(place, images=None, split=None) -> tuple:
     reading = understood(every, _keypoints((told or {}).get('kpt_shape'), place), described=told is not None)
     records = [_record(found, name, paired[name], rows, reading, classes.names, i)
                for i, name in enumerate(progress(shown, found.folder.name))]
-    found.notes['images without a label file'] = list(paired.values()).count(None)
     used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, found.where}
-    found.notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
-    return records, list(classes.names.values()), found.notes
+    notes = +found.notes                                           # those that are not 0
+    notes['images without a label file'] = list(paired.values()).count(None)
+    notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
+    return records, list(classes.names.values()), notes
 
 def _record(found, name, text, rows, reading, names, i):
     "The record of one picture."
