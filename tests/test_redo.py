@@ -261,7 +261,7 @@ def test_options_are_not_believed(nets, tmp_path, options, words):
 @pytest.mark.parametrize("key, value, words", [
     (7, torch.zeros(1), "the entry '7' is not a dense tensor"),
     ("psp.0.1.bias", "text", "'psp.0.1.bias' is not a dense tensor"),
-    ("psp.0.1.bias", torch.zeros(1).to_sparse(), "'psp.0.1.bias' is not a dense tensor"),
+    ("psp.0.1.bias", torch.zeros(1).to_sparse(), "asks for torch._utils._rebuild_sparse_tensor"),
     ("psp.0.1.bias", torch.full((1,), float("nan")), "'psp.0.1.bias' holds values that are not finite"),
     ("cnn.0.mods.7.weight", torch.zeros(1).expand(10**6, 4, 3, 3), "the option nfM is '1000000'"),
     ("cnn.0.mods.7.weight", torch.zeros(()), "'cnn.0.mods.7.weight' is [], expected [8, 4, 3, 3]"),
