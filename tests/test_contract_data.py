@@ -275,7 +275,7 @@ def test_what_is_a_picture(tmp_path):
     for name in ('notes.txt', 'classes.yaml'): (tmp_path/name).write_text('P1 of BMW')
     assert [p.name for p in image_files(tmp_path)] == ['a.jfif', 'b.png', 'd']
     assert [p.name for p in image_files(tmp_path, below=True)] == ['a.jfif', 'b.png', 'd', 'c.tif']
-    assert [p.name for p in listing(tmp_path)[1]] == ['classes.yaml', 'notes.txt']
+    assert [p.name for p in listing(tmp_path)[1]] == ['classes.yaml', 'folder.png', 'notes.txt', 'sub']
     assert is_image(tmp_path/'d') and is_image(tmp_path/'a.jfif') and not is_image(tmp_path/'notes.txt')
     assert not is_image(tmp_path/'folder.png') and not is_image(tmp_path/'gone.png') and not is_image(tmp_path/'._a.png')
     for content, told in ((b'', 'empty'), (b'<html>', 'a web page'), (b'%!PS-Adobe', 'PostScript'), (b'BMW', 'not an image')):

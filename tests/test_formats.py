@@ -247,10 +247,10 @@ def test_voc_mistakes(tmp_path, text, expected):
 
 
 YOLO_MISTAKES = [
-    ('0 .5 .5 .2\n', 'expected at least 5 tokens'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
-    ('bird .5 .5 .2 .2\n', "Invalid class id 'bird'"), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
-    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', 'not a YOLO annotation'),
-    ('0 40 30 20 20\n', '1 boxes outside their picture'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
+    ('0 .5 .5 .2\n', 'expected at least 5 numbers'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
+    ('bird .5 .5 .2 .2\n', 'word 1 is no finite number'), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
+    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', '1 boxes without area'),
+    ('0 40 30 20 20\n', 'these look like pixels'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
 
 
 @pytest.mark.parametrize('text, expected', YOLO_MISTAKES)
@@ -268,11 +268,11 @@ def test_sets_that_do_not_fit_together(tmp_path):
     assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v')
     save(tmp_path / 'y', 'a.png')
     (tmp_path / 'y' / 'gone.txt').write_text('0 .5 .5 .2 .2\n')
-    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
-    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     assert 'gone.txt: its image is missing' in refused(read_detection, tmp_path / 'y')
     (tmp_path / 'y' / 'gone.txt').unlink()
-    (tmp_path / 'y' / 'a.txt').write_text('')
+    (tmp_path / 'y' / 'a.txt').write_text('0 .5 .5 .2 .2\n')
+    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
+    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     save(tmp_path / 'y', 'a.jpg')
     assert 'image name (without suffix) a occurs 2 times' in refused(read_detection, tmp_path / 'y')
 

@@ -29,8 +29,8 @@ REFUSED = dict(
         root=/nope | domain 'butterflies' is drawn by code and reads no folder
         options=split=official | domain 'butterflies': option 'split' is unknown; choose from n_class_images
         options=split | 'split' is no setting; write name=value
-        domain=folder | root: no such folder; domain 'folder' expects one
-        domain=folder root=/nope | /nope: no such folder; domain 'folder' expects one
+        domain=folder | root: no such folder; expected a folder for domain 'folder'
+        domain=folder root=/nope | /nope: no such folder; expected a folder for domain 'folder'
         domain=folder root=HERE/empty | holds neither class_images/ nor detection/
         domain=folder root=HERE/mine class_images=/nope | /nope: no such folder; expected class images
         domain=folder root=HERE/mine backgrounds=/nope | /nope: no such folder; expected backgrounds

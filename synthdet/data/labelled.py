@@ -37,6 +37,8 @@ class DetectionDataset(Dataset):
     classes : names; label k is classes[k-1]
     notes : dict what -> how often: what the reader did, for the summary
     """
+    truncated = 'error'                                            # as `read_image` takes it
+
     def __init__(self, files, targets, classes, notes=None):
         self.files, self.targets = list(files), list(targets)
         self.classes, self.notes = tuple(classes), Counter(notes)
@@ -44,7 +46,7 @@ class DetectionDataset(Dataset):
     def __len__(self): return len(self.files)
 
     def __getitem__(self, i):
-        image = read_image(self.files[i])
+        image = read_image(self.files[i], truncated=self.truncated)
         own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.targets[i].items()}
         return image, wrap(own, image.shape[1:])
 

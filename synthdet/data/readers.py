@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Listed', 'fddb_faces', 'wider_faces', 'retinaface_faces', 'cub_birds', 'cub_official', 'redo_split', 'dmgan_names',
-           'share', 'paper_birds', 'official_birds', 'cars_boxes', 'voc_names', 'as_target']
+           'share', 'paper_birds', 'official_birds', 'read_mat', 'cars_boxes', 'voc_names', 'as_target']
 
 # %% ../../nbs/1_data/10_readers.ipynb #638b45ab
+import struct, zlib
 from collections import Counter
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from pickletools import genops
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import torch
 from scipy.io import loadmat
 from ..boxes import ellipse_to_box
 from ..core import UserError
+from ..files import read_bytes, read_text
 
 # %% ../../nbs/1_data/10_readers.ipynb #8060ddd5
 class Listed(NamedTuple):
@@ -42,11 +45,7 @@ def _bad(where, found, expected, do='get the file again'):
 
 def _read_lines(path):
     "(line number, text) of the lines of a text file that hold something; raises `UserError` for what is no text."
-    try: text = Path(path).read_bytes().decode('utf-8-sig')
-    except OSError as e: raise _bad(path, f'cannot be read ({e.strerror})', 'a text file', 'check the path') from None
-    except UnicodeDecodeError as e:
-        raise _bad(path, f'not a text in UTF-8 (byte {e.start})', 'text', 'get it again or save it as UTF-8') from None
-    lines = [(n, line.strip()) for n, line in enumerate(text.split('\n'), 1)]
+    lines = [(n, line.strip()) for n, line in enumerate(read_text(path).split('\n'), 1)]
     return [(n, line) for n, line in lines if line]
 
 # %% ../../nbs/1_data/10_readers.ipynb #71d50668
@@ -190,7 +189,7 @@ def _table(path, values, what):
     for n, line in _read_lines(path):
         where = f'{path}, line {n}'
         key, *rest = line.split(maxsplit=1 if values == 1 else -1)
-        if not key.isdecimal() or len(rest) != values: raise _bad(where, f'{line[:60]!r}', what)
+        if not key.isdecimal() or len(key) > 18 or len(rest) != values: raise _bad(where, f'{line[:60]!r}', what)
         if int(key) in out: raise _bad(where, f'id {key} comes twice', 'each once')
         out[int(key)] = rest[0] if values == 1 else rest
     if not out: raise _bad(path, 'is empty', f'lines of {what}')
@@ -270,7 +269,7 @@ def _pickled_texts(path):
     "The texts in a pickle, which is not run; raises `UserError` when it is damaged."
     texts = []
     try:
-        for op, value, _ in genops(Path(path).read_bytes()):
+        for op, value, _ in genops(read_bytes(path, "DM-GAN's filenames.pickle")):
             if not isinstance(value, (str, bytes)) or not ('STRING' in op.name or 'UNICODE' in op.name): continue
             texts.append(value.decode('latin-1') if isinstance(value, bytes) else value)
     except (OSError, ValueError) as e:
@@ -362,14 +361,47 @@ def official_birds(names, official) -> dict:
 # %% ../../nbs/1_data/10_readers.ipynb #76460d25
 _CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
 
-def _annotations(path):
-    "The rows of a .mat file of the devkit."
-    if not Path(path).is_file():
-        raise _bad(path, 'no such file', 'a .mat file of the devkit of Stanford Cars', 'check the path')
-    try: rows = np.atleast_1d(loadmat(str(path), squeeze_me=True).get('annotations', np.zeros(0)))
+def _unpacked(data):
+    "Raise ValueError for the bytes of a MATLAB 5 file whose compressed parts hold more than `_MAT` bytes together."
+    at, left = 128, _MAT
+    while at + 8 <= len(data):
+        kind, n = struct.unpack_from('<II' if data[126:128] == b'IM' else '>II', data, at)
+        stream, part = zlib.decompressobj(), data[at+8:at+8+n] if kind == 15 else b''
+        while part and left > 0:
+            left -= len(stream.decompress(part, 1 << 20))
+            part = stream.unconsumed_tail
+        if left <= 0: raise ValueError(f'more than {_MAT >> 20} MiB once unpacked')
+        at += 8 + n
+
+_MAT = 1 << 28 # the published ones are of a few MB
+
+def read_mat(path, names, what, squeeze=False) -> dict:
+    """Read variables of a MATLAB 5 file.
+
+    Parameters
+    ----------
+    path : .mat file
+    names : of the variables
+    what : was expected, for messages
+    squeeze : leave out sides of length 1
+
+    Raises
+    ------
+    UserError : for a file that is not there, is damaged, of another kind, or larger than a list of boxes can be
+    """
+    data = read_bytes(path, what, 1 << 26)
+    try:
+        _unpacked(data)
+        return loadmat(BytesIO(data), variable_names=names, squeeze_me=squeeze)
     except Exception as e: # scipy raises anything
         why = ' '.join(str(e).split())[:80]
-        raise _bad(path, f'cannot be read ({why})', 'a MATLAB 5 file', 'get it again') from None
+        raise UserError(f"{path}: cannot be read as a MATLAB 5 file ({why}); expected {what}, so get it "
+                        "again") from None
+
+def _annotations(path):
+    "The rows of a .mat file of the devkit."
+    found = read_mat(path, ('annotations',), 'a .mat file of the devkit of Stanford Cars', squeeze=True)
+    rows = np.atleast_1d(found.get('annotations', np.zeros(0)))
     lost = next((f for f in ('fname', *_CORNERS) if f not in (rows.dtype.names or ())), None)
     if not lost: return rows
     devkit = 'cars_train_annos.mat or cars_test_annos.mat of the devkit (2013)'

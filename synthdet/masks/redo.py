@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..core import alone, device as default_device, digest, generator, interactive, UserError, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
-from ..settings import opt, Settings
+from ..settings import opt, SEEDS, Settings
 from ..weights import save_weights
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8e093364
@@ -90,13 +90,13 @@ def redo_losses(nets, images, z, real, z_weight=5) -> dict:
 class RedoConfig(Settings):
     "Everything that decides what a run becomes."
     size:int = opt(128, 'side of the pictures, px', among=(32, 64, 128))
-    masks:int = opt(2, 'regions', low=2)
-    nf:int = opt(64, 'channels of mask encoder, discriminator and z-encoder', low=4)
-    nf_generator:int = opt(0, 'of the generators; 0: as nf', low=0)
-    nz:int = opt(32, 'length of the noise', low=1)
+    masks:int = opt(2, 'regions', low=2, high=64)
+    nf:int = opt(64, 'channels of mask encoder, discriminator and z-encoder', low=4, high=4096)
+    nf_generator:int = opt(0, 'of the generators; 0: as nf', low=0, high=4096)
+    nz:int = opt(32, 'length of the noise', low=1, high=65536)
     attention:bool = opt(False, 'self-attention in generators and discriminator')
     steps:int = opt(30_000, 'at most; the authors stop between 20,000 and 40,000', low=1)
-    batch:int = opt(20, 'pictures per step', low=1)
+    batch:int = opt(20, 'pictures per step', low=1, high=65536)
     lr:float = opt(1e-4, 'of generators, discriminator and z-encoder', low=1e-9)
     lr_mask:float = opt(1e-5, 'of the mask encoder', low=1e-9)
     weight_decay:float = opt(1e-4, 'of the mask encoder', low=0)
@@ -108,7 +108,7 @@ class RedoConfig(Settings):
     steady:float = opt(0., 'stop when masks of successive looks agree this much (IoU); 0: never', low=0, high=1)
     patience:int = opt(4, '... this many times in a row', low=1)
     amp:str = opt('none', 'bf16: forward passes in bfloat16', among=AMP)
-    seed:int = opt(0, 'of weights, noise and order', low=0)
+    seed:int = opt(0, 'of weights, noise and order', low=0, high=SEEDS)
 
     def __post_init__(self):
         super().__post_init__()

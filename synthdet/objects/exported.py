@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core import UserError
-from .unpickle import Inert, plain_dict, Reader
+from ..unpickle import Inert, plain_dict, Reader
 from ..weights import existing, unreadable
 
 # %% ../../nbs/2_objects/07_exported.ipynb #65af9807
