@@ -268,7 +268,7 @@ def size_of(file, declared, where):
     "(height, width) of `file`; raises `UserError` when the annotation declares another."
     size = image_size(file)
     if all(not d or d == s for d, s in zip(declared, size)): return size
-    h, w = (d or '?' for d in declared)
+    h, w = (f'{d:g}' if d else '?' for d in declared)
     raise UserError(f"{where}: {file.name} is {w} x {h} there, but {size[1]} x {size[0]} as a picture; annotate the "
                     "picture as it is shown, or correct the size")
 
