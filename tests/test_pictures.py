@@ -1,6 +1,7 @@
 "Strangers' pictures and names: what is read, what is refused in a line, and what is only text."
 import io, random, struct, subprocess, threading, warnings, zlib
 from collections import Counter
+from dataclasses import replace
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -12,12 +13,15 @@ import pytest
 import torch
 from synthdet.core import refused, UserError
 from synthdet.data.domain import Domain, fingerprint
-from synthdet.data.domains import folder, load_domain
+from synthdet.data.domains import butterflies, folder, load_domain
 from synthdet.data.images import cut_short, image_size, is_image, leftover, read_image, write_image
 from synthdet.data.labelled import DetectionDataset
 from synthdet.data.labels import taken
 from synthdet.data.settings import DataSource, Labels
+from synthdet.evidence.arm import Arm
+from synthdet.evidence.phases import load, run
 from synthdet.evidence.plots import learning_curves, masks_against_detection, objects_compared, score_bars
+from synthdet.settings import override
 from synthdet.show import captioned, show
 
 H, W = 20, 24
@@ -291,6 +295,19 @@ def test_pictures_without_a_box_are_part_of_a_set(bare, tmp_path):
     assert len(part) == 4 and len(val) == 1 and fingerprint(part) != fingerprint(val)
     image, target = data[0]
     assert target["boxes"].shape == (int(not bare), 4) and image.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("bare", [2, 6])
+def test_pictures_without_a_box_train_and_are_scored(bare, tmp_path, one_thread):
+    "Some of them in every set, or all that are trained on; a validation set of nothing else can rank no model."
+    parts = {s: labelled(tmp_path/s, 6, n) for s, n in (("train", bare), ("val", 2), ("test", 3))}
+    d = replace(butterflies(image_size=64, n_class_images=8, n_backgrounds=3), **parts)
+    arm = override(Arm(), "arm=mixed steps=2 pretrain_steps=2 n_real=6 n_fake=4 batch_size=2 recipe.image_size=64 "
+                          "model.image_size=64")
+    row = run(arm, tmp_path/"out", loaded=load(arm, domain=d))
+    assert 0 <= row["ap50"] <= 1
+    none = replace(d, val=labelled(tmp_path/"none", 4, 4))
+    assert "holds no box" in refused(run, arm, tmp_path/"other", loaded=load(arm, domain=none))
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
