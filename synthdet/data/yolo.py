@@ -542,10 +542,11 @@ class Folder:
     Attributes
     ----------
     files : dict name -> Path: all of the folder, and what is used from elsewhere
+    lists : Paths of the lists of pictures that were read
     notes : Counter of what was not as it was written
     """
     def __init__(self, folder, images=None, told=None, where=None):
-        self.folder, self.notes, self.files = Path(folder), Counter(), tree(folder)
+        self.folder, self.notes, self.lists, self.files = Path(folder), Counter(), set(), tree(folder)
         self.other = self._elsewhere(images)
         self.told, self.where = (told, where) if told is not None else self._told()
 
@@ -632,6 +633,7 @@ class Folder:
     def _listed(self, path, bases):
         "Names of the pictures in a list."
         by_name, found, lost = defaultdict(list), {}, []
+        self.lists.add(path)
         for n in pictures(self.files): by_name[Path(n).name].append(n)
         for line in read_text(path, 'a list of pictures').split('\n'):
             line = line.strip()
@@ -759,7 +761,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     reading = understood(every, _keypoints((told or {}).get('kpt_shape'), place), described=told is not None)
     records = [_record(found, name, paired[name], rows, reading, classes.names, i)
                for i, name in enumerate(progress(shown, found.folder.name))]
-    used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, found.where}
+    used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, *found.lists, found.where}
     notes = +found.notes                                           # those that are not 0
     notes['images without a label file'] = list(paired.values()).count(None)
     notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
