@@ -184,11 +184,11 @@ def _records(found, images, strict):
     "What the reader of a set gives."
     if found.kind == _COCO: return read_coco(found.place, images, strict)
     if found.kind == _YOLO: return read_yolo(found.place, images, found.split)
-    return _voc_records(found.place, images, found.split)
+    return _voc_records(found.place, images, found.split, strict)
 
-def _voc_records(folder, images, split):
+def _voc_records(folder, images, split, strict):
     "Records of a Pascal VOC folder, of one split by its list."
-    records, names, notes = read_voc(folder, images)
+    records, names, notes = read_voc(folder, images, strict)
     if split is None: return records, names, notes
     files = [folder/'ImageSets'/'Main'/f'{name}.txt' for name in SPLITS[split]]
     wanted = {l.split()[0].split('/')[-1] for f in files if f.is_file() for l in read_text(f).split('\n') if l.strip()}
@@ -205,7 +205,8 @@ def read_detection(path, images=None, classes=None, *, split:str=None, strict:bo
     images : folder of the images when it is not one of the usual places
     classes : class names in the order of labels 1..C; by default those of the annotations
     split : 'train', 'val' or 'test' of what lies in the folder; None: all
-    strict : refuse boxes without area or outside their image, which are else left out and counted
+    strict : refuse boxes without area or outside their image, and images without an XML file, which are else left out
+        and counted
     truncated : of picture files: 'error', or 'keep' to take what is there
 
     Raises

@@ -264,11 +264,11 @@ def _undisturbed():
 def _deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 def _check_alive(crew, sure=False):
-    "Raise `UserError` when a worker has ended."
-    codes = [p.exitcode for p in crew if p.exitcode is not None]
+    "Raise `UserError` when a worker has died."
+    codes = [p.exitcode for p in crew if p.exitcode] # 0: it is through
     if not codes and not sure: return
-    code = codes[0] if codes else None
-    how = f'was killed by signal {-code}' if code and code < 0 else f'ended with code {code}'
+    code = codes[0] if codes else 0
+    how = f'was killed by signal {-code}' if code < 0 else f'ended with code {code}'
     raise UserError(f"a loader process {how}; free some memory (in a container shared memory, too), or choose fewer "
                     f"than workers={len(crew)}")
 
@@ -288,8 +288,9 @@ def _next(made, crew):
     with _watched(crew):
         try: return next(made, None)
         except (RuntimeError, OSError, EOFError) as e: # what was on its way is lost, too
-            multiprocessing.connection.wait([p.sentinel for p in crew], .5)
-            _check_alive(crew, sure=re.search(r'DataLoader worker \(pid', str(e)))
+            gone = multiprocessing.connection.wait([p.sentinel for p in crew], .5)
+            lost = isinstance(e, (OSError, EOFError)) and gone # torch lets those who get SIGTERM end with code 0
+            _check_alive(crew, sure=lost or re.search(r'DataLoader worker \(pid', str(e)))
             raise
 
 # %% ../../nbs/1_data/16_batches.ipynb #5d479490
