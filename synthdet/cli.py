@@ -6,9 +6,9 @@
 __all__ = ['run', 'preview', 'synth', 'data']
 
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
-import argparse, os, shlex, sys
+import argparse, errno, os, shlex, sys
 from pathlib import Path
-from .core import choose, UserError, writable, write_atomic
+from .core import choose, plain_path, short, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .evidence.arm import Arm, check_arm, make_arms
@@ -16,31 +16,66 @@ from .ranks import launched, main, ranks, together
 from .settings import listing, words
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
+def _opened():
+    "Let every stream be there and take any name: a closed one leads nowhere, what a terminal lacks is spelt out."
+    for name in ('stdin', 'stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if stream is None: setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w'))
+        elif name != 'stdin' and hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+
+def _unheard(e):
+    "Is it standard output that fails? Then what is left of it goes nowhere."
+    if e.filename or e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF): return False
+    with open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return True
+
+def _end(code, line=''):
+    "End the process with an exit code, and a line on stderr."
+    if line: print(line, file=sys.stderr)
+    sys.exit(code)
+
 def _guarded(main, argv):
-    "Call `main(argv)`; a `UserError` becomes one line on stderr and exit code 2."
-    try: main(argv)
-    except UserError as e:
-        print(f'error: {e}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+    "Call `main(argv)`; a mistake becomes one line on stderr and exit code 2."
+    _opened()
+    try:
+        try: main(argv)
+        finally: sys.stdout.flush()
+    except UserError as e: _end(2, f'error: {e}')
+    except KeyboardInterrupt: _end(130, 'stopped; the same command goes on from here')
+    except MemoryError: _end(2, 'error: the memory does not suffice; free some, or ask for less')
+    except OSError as e:
+        where = 'standard output' if _unheard(e) else e.filename or type(e).__name__
+        if e.errno == errno.EPIPE: _end(141)                             # as every program that is piped into `head`
+        _end(2, f"error: {UserError(f'{where}: {e.strerror or e}')}")
 
 # %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
+class _Parser(argparse.ArgumentParser):
+    "A parser of which a mistake is one line, like any other, and words and options stand in any order."
+    def error(self, message): raise UserError(f'{message}; {self.prog} --help tells what there is')
+
+    def read(self, argv):
+        "The arguments; `-p NAME VALUE` is the word NAME=VALUE, whatever the value begins with."
+        argv, plain = list(sys.argv[1:] if argv is None else argv), []
+        while argv:
+            if argv[0] == '--': return self.parse_intermixed_args([*plain, *argv])
+            pair = argv[0] == '-p' and len(argv) > 2
+            plain.append(f'{argv[1]}={argv[2]}' if pair else argv[0])
+            argv = argv[3:] if pair else argv[1:]
+        return self.parse_intermixed_args(plain)
+
 def _parser(name, what):
     "A parser for settings as words, whose help lists them all."
     settings = '\n'.join(listing(Arm()).split('\n')[1:])                 # without the arm, which `arms` names
     tree = f'settings, named by any ending that fits one alone, with their defaults:\n{settings}'
-    p = argparse.ArgumentParser(name, description=what, epilog=tree, allow_abbrev=False,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = _Parser(name, description=what, epilog=tree, allow_abbrev=False,
+                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('words', nargs='*', metavar='NAME=VALUE', help='a setting: domain=folder root=mine n_real=20')
-    p.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), dest='pairs',
-                   help='the same, as papermill writes it')
+    p.add_argument('-p', nargs=2, metavar=('NAME', 'VALUE'), help='the same, as papermill writes it')
     return p
 
 def _given(a) -> dict:
     "The settings on a command line; raises `UserError` for a word without `=` and for a name given twice."
-    return words(' '.join(shlex.quote(w) for w in [*a.words, *(f'{k}={v}' for k, v in a.pairs)]))
+    return words(' '.join(map(shlex.quote, a.words)))
 
 # %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
@@ -52,13 +87,16 @@ def _run(argv):
                 + '\n'.join(f'  {k:8} {d!r:32} {told}' for k, (d, told) in own_parameters().items()))
     p.add_argument('--notebook', help='experiment notebook (default: run_experiment of the checkout)')
     p.add_argument('--output', help='where the executed notebook goes (default: OUT/DOMAIN.ipynb)')
-    a = p.parse_args(argv)
+    a = p.read(argv)
     values = _given(a)
+    for k in ('notebook', 'output'):
+        if getattr(a, k) is not None: plain_path(getattr(a, k), f'--{k}')
     if launched(): return _run_together(values, a.notebook)
     notebook = a.notebook or experiment_notebook()
     known = parameters(notebook)
     word = lambda k: values.get(k, known[k][0] if k in known else '')
     name = Path(word('root')).name or word('domain') or Path(notebook).stem
+    name = name[:60]                                                     # of a name, 255 bytes are allowed
     output = a.output or Path(word('out') or 'runs')/f'{name}.ipynb'
     print(run_notebook(notebook, output, values), f'notebook  {output}', sep='', flush=True)
 
@@ -96,26 +134,36 @@ def _samples(arm):
     from synthdet.synthesis.stream import make_samples
     return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed)
 
-def _count(p, argv, n):
+def _count(p, argv, n, most):
     "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."
     p.add_argument('-n', default=str(n), help='how many images (default: %(default)s)')
-    a = p.parse_args(argv)
-    if not a.n.isdigit() or int(a.n) < 1: raise UserError(f'-n {a.n} should be 1 or more')
-    a.n = int(a.n)
+    a = p.read(argv)
+    n = int(a.n) if a.n.isdecimal() and len(a.n) < 20 else 0
+    if not 1 <= n <= most: raise UserError(f'-n {short(a.n)[1:-1]} should be 1 or more, and at most {most:,}')
+    a.n = n
     return a
+
+def _picture(output):
+    "The path of a picture that can be written; raises `UserError` for other names, and for a file that is no picture."
+    path, kinds = plain_path(output, '--output'), ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+    if path.suffix not in kinds: raise UserError(f"--output {path}: choose a name that ends in {', '.join(kinds)}")
+    if path.is_file() and path.stat().st_size:
+        from synthdet.data.images import is_image
+        if not is_image(path): raise UserError(f"--output {path} is there and is no picture; choose another name")
+    return writable(path)
 
 def _preview(argv):
     "What `synthdet-preview` does."
     p = _parser('synthdet-preview', 'Draw a contact sheet of a stream of synthesised images with their boxes.')
-    p.add_argument('--output', default='preview.png', help='PNG file (default: %(default)s)')
-    a = _count(p, argv, 24)
-    arm, output = _arm(a), writable(a.output)
+    p.add_argument('--output', default='preview.png', help='.png, .jpg, .webp or .bmp file (default: %(default)s)')
+    a = _count(p, argv, 24, 1000)
+    arm, output = _arm(a), _picture(a.output)
     samples = _samples(arm)
-    from torchvision.io import encode_png
+    from synthdet.data.images import write_image
     from synthdet.show import sheet
     drawn = [samples[i] for i in range(a.n)]
-    png = encode_png(sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192).contiguous())
-    print(samples.report(), write_atomic(output, bytes(png.numpy())).resolve(), sep='\n')
+    shown = sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192)
+    print(samples.report(), write_image(output, shown).resolve(), sep='\n')
 
 def preview(argv=None):
     "Entry point of `synthdet-preview`."
@@ -127,14 +175,15 @@ def _synth(argv):
     p = _parser('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
     p.add_argument('--format', default='coco', help='coco, voc or yolo (default: %(default)s)')
     p.add_argument('--output', required=True, help='folder to write to')
-    a = _count(p, argv, 1000)
+    a = _count(p, argv, 1000, 1_000_000_000)
+    folder = plain_path(a.output, '--output')
     choose('format', a.format, FORMATS)
     arm = _arm(a)
-    writable(Path(a.output)/'stream.yaml')
+    writable(folder/'stream.yaml')
     samples = _samples(arm)
     from synthdet.synthesis.disk import write_stream
-    write_stream(samples, a.output, a.n, format=a.format)
-    print(samples.report(), f'{a.n} images in {Path(a.output).resolve()} ({a.format})', sep='\n')
+    write_stream(samples, folder, a.n, format=a.format)
+    print(samples.report(), f'{a.n} images in {folder.resolve()} ({a.format})', sep='\n')
 
 def synth(argv=None):
     "Entry point of `synthdet-synth`."
@@ -207,7 +256,7 @@ draw NAME: a tiny drawn tree in the same layout, to try things out'''
 
 def _data(argv):
     "What `synthdet-data` does."
-    p = argparse.ArgumentParser('synthdet-data', epilog=_WHAT, formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = _Parser('synthdet-data', epilog=_WHAT, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The paper's public data sets: list them, check what is on this disk, fetch what can be fetched.")
     p.add_argument('what', choices=('list', 'check', 'fetch', 'draw'))
     p.add_argument('names', nargs='*', metavar='NAME',
@@ -216,7 +265,8 @@ def _data(argv):
     p.add_argument('--accept', action='store_true', help='fetch: the terms of the data sets were read and are accepted')
     p.add_argument('--quick', action='store_true', help='check: do not decode every picture')
     p.add_argument('--options', default='', help='check: options of the domain, like split=official')
-    a = p.parse_args(argv)
+    a = p.read(argv)
+    if a.root is not None: plain_path(a.root, '--root')
     a.root = a.root or ('drawn' if a.what == 'draw' else 'data')
     kind, known = ('data set', {**SETS, **FACTS}) if a.what in ('list', 'fetch') else ('domain', FACTS)
     if not a.names and a.what != 'list': raise UserError(f"{a.what} what? choose from {', '.join(known)}")

@@ -19,7 +19,7 @@ from synthdet.data.butterflies import background, scene
 from synthdet.data.domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from synthdet.data.domains import ClassImages
 from synthdet.data.facecrops import FaceCrops
-from synthdet.data.images import Held, image_files, is_image, Resized, write_image
+from synthdet.data.images import Held, image_files, is_image, listing, Resized, write_image
 from synthdet.data.labels import subset, taken
 from synthdet.data.public import Crops
 from synthdet.data.settings import AUGMENTS, Labels, ORDERS
@@ -267,9 +267,20 @@ def test_held_items_are_those_that_were_read(budget, kept):
 
 
 def test_what_is_a_picture(tmp_path):
-    (tmp_path/'sub').mkdir()
-    for name in ('b.PNG', 'a.jpeg', '._a.png', 'notes.txt', 'sub/c.tif'): (tmp_path/name).touch()
-    (tmp_path/'folder.png').mkdir()
-    assert [p.name for p in image_files(tmp_path)] == ['a.jpeg', 'b.PNG']
-    assert [p.name for p in image_files(tmp_path, below=True)] == ['a.jpeg', 'b.PNG', 'c.tif']
-    assert not is_image(tmp_path/'folder.png') and not is_image(tmp_path/'gone.png')
+    "By content: a name decides nothing, but what ends like a picture and is none is an error."
+    for folder in ('sub', 'folder.png', '__MACOSX', '@eaDir', '.git'): (tmp_path/folder).mkdir()
+    png = write_image(tmp_path/'b.PNG'.lower(), torch.zeros(3, 4, 6, dtype=torch.uint8)).read_bytes()
+    for name in ('a.jfif', 'd', '._a.png', 'sub/c.tif', 'sub/._c.tif', '__MACOSX/b.png', '@eaDir/b.png', '.git/b.png',
+                 'e.png.part', 'Thumbs.db', 'desktop.ini'): (tmp_path/name).write_bytes(png)
+    for name in ('notes.txt', 'classes.yaml'): (tmp_path/name).write_text('P1 of BMW')
+    assert [p.name for p in image_files(tmp_path)] == ['a.jfif', 'b.png', 'd']
+    assert [p.name for p in image_files(tmp_path, below=True)] == ['a.jfif', 'b.png', 'd', 'c.tif']
+    assert [p.name for p in listing(tmp_path)[1]] == ['classes.yaml', 'folder.png', 'notes.txt', 'sub']
+    assert is_image(tmp_path/'d') and is_image(tmp_path/'a.jfif') and not is_image(tmp_path/'notes.txt')
+    assert not is_image(tmp_path/'folder.png') and not is_image(tmp_path/'gone.png') and not is_image(tmp_path/'._a.png')
+    for content, told in ((b'', 'empty'), (b'<html>', 'a web page'), (b'%!PS-Adobe', 'PostScript'), (b'BMW', 'not an image')):
+        (tmp_path/'f.JPG').write_bytes(content)
+        assert told in refused(image_files, tmp_path) and 'f.JPG' in refused(image_files, tmp_path)
+    (tmp_path/'f.JPG').unlink()
+    (tmp_path/'f.jpg').symlink_to('nowhere')
+    assert 'f.jpg: ' in refused(image_files, tmp_path)

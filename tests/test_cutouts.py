@@ -245,7 +245,7 @@ def test_a_killed_cutting_goes_on_after_the_last_whole_block(tmp_path, monkeypat
     note.unlink()
     whole = make_cutouts(Told(xs, note), 'frame', budget_mb=0)
     assert asked(note)[0] == (4 if torn else 8) and whole.content == make_cutouts(xs, 'frame', cache=False).content
-    assert [p.suffix for p in sorted(pixels.parent.iterdir())] == ['.lock', '.npz', '.rgba']
+    assert [p.suffix for p in sorted(pixels.parent.iterdir())] == ['.npz', '.rgba']
 
 
 def test_of_two_processes_one_cuts(tmp_path):

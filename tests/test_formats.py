@@ -118,8 +118,8 @@ def test_coco_variants(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # some tools mark UTF-8
     ds = read_detection(path, classes=['bird'])
     assert [t['image_id'] for t in ds.targets] == [7, 3]
-    assert ds[0][1]['boxes'].shape == (0, 4) and ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
-    assert '1 crowd regions skipped' in repr(ds) and '1 boxes cut at the border' in repr(ds) and ds.classes == ('bird',)
+    assert ds[0][1]['iscrowd'].tolist() == [True] and ds[1][1]['iscrowd'].tolist() == [False] and ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
+    assert '1 iscrowd' in repr(ds) and '1 boxes cut at the border' in repr(ds) and ds.classes == ('bird',)
 
 
 def test_places_of_coco_images(tmp_path):
@@ -164,25 +164,26 @@ ann = lambda **k: [dict(dict(id=1, image_id=1, category_id=1, bbox=[5, 6, 20, 30
 img = lambda **k: [dict(dict(id=1, file_name='a.png', width=W, height=H), **k)]
 two = lambda a, b: dict(categories=[dict(id=1, name='bird'), dict(id=a, name=b)])
 COCO_MISTAKES = {
-    'outside': (dict(annotations=ann(bbox=[70, 6, 20, 30])), 'more than a pixel outside its image of 80 x 60'),
-    'left of it': (dict(annotations=ann(bbox=[-2, 6, 20, 30])), 'more than a pixel outside'),
-    'zero area': (dict(annotations=ann(bbox=[5, 6, 0, 30])), 'has no area'),
-    'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), 'has no area'),
-    'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), 'finite'),
-    'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), 'expected four numbers'),
+    'outside': (dict(annotations=ann(bbox=[80, 6, 20, 30])), 'no box can be used: 1 boxes outside their picture'),
+    'zero area': (dict(annotations=ann(bbox=[5, 6, 0, 30])), 'no box can be used: 1 boxes without area'),
+    'negative': (dict(annotations=ann(bbox=[5, 6, 20, -3])), '1 boxes without area'),
+    'not a number': (dict(annotations=ann(bbox=[5, 6, 20, float('nan')])), '1 boxes without finite numbers'),
+    'shares': (dict(annotations=ann(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
+    'words': (dict(annotations=ann(bbox=['left', 6, 20, 3])), "bbox is 'left'; expected a number"),
     'text box': (dict(annotations=ann(bbox='1234')), 'expected four numbers'),
-    'short box': (dict(annotations=ann(bbox=None)), 'expected four numbers'),
+    'short box': (dict(annotations=ann(bbox=[1, 2, 3])), 'expected four numbers'),
+    'no box at all': (dict(annotations=ann(bbox=None)), 'has no box, as 1 of 1 annotations'),
     'unknown category': (dict(annotations=ann(category_id=4)), 'category_id 4 is unknown; choose from 1 (bird)'),
     'double image id': (dict(images=img() + img(file_name='b.png')), 'image id 1 occurs 2 times'),
     'double file': (dict(images=img() + img(id=2)), 'file_name a.png occurs 2 times'),
-    'double annotation id': (dict(annotations=ann() * 3), 'annotation id 1 occurs 3 times'),
     'double category id': (two(1, 'bee'), 'category id 1 occurs 2 times'),
     'double category': (two(2, 'bird'), 'category bird occurs 2 times'),
     'dangling': (dict(annotations=ann(image_id=9)), 'image_id 9 is not among the images'),
     'missing file': (dict(images=img(file_name='sub/gone.png')), 'the image sub/gone.png is missing'),
     'other size': (dict(images=img(width=W + 5)), 'is 85 x 60 there, but 80 x 60 as a picture'),
-    'text id': (dict(images=img(id='first'), annotations=[]), "image id 'first' of a.png is not an integer"),
-    'no box': (dict(annotations=[dict(id=1, image_id=1)]), 'expected an object with image_id, category_id, bbox'),
+    'text id': (dict(images=img(id='first'), annotations=[]), "image id 'first' of 'a.png' is not an integer"),
+    'no box': (dict(annotations=[dict(id=1, image_id=1)]), 'annotation 1: has no box'),
+    'no category': (dict(annotations=[dict(id=1, image_id=1, bbox=[1, 2, 3, 4])]), 'expected an object with category_id'),
     'no name': (dict(categories=[dict(id=1)]), 'expected an object with id, name'),
     'no file name': (dict(images=[dict(id=1)]), 'expected an object with id, file_name'),
     'no lists': (dict(images={}), 'expected lists'),
@@ -216,9 +217,9 @@ def test_damaged_text(tmp_path):
     path = coco(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert 'not JSON' in refused(read_detection, path)
+    assert 'cannot be read as JSON' in refused(read_detection, path)
     path.write_bytes(b'\xff\xfe\x00')
-    assert 'not a text file' in refused(read_detection, path)
+    assert 'not a text in UTF-16' in refused(read_detection, path)
     path.write_text('[1, 2]')
     assert 'expected an object with images, annotations, categories' in refused(read_detection, path)
 
@@ -227,15 +228,14 @@ VOC = ('<annotation><size><width>{w}</width><height>60</height></size><object><n
        '<bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>')
 good = VOC.format(w=80, x=3)
 VOC_MISTAKES = [
-    (VOC.format(w=80, x='left'), "Invalid 'xmin' value 'left'"),
-    (VOC.format(w=80, x=-9), 'more than a pixel outside'),
-    (VOC.format(w=70, x=3), 'is 70 x 60 there'),
-    (VOC.format(w='wide', x=3), 'not a Pascal VOC annotation'),
-    (good[:-20], 'not a Pascal VOC annotation'),
-    ('<html/>', 'the root element is html'),
-    (good.replace('bird', ''), "Missing 'name'"),
-    (good.replace('bndbox', 'box'), 'Missing bndbox'),
-    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not a Pascal VOC annotation')]
+    (VOC.format(w=80, x='left'), "xmin is 'left'; expected a number"),
+    (VOC.format(w=70, x=3), 'a.png is 70 x 60 there'),
+    (VOC.format(w='wide', x=3), "width is 'wide'; expected a number"),
+    (good[:-20], 'not XML'),
+    ('<html/>', "the root element is 'html'"),
+    (good.replace('bird', ''), "the class name '' cannot be one"),
+    (good.replace('bndbox', 'box'), 'has neither bndbox nor polygon'),
+    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not XML')]
 
 
 @pytest.mark.parametrize('text, expected', VOC_MISTAKES)
@@ -247,10 +247,10 @@ def test_voc_mistakes(tmp_path, text, expected):
 
 
 YOLO_MISTAKES = [
-    ('0 .5 .5 .2\n', 'expected at least 5 tokens'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
-    ('bird .5 .5 .2 .2\n', "Invalid class id 'bird'"), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
-    ('0 .5 .5 0 .2\n', 'has no area'), ('0 .5 .5 -.2 .2\n', 'not a YOLO annotation'),
-    ('0 40 30 20 20\n', 'more than a pixel outside'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
+    ('0 .5 .5 .2\n', 'expected at least 5 numbers'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
+    ('bird .5 .5 .2 .2\n', 'word 1 is no finite number'), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
+    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', '1 boxes without area'),
+    ('0 40 30 20 20\n', 'these look like pixels'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
 
 
 @pytest.mark.parametrize('text, expected', YOLO_MISTAKES)
@@ -265,21 +265,21 @@ def test_yolo_mistakes(tmp_path, text, expected):
 def test_sets_that_do_not_fit_together(tmp_path):
     save(tmp_path / 'v', 'a.png', 'b.png')
     (tmp_path / 'v' / 'a.xml').write_text(VOC.format(w=80, x=3))
-    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v')
+    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v', strict=True)
     save(tmp_path / 'y', 'a.png')
     (tmp_path / 'y' / 'gone.txt').write_text('0 .5 .5 .2 .2\n')
-    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
-    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     assert 'gone.txt: its image is missing' in refused(read_detection, tmp_path / 'y')
     (tmp_path / 'y' / 'gone.txt').unlink()
-    (tmp_path / 'y' / 'a.txt').write_text('')
+    (tmp_path / 'y' / 'a.txt').write_text('0 .5 .5 .2 .2\n')
+    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
+    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     save(tmp_path / 'y', 'a.jpg')
     assert 'image name (without suffix) a occurs 2 times' in refused(read_detection, tmp_path / 'y')
 
 
 def test_missing_and_empty(tmp_path):
     assert 'no such file or folder' in refused(read_detection, tmp_path / 'none')
-    assert 'cannot be read' in refused(read_detection, tmp_path / 'none.json')
+    assert 'expected annotations in COCO JSON' in refused(read_detection, tmp_path / 'none.json')
     assert 'no annotations' in refused(read_detection, tmp_path)
     assert 'no such folder' in refused(image_files, tmp_path / 'none')
     assert 'found nothing' in refused(image_files, tmp_path)

@@ -117,6 +117,15 @@ def test_nothing_that_is_loaded_can_run_code():
         assert all("weights_only=True" in line for line in text.splitlines() if "torch.load(" in line), path.name
 
 
+def test_no_parser_of_pictures_is_reached_but_those_that_are_named():
+    "Among those of Pillow that nobody asked for is one that starts Ghostscript."
+    texts = {p: p.read_text() for p in [*modules, *(root/"benchmarks").glob("*.py"), *root.glob("paper_figures/**/*.py")]}
+    texts |= {p: "\n".join(code_cells(p)) for p in notebooks}
+    for path, text in texts.items():
+        assert all("formats=FORMATS" in line for line in text.splitlines() if "Image.open(" in line), path
+        assert "LOAD_TRUNCATED_IMAGES" not in text and "MAX_IMAGE_PIXELS" not in text, path
+
+
 def test_every_module_is_in_the_repository():
     if not (root/".git").exists(): pytest.skip("not a git checkout")
     tracked = subprocess.run(["git", "ls-files", "synthdet"], cwd=root, capture_output=True, text=True, check=True).stdout.split()

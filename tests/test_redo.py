@@ -261,7 +261,7 @@ def test_options_are_not_believed(nets, tmp_path, options, words):
 @pytest.mark.parametrize("key, value, words", [
     (7, torch.zeros(1), "the entry '7' is not a dense tensor"),
     ("psp.0.1.bias", "text", "'psp.0.1.bias' is not a dense tensor"),
-    ("psp.0.1.bias", torch.zeros(1).to_sparse(), "'psp.0.1.bias' is not a dense tensor"),
+    ("psp.0.1.bias", torch.zeros(1).to_sparse(), "asks for torch._utils._rebuild_sparse_tensor"),
     ("psp.0.1.bias", torch.full((1,), float("nan")), "'psp.0.1.bias' holds values that are not finite"),
     ("cnn.0.mods.7.weight", torch.zeros(1).expand(10**6, 4, 3, 3), "the option nfM is '1000000'"),
     ("cnn.0.mods.7.weight", torch.zeros(()), "'cnn.0.mods.7.weight' is [], expected [8, 4, 3, 3]"),
@@ -307,7 +307,7 @@ def test_notes_of_the_first_version_were_texts(tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     (dict(collapse=.5), "collapse=0.5 should be below 1/2"), (dict(masks=3, collapse=.4), "should be below 1/3"),
-    (dict(nf=2), "nf=2 should be 4 or more"), (dict(z_weight=float("nan")), "z_weight=nan"), (dict(lr=0), "lr=0.0"),
+    (dict(nf=2), "nf=2 should be 4 to 4096"), (dict(z_weight=float("nan")), "z_weight=nan"), (dict(lr=0), "lr=0.0"),
     (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(size=100), "size 100 is unknown; choose from 32, 64, 128"),
     (dict(steps=0), "steps=0"), (dict(amp="fp8"), "amp 'fp8' is unknown"), (dict(average=1), "average=1.0"),
 ])

@@ -15,7 +15,7 @@ REFUSED = dict(
     run="""
         arms=pretrian | arm 'pretrian' is unknown; choose from scratch, scratch_long, pretrain
         arms= | arm '' is unknown
-        arm=scratch | what is compared is said as arms=scratch
+        arm=scratch | what is compared is said as arms=, so leave arm out
         arms=mixed | needs the share of photographs
         arms=mixed share=1 | share=1 is one source alone
         detector=sdd | detector 'sdd' is unknown; choose from ssd, retinaface
@@ -29,8 +29,8 @@ REFUSED = dict(
         root=/nope | domain 'butterflies' is drawn by code and reads no folder
         options=split=official | domain 'butterflies': option 'split' is unknown; choose from n_class_images
         options=split | 'split' is no setting; write name=value
-        domain=folder | root: no such folder; domain 'folder' expects one
-        domain=folder root=/nope | /nope: no such folder; domain 'folder' expects one
+        domain=folder | root: no such folder; expected a folder for domain 'folder'
+        domain=folder root=/nope | /nope: no such folder; expected a folder for domain 'folder'
         domain=folder root=HERE/empty | holds neither class_images/ nor detection/
         domain=folder root=HERE/mine class_images=/nope | /nope: no such folder; expected class images
         domain=folder root=HERE/mine backgrounds=/nope | /nope: no such folder; expected backgrounds
@@ -69,8 +69,8 @@ REFUSED = dict(
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
-        --notebook /nope.ipynb | /nope.ipynb: no such notebook
-        --notebook HERE/text.ipynb | text.ipynb is no notebook; choose a file that ends in .ipynb
+        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so run from a checkout
+        --notebook HERE/text.ipynb | text.ipynb: cannot be read as JSON
         --nonsense | unrecognized arguments: --nonsense""",
     preview="""
         blend=x | blend 'x' is unknown; choose from paste, feather

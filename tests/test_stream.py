@@ -1,4 +1,6 @@
 "The stream across processes: same bytes anywhere, killed and resumed, read back, and what bad input gets."
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from synthdet.boxes import chw, masks_to_boxes
-from synthdet.core import digest, refused
+from synthdet.core import digest, generator, refused
 from synthdet.files import read_jsonl
 from synthdet.data import butterflies
 from synthdet.data.annotations import read_detection
@@ -251,9 +253,92 @@ def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
     p.communicate()
     assert 5 <= written() < n, 'killed midway'
     with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
-    with pytest.warns(UserWarning, match='torn'): write_stream(make(), tmp_path/'killed', n, format='voc')
-    killed = {k: v for k, v in tree(tmp_path/'killed').items() if not k.endswith('.tmp')}  # it cannot clear its own
-    assert killed == tree(tmp_path/'whole')
+    write_stream(make(), tmp_path/'killed', n, format='voc')
+    assert tree(tmp_path/'killed') == tree(tmp_path/'whole')
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_any_number_of_times_it_ends_with_the_same_files(tmp_path):
+    "By forks, which are there at once: most kills come while files are written, some while they are checked."
+    g, n, format, kills = generator(0, 'kills'), 24, 'yolo', 0
+    start = time.monotonic()
+    write_stream(make(), tmp_path/'whole', n, format=format)
+    usual, wanted = time.monotonic() - start, tree(tmp_path/'whole')
+    for turn in range(8):
+        folder = tmp_path/f'{turn}'
+        for _ in range(3):
+            p = multiprocessing.get_context('fork').Process(target=write_stream, args=(make(), folder, n, format))
+            p.start()
+            p.join(usual*g.uniform(0, .6))
+            kills += p.is_alive()
+            p.kill()
+            p.join()
+        write_stream(make(), folder, n, format=format)
+        assert tree(folder) == wanted
+    assert kills > 8
+
+
+def lines_of(folder): return (folder/'provenance.jsonl').read_bytes().splitlines(keepends=True)
+def put(folder, lines): (folder/'provenance.jsonl').write_bytes(b''.join(lines))
+
+
+DAMAGE = dict(
+    image_gone=lambda f, g: (f/'images/000002.jpg').unlink(),
+    image_empty=lambda f, g: (f/'images/000002.jpg').write_bytes(b''),
+    image_torn=lambda f, g: os.truncate(f/'images/000002.jpg', int(g.integers(1, 900))),
+    image_of_another=lambda f, g: (f/'images/000002.jpg').write_bytes((f/'images/000004.jpg').read_bytes()),
+    all_images_gone=lambda f, g: [p.unlink() for p in (f/'images').iterdir()],
+    line_lost=lambda f, g: put(f, [l for i, l in enumerate(lines_of(f)) if i != 2]),
+    line_torn=lambda f, g: put(f, [l[:int(g.integers(1, 90))] + b'\n'*(i < 5) if i in (2, 5) else l
+                                   for i, l in enumerate(lines_of(f))]),
+    lines_run_together=lambda f, g: put(f, [l[:-1] if i == 2 else l for i, l in enumerate(lines_of(f))]),
+    lines_doubled=lambda f, g: put(f, [*lines_of(f), *lines_of(f)[:3]]),
+    lines_out_of_order=lambda f, g: put(f, lines_of(f)[::-1]),
+    line_changed=lambda f, g: put(f, [l.replace(b'"seed": 5', b'"seed": 6') for l in lines_of(f)]),
+    keys_out_of_order=lambda f, g: put(f, [json.dumps(json.loads(l), sort_keys=True).encode() + b'\n'
+                                           for l in lines_of(f)]),
+    lines_of_others=lambda f, g: put(f, [b'[1]\n', b'\xff\xfe\n', b'\n', b'{"sample": "x", "digest": 1}\n', *lines_of(f)]),
+    no_lines=lambda f, g: (f/'provenance.jsonl').unlink(),
+    annotations_gone=lambda f, g: [p.unlink() for p in f.glob('*.json')],
+    left_over=lambda f, g: [(f/p).touch() for p in ('.lock', '.stream.yaml.1f.tmp', 'images/.000002.jpg.1f.tmp')])
+
+
+@pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE)
+def test_what_was_damaged_or_lost_is_mended(damage, tmp_path):
+    samples, g = make(), generator(0, 'damage')
+    wanted = tree(write_stream(samples, tmp_path, 6))
+    damage(tmp_path, g)
+    assert tree(tmp_path) != wanted
+    write_stream(samples, tmp_path, 6)
+    assert tree(tmp_path) == wanted
+
+
+def test_only_what_is_damaged_is_drawn_again(tmp_path):
+    folder = write_stream(make(), tmp_path, 6)
+    (folder/'images/000002.jpg').unlink()
+    put(folder, lines_of(folder)[:4])
+    samples, drawn = make(), []
+    layout = samples.layout
+    samples.layout = lambda i: drawn.append(i) or layout(i)
+    write_stream(samples, folder, 7)
+    assert drawn == [2, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_two_that_write_one_folder_do_not_meet(tmp_path):
+    both = [python("write_stream(samples, sys.argv[1], 40, format='voc')", tmp_path/'both') for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert tree(tmp_path/'both') == tree(write_stream(make(), tmp_path/'one', 40, format='voc'))
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
+    (tmp_path/'text').write_text('mine')
+    for folder in (tmp_path, tmp_path/'text'):
+        assert 'is not an empty folder and holds no stream' in refused(write_stream, make(), folder, 2)
+    assert tree(tmp_path) == {'text': b'mine'}
+    (tmp_path/'new').mkdir()
+    (tmp_path/'new/.DS_Store').touch() # an empty one, to whoever looks into it
+    assert len(list((write_stream(make(), tmp_path/'new', 2)/'images').iterdir())) == 2
 
 
 FULL = '''

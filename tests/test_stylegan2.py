@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from synthdet.core import shared, UserError
 from synthdet.objects.stylegan2 import _double, _layout_of_arguments, Conv, load_stylegan2, StyleGAN2
-from synthdet.objects.unpickle import NETWORKS, read_pickle, TENSORS
+from synthdet.checkpoint import NETWORKS, TENSORS
+from synthdet.unpickle import read_pickle
 
 torch.set_num_threads(1)
 

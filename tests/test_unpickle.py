@@ -13,8 +13,9 @@ import sys
 import pytest
 import torch
 
+from synthdet.checkpoint import NETWORKS
 from synthdet.core import refused, UserError
-from synthdet.objects.unpickle import Inert, NETWORKS, read_pickle, Reader
+from synthdet.unpickle import Inert, read_pickle, Reader
 
 
 def text(x): return b"\x8c" + bytes([len(x)]) + x.encode()

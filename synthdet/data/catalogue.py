@@ -9,8 +9,9 @@ __all__ = ['SETS', 'FACTS', 'File', 'DataSet', 'NotHere', 'Facts', 'locate', 'la
 # %% ../../nbs/1_data/09_catalogue.ipynb #fd556ced
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, takes, UserError
-from .settings import BACKGROUNDS, DataSource, DOMAINS
+from ..core import choose, folder, plain_path, short, takes, UserError
+from .settings import BACKGROUNDS, DataSource, DOMAINS, OPTIONS
+from ..settings import read_value
 
 # %% ../../nbs/1_data/09_catalogue.ipynb #d0aeadc3
 class File(NamedTuple):
@@ -240,8 +241,8 @@ def locate(name, root):
     -------
     Path : the folder of the data set; None when it is not there
     """
-    s = choose('data set', name, SETS)
-    return next((Path(root)/p for p in s.places if _holds(Path(root)/p, s.marks)), None)
+    s, root = choose('data set', name, SETS), plain_path(root, 'root')
+    return next((root/p for p in s.places if _holds(root/p, s.marks)), None)
 
 # %% ../../nbs/1_data/09_catalogue.ipynb #c28ea6ca
 def lacking(name, root) -> list:
@@ -302,7 +303,7 @@ def drawn_place(root='') -> Place:
     root : ''
     """
     if not root: return Place('butterflies', 'synthdet.butterflies')
-    raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={str(root)!r}; "
+    raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={short(str(root))}; "
                     "choose the domain folder, or leave root empty")
 
 def own_place(root, class_images='', backgrounds='') -> Place:
@@ -313,22 +314,21 @@ def own_place(root, class_images='', backgrounds='') -> Place:
     root : folder with class_images/, backgrounds/ and detection/
     class_images, backgrounds : other folders than those; '': those
     """
-    if not root or not Path(root).is_dir():
-        raise UserError(f"{root or 'root'}: no such folder; domain 'folder' expects one that holds class_images/, "
-                        "backgrounds/ and detection/, so give its path as root=")
-    for place, what in ((class_images, 'class images'), (backgrounds, 'backgrounds')):
-        if place and not Path(place).is_dir():
-            raise UserError(f"{place}: no such folder; expected {what}, so check the path")
-    if class_images or any((Path(root)/part).is_dir() for part in ('class_images', 'detection')):
-        return Place(Path(root).resolve().name, str(root))
+    what = "a folder for domain 'folder', which holds class_images/, backgrounds/ and detection/"
+    if not root: raise UserError(f"root: no such folder; expected {what}, so give its path as root=")
+    place = folder(root, what, 'give its path as root=')
+    for name, part in dict(class_images=class_images, backgrounds=backgrounds).items():
+        if part: folder(part, f"{name.replace('_', ' ')} for {name}=")
+    if class_images or any((place/part).is_dir() for part in ('class_images', 'detection')):
+        return Place(place.resolve().name, str(root))
     raise UserError(f"{root}: holds neither class_images/ nor detection/; expected the layout of a domain, "
                     "so check the path")
 
 # %% ../../nbs/1_data/09_catalogue.ipynb #f31f9b6f
 def _named_or_folder(what, given, names):
     "Raise `UserError` for what is neither one of the names nor a folder."
-    if not given or given in names or Path(given).is_dir(): return
-    raise UserError(f"{what}={str(given)!r} is no folder; choose one, or {' or '.join(names)}")
+    if not given or given in names or plain_path(given, what).is_dir(): return
+    raise UserError(f"{what}={short(str(given))} is no folder; choose one, or {' or '.join(names)}")
 
 def public_place(name, root, class_images='', backgrounds='') -> Place:
     """Find a domain of public data.
@@ -346,7 +346,7 @@ def public_place(name, root, class_images='', backgrounds='') -> Place:
     NotHere : when nothing of the domain is there
     """
     facts = FACTS[name]
-    if not root or not Path(root).is_dir():
+    if not root or not plain_path(root, 'root').is_dir():
         raise NotHere(f"{root or 'root'}: no such folder; domain {name!r} reads public data sets from a folder: "
                       + '. '.join(map(how_to_get, facts.sets)))
     _named_or_folder('class_images', class_images, facts.objects)
@@ -383,8 +383,10 @@ def place_of(source:DataSource) -> Place:
     """
     asked, known = source.asked(), takes(choose('domain', source.domain, DOMAINS))
     if known is None: return None
+    choose('truncated', asked.pop('truncated', 'error'), ('error', 'keep'))
     for k in asked: choose(f'domain {source.domain!r}: option', k, [p for p in known if p != 'root'])
-    folders = {k: v for k, v in asked.items() if k in ('class_images', 'backgrounds')}
+    folders = {k: asked.pop(k) for k in ('class_images', 'backgrounds') if k in asked}
+    for k, v in asked.items(): read_value(k, v, OPTIONS[k])
     if source.domain in FACTS: return public_place(source.domain, source.root, **folders)
     own = dict(butterflies=drawn_place, folder=own_place).get(source.domain)
     return own and own(source.root, **folders)

@@ -6,85 +6,180 @@
 __all__ = ['read_coco', 'write_coco']
 
 # %% ../../nbs/1_data/04_coco.ipynb #627c9952
-import json
+import json, re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
-from ..core import UserError, write_atomic
+from ..core import short, UserError, write_atomic
 from .images import progress
-from .labelled import detections_of, need, Record, size_of, unique
+from .labelled import (class_name, detections_of, flag, MARKS, need, number, Pictures, Record,
+                                    size_of, unique)
+from ..files import read_json
 
 # %% ../../nbs/1_data/04_coco.ipynb #4285450b
-def _json(path):
-    "The content of a JSON file; raises `UserError` naming the line that is not JSON."
-    wanted = 'expected annotations in COCO JSON, so'
-    try: return json.loads(Path(path).read_text(encoding='utf-8-sig'))
-    except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}); {wanted} check the path") from None
-    except UnicodeDecodeError: raise UserError(f"{path}: not a text file; {wanted} check the path") from None
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}, line {e.lineno}: not JSON ({e.msg}); {wanted} export the file again") from None
+def _id(value, what, where):
+    "An id: a whole number, which may be written as text or float, or a text."
+    text = value.strip() if isinstance(value, str) else ''
+    if re.fullmatch(r'[+-]?[0-9]{1,300}(\.0*)?', text): return int(text.split('.')[0])
+    if text or type(value) is int: return text or value
+    if isinstance(value, float) and value.is_integer(): return int(value)
+    raise UserError(f"{where}: {what} is {short(value)}; expected a whole number, so renumber")
 
 # %% ../../nbs/1_data/04_coco.ipynb #57b36f81
-def _coco_lists(path):
-    "Pictures, annotations and category names by id, in order of id, of a COCO file."
-    pictures, labels, categories = need(_json(path), ['images', 'annotations', 'categories'], path)
-    if not all(isinstance(part, list) for part in (pictures, labels, categories)):
-        raise UserError(f"{path}: expected lists of images, annotations and categories; export the file again")
-    kinds = [need(c, ['id', 'name'], f'{path}, categories') for c in categories]
-    rows = [need(p, ['id', 'file_name'], f'{path}, images') for p in pictures]
-    unique([i for i, _ in kinds], 'category id', path)
-    unique([n for _, n in kinds], 'category', path)
-    unique([i for i, _ in rows], 'image id', path)
-    unique([f for _, f in rows], 'file_name', path)
-    unique([a['id'] for a in labels if isinstance(a, dict) and 'id' in a], 'annotation id', path)
-    return pictures, labels, {str(i): str(n) for i, n in sorted(kinds, key=lambda k: str(k[0]).zfill(12))}
+def _is_root(category, categories, used):
+    "Does a category without boxes only stand above others?"
+    if category['id'] in used: return False
+    above = [c.get('supercategory') for c in categories if c is not category]
+    none = lambda s: s in (None, '', 'none')
+    alone = category['id'] == 0 and none(category.get('supercategory')) and above and not any(map(none, above))
+    return category['name'] in above or alone
+
+def _used(labels):
+    "The ids of categories that annotations name."
+    used = set()
+    for a in labels:
+        with suppress(UserError): used.add(_id(a.get('category_id') if isinstance(a, dict) else None, '', ''))
+    return used
+
+def _categories(categories, used, path):
+    "Names by id, in order of id; raises `UserError` when one comes twice."
+    where = f'{path}, categories'
+    rows = [dict(c, id=_id(need(c, ['id', 'name'], where)[0], 'id', where)) for c in categories]
+    unique([c['id'] for c in rows], 'category id', path)
+    rows = [c for c in rows if not _is_root(c, rows, used)]
+    unique([c['name'] for c in rows], 'category', path)
+    rows.sort(key=lambda c: (isinstance(c['id'], str), c['id']))
+    return {c['id']: class_name(c['name'], f"{where}, id {c['id']}") for c in rows}
 
 # %% ../../nbs/1_data/04_coco.ipynb #2df10d66
-def _coco_boxes(labels, names, pictures, path):
-    "Boxes and category names per image id, and the number of skipped crowd regions."
-    found, crowds = {str(p['id']): [] for p in pictures}, 0
+_SIDES = ('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h')
+
+def _around(outlines):
+    "The box around polygons; None when they are none."
+    parts = outlines if isinstance(outlines, list) else []
+    flat = [v for part in parts for v in (part if isinstance(part, list) else [part])]
+    if len(flat) < 6 or len(flat) % 2 or not all(type(v) in (int, float) for v in flat): return None
+    points = np.array(flat, np.float64).reshape(-1, 2)
+    return [*points.min(0), *points.max(0)]
+
+def _box(a, where):
+    "x1, y1, x2, y2 of an annotation; None when it has no box."
+    box = a.get('bbox')
+    if isinstance(box, str): box = box.strip(' []()').replace(',', ' ').split()
+    if isinstance(box, dict): box = next(([box[k] for k in keys] for keys in _SIDES if set(keys) <= set(box)), box)
+    if box is None or box == []: return _around(a.get('segmentation'))
+    if not isinstance(box, list) or len(box) != 4:
+        raise UserError(f"{where}: bbox is {short(a['bbox'])}; expected four numbers x, y, width, height, so correct "
+                        "it")
+    x, y, w, h = (float(number(v, 'bbox', where)) for v in box)
+    return [x, y, x+w, y+h]
+
+class _Found:
+    "Boxes, category names and marks of one picture."
+    def __init__(self): self.boxes, self.names, self.marks = [], [], {m: [] for m in MARKS}
+
+    def add(self, box, name, a, where):
+        self.boxes.append(box)
+        self.names.append(name)
+        for m, flags in self.marks.items():
+            flags.append(flag(a.get(m), m, where) or m == 'difficult' and flag(a.get('ignore'), 'ignore', where))
+
+def _coco_boxes(labels, names, ids, path, strict):
+    "What each image holds, by its id, and the number of annotations without a box."
+    found, bare = {i: _Found() for i in ids}, []
     for n, a in enumerate(labels):
-        where = f"{path}, annotation {a.get('id', n) if isinstance(a, dict) else n}"
-        image, category, box = need(a, ['image_id', 'category_id', 'bbox'], where)
-        if str(category) not in names:
-            known = ', '.join(f'{k} ({v})' for k, v in names.items())
-            raise UserError(f"{where}: category_id {category!r} is unknown; choose from {known}")
-        try: x, y, w, h = map(float, box) if isinstance(box, list) else () # a text, too, has characters to count
-        except (TypeError, ValueError):
-            raise UserError(f"{where}: bbox is {str(box)[:60]}; expected four numbers x, y, width, height") from None
-        if a.get('iscrowd'):
-            crowds += 1
+        where = f"{path}, annotation {short(a.get('id', n)) if isinstance(a, dict) else n}"
+        image, = need(a, ['image_id'], where)
+        box = _box(a, where)
+        if box is None:
+            bare.append(where)
             continue
-        if str(image) not in found:
-            raise UserError(f"{where}: image_id {image} is not among the images; expected the id of a listed image, "
-                            "so add the image or remove the annotation")
-        found[str(image)].append(([x, y, x+w, y+h], names[str(category)]))
-    return found, crowds
+        category = _id(need(a, ['category_id'], where)[0], 'category_id', where)
+        if category not in names:
+            known = ', '.join(f'{k} ({v})' for k, v in names.items())
+            raise UserError(f"{where}: category_id {short(a['category_id'])} is unknown; choose from {known[:200]}")
+        image = _id(image, 'image_id', where)
+        if image not in found:
+            raise UserError(f"{where}: image_id {short(image)} is not among the images; expected the id of a listed "
+                            "image, so add the image or remove the annotation")
+        found[image].add(box, names[category], a, where)
+    if bare and (strict or len(bare) == len(labels)):
+        raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {len(labels)} annotations; expected bbox: x, y, "
+                        "width, height, so export boxes (captions, keypoints and segments are none)")
+    return found, len(bare)
 
 # %% ../../nbs/1_data/04_coco.ipynb #cd6fa81f
-def _coco_record(picture, found, path, images):
+def _pictures(path, images):
+    "Where the pictures of a COCO file may be."
+    if images: return Pictures([images])
+    here, above, names = path.parent, path.parent.parent, (path.stem, path.stem.split('_', 1)[-1])
+    usual = [here/'images', here, here/path.stem, above/'images', above]
+    named = [place/n for n in names for place in (above, above/'images', here, here/'images')]
+    aside = here.name.lower() in ('annotations', 'annotation', 'labels')
+    return Pictures(usual + named, [above if aside else here])
+
+def _name(picture, where):
+    "The name of a picture, or the end of its address."
+    name = picture.get('file_name')
+    if name not in (None, ''): return name
+    address = next((picture[k] for k in ('coco_url', 'url') if isinstance(picture.get(k), str)), None)
+    if address: return address.rstrip('/').rsplit('/', 1)[-1]
+    return need(picture, ['id', 'file_name'], where)[1]
+
+def _side(picture, key, where):
+    "Width or height of a picture as declared; 0 when it is not."
+    value = picture.get(key)
+    return number(value, key, where) if value not in (None, '') else 0
+
+def _coco_record(picture, i, found, pictures, path):
     "One entry of `images` with its boxes; raises `UserError` when the picture is not there."
-    name, above = str(picture['file_name']), path.parent.parent
-    usual = [path.parent/'images', path.parent, path.parent/path.stem, above/'images', above]
-    places = [Path(images)] if images else usual
-    file = next((p/name for p in places if (p/name).is_file()), None)
-    if file is None:
-        raise UserError(f"{path}: the image {name} is missing; expected it in {places[0]}"
-                        f"{'' if images else ' or beside the file'}, "
-                        "so add the file or remove it from the annotations")
-    if not isinstance(picture['id'], int):
-        raise UserError(f"{path}: image id {picture['id']!r} of {name} is not an integer; renumber the images")
-    size = size_of(file, (picture.get('height'), picture.get('width')), path)
-    return Record(file, size, np.array([b for b, _ in found]), [n for _, n in found], picture['id'], str(path))
+    name = _name(picture, f'{path}, images')
+    if not isinstance(i, int) or abs(i) >= 2**63:
+        raise UserError(f"{path}: image id {short(i)} of {short(name)} is not an integer of 64 bits; renumber the "
+                        "images")
+    where = f'{path}, image {i}'
+    declared = [_side(picture, k, where) for k in ('height', 'width')]
+    file = pictures.find(name, path)
+    return Record(file, size_of(file, declared, path), np.array(found.boxes, np.float64).reshape(-1, 4), found.names, i,
+                  str(path), found.marks)
 
 # %% ../../nbs/1_data/04_coco.ipynb #cf4c2fa3
-def read_coco(path, images):
-    "Records, category names in order of id, and notes of a COCO file."
-    pictures, labels, names = _coco_lists(path)
-    found, crowds = _coco_boxes(labels, names, pictures, path)
-    records = [_coco_record(p, found[str(p['id'])], path, images) for p in progress(pictures, path.name)]
-    return records, list(names.values()), Counter({'crowd regions skipped': crowds})
+def _lists(path):
+    "Pictures, annotations and categories of a COCO file."
+    lists = need(read_json(path, 'annotations in COCO JSON', 1 << 32), ['images', 'annotations', 'categories'], path)
+    if all(isinstance(part, list) for part in lists): return lists
+    raise UserError(f"{path}: expected lists of images, annotations and categories; export the file again")
+
+def read_coco(path, images=None, strict:bool=False) -> tuple:
+    """Read a COCO file.
+
+    Parameters
+    ----------
+    path : of the JSON file
+    images : folder of the pictures; None: the usual places
+    strict : refuse annotations without a box
+
+    Returns
+    -------
+    tuple : records, category names in order of id, notes
+
+    Raises
+    ------
+    UserError : naming what cannot be read, is not there or comes twice
+    """
+    path = Path(path)
+    pictures, labels, categories = _lists(path)
+    ids = [_id(need(p, ['id'], f'{path}, images')[0], 'image id', path) for p in pictures]
+    unique(ids, 'image id', path)
+    unique([n if isinstance(n, str) else short(n) for n in (_name(p, path) for p in pictures)], 'file_name', path)
+    names = _categories(categories, _used(labels), path)
+    found, bare = _coco_boxes(labels, names, ids, path, strict)
+    places = _pictures(path, images)
+    records = [_coco_record(p, i, found[i], places, path) for p, i in progress(list(zip(pictures, ids)), path.name)]
+    notes = Counter({'annotations without a box left out': bare}) + places.told(path)
+    return records, list(dict.fromkeys(names.values())), notes
 
 # %% ../../nbs/1_data/04_coco.ipynb #58e9a391
 def write_coco(rows, folder, classes):
@@ -94,9 +189,10 @@ def write_coco(rows, folder, classes):
     for i, row in enumerate(rows, 1):
         images.append(dict(id=i, file_name=row['file'], width=row['size'][1], height=row['size'][0]))
         found, _ = detections_to_coco_annotations(detections_of(row), i, len(annotations)+1)
-        for a, mask in zip(found, row.get('masks') or [None]*len(found)):
+        for k, (a, mask) in enumerate(zip(found, row.get('masks') or [None]*len(found))):
             a['bbox'] = [float(v) for v in a['bbox']]
             if mask: a.update(segmentation=mask, area=float(coco_mask.area(mask)))
+            a.update({key: int(row[m][k]) for m, key in (('iscrowd', 'iscrowd'), ('difficult', 'ignore')) if m in row})
             annotations.append(a)
     data = dict(images=images, annotations=annotations, categories=classes_to_coco_categories(classes))
     write_atomic(folder/'annotations.json', json.dumps(data))

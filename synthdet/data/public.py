@@ -18,8 +18,8 @@ from ..core import choose, generator, interactive, named, UserError
 from .annotations import DetectionDataset, read_detection
 from .catalogue import FACTS, how_to_get, locate, none_of, NotHere, public_place, SETS
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
-from .domains import ClassImages, Images
-from .images import image_files, image_size, read_image
+from .domains import ClassImages, Images, pictures
+from .images import FORMATS, image_files, image_size, leftover, listing, passed_over, read_image
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
@@ -48,7 +48,7 @@ class Crops(Dataset):
     def __getitem__(self, n):
         x1, y1, x2, y2 = self._box(n)
         rows, columns = slice(int(y1), max(int(y1)+1, round(y2))), slice(int(x1), max(int(x1)+1, round(x2)))
-        crop = read_image(self.files[n])[:, rows, columns].contiguous()
+        crop = read_image(self.files[n], truncated=self.data.truncated)[:, rows, columns].contiguous()
         return ClassImage(crop, self.labels[n], f'{self.files[n].name}#{self.items[n][1]}')
 
     @property
@@ -60,7 +60,7 @@ class Crops(Dataset):
 def _grey(path):
     "Is this picture stored without colour?"
     image_size(path)                                     # says what is wrong with a damaged file
-    with Image.open(path) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
+    with Image.open(path, formats=FORMATS) as im: return im.mode in ('1', 'L', 'LA', 'I;16')
 
 # %% ../../nbs/1_data/12_public.ipynb #9cfdc3fd
 class CentreCropped(Dataset):
@@ -107,13 +107,15 @@ def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
 def _found(folder):
     "The class images below a folder."
     files = image_files(folder, below=True)
+    passed_over(listing(folder, below=True)[1], folder)
     return ClassImages(files, [1]*len(files), Path(folder).parent)
 
 # %% ../../nbs/1_data/12_public.ipynb #592984b3
 def _inria(name, root):
     "INRIA's negatives, training and test."
     place = locate('inria', root)
-    return place and [f for part in ('Train', 'Test') for f in sorted((place/part/'neg').glob('[!.]*.*'))]
+    inside = [f for part in ('Train', 'Test') for f in sorted((place/part/'neg').glob('[!.]*.*'))] if place else []
+    return [f for f in inside if not leftover(f.name)]
 
 def _voc(name, root):
     "VOC without the class of a domain, from those of the lists that are there."
@@ -137,8 +139,8 @@ def _listed_in_voc(root, lists, without):
 # %% ../../nbs/1_data/12_public.ipynb #f21cbf80
 def _backgrounds(name, root, wanted):
     "The backgrounds of a public domain: by name of BACKGROUNDS, a folder, or the first that are there."
-    if wanted and wanted not in BACKGROUNDS: return Images(image_files(wanted, below=True))
-    if not wanted and (root/'backgrounds').is_dir(): return Images(image_files(root/'backgrounds', below=True))
+    if wanted and wanted not in BACKGROUNDS: return pictures(wanted, below=True)
+    if not wanted and (root/'backgrounds').is_dir(): return pictures(root/'backgrounds', below=True)
     every = (named('backgrounds', k, BACKGROUNDS)(name, root) for k in ([wanted] if wanted else BACKGROUNDS))
     files = next(filter(None, every), None)
     if not files:

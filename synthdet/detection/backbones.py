@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core import UserError
 from .settings import ANY, BACKBONES, unknown_backbone
-from ..weights import fit_weights, read_weights
+from ..weights import fit_weights, own_part, read_weights
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #74c79bc8
 class BottomRightConv2d(nn.Conv2d):
@@ -181,6 +181,7 @@ def _as_maps(name, state, path):
     whole = timm.create_model(name, num_classes=0)
     heads = whole.default_cfg['classifier']
     heads = tuple(f'{h}.' for h in ((heads,) if isinstance(heads, str) else heads))
+    state = own_part(whole.state_dict(), state, path)
     fit_weights(whole, {k: v for k, v in state.items() if not k.startswith(heads)}, path)
     overlay, logger = dict(state_dict=whole.state_dict()), logging.getLogger('timm.models._builder')
     level = logger.level
@@ -196,11 +197,13 @@ def load_backbone(backbone:Backbone, state:dict, path) -> Backbone:
     Parameters
     ----------
     backbone : network to fill
-    state : tensors as timm publishes them; a classifier among them is left out
+    state : tensors as timm publishes them, or as a training kept them, see `own_part`; a classifier among them is left
+        out
     path : where they came from, for the message
     """
     body = backbone.body
     if backbone.steps:
+        state = own_part(body.state_dict(), state, path)
         state = {k: v for k, v in state.items() if k.split('.')[0] not in backbone.cut}
         state = _mend_eps(body, state, eps=1e-5)
     else: state = _as_maps(body.default_cfg['architecture'], state, path)

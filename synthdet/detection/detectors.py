@@ -17,10 +17,10 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
                                           ssdlite320_mobilenet_v3_large)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import hash_file, named, UserError
+from ..core import named, UserError, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
-from ..weights import fit_weights, read_note, read_weights, save_weights
+from ..weights import fit_weights, pack_weights, read_note, read_weights
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #2c24fd21
 def _cached(weights):
@@ -112,13 +112,11 @@ def save_detector(model, path, *, settings, classes, image_size=None, scores=Non
     if settings is not None:
         network = {**asdict(resolved(settings)), 'weights': 'none'}
         if image_size in (None, settings.image_size): image_size = settings.test_size or settings.image_size
-    new = save_weights(model, path.with_name(f'.{path.name}.new'), model=network, classes=list(classes),
-                       image_size=image_size, scores=scores or {}, licences=list(licences), **more)
-    try:
-        if not path.exists(): return new.replace(path)
-        if hash_file(path) == hash_file(new): return path
-        raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
-    finally: new.unlink(missing_ok=True)
+    new = pack_weights(model, model=network, classes=list(classes), image_size=image_size, scores=scores or {},
+                       licences=list(licences), **more)
+    if not path.exists(): return write_atomic(path, new)
+    if path.stat().st_size == len(new) and path.read_bytes() == new: return path
+    raise UserError(f'{path} is there and holds another detector; choose another name, or delete it')
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #c00e127f
 def _rebuilt(path, note):

@@ -20,7 +20,7 @@ from ..core import choose, named, UserError
 from .settings import SIZES
 from .ssd import (
     as_matched, as_size, best, check_input, decode, divisors, encode, pad_targets, per_image, stack_images, suppress)
-from ..weights import fit_weights, read_weights
+from ..weights import fit_weights, own_part, read_weights
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #3dc89ffc
 def _conv(inp, out, size=3, stride=1, act=True, groups=1):
@@ -470,9 +470,10 @@ class RetinaFace(nn.Module):
 # %% ../../nbs/5_detection/03_retinaface.ipynb #ae72b3e3
 def _fill(model, path):
     "Fill a detector, or its backbone from a classifier's file; raises `UserError` when it does not fit."
-    state, part = {k.removeprefix('module.'): v for k, v in read_weights(path).items()}, model
-    if 'stage1.0.0.weight' in state:
-        part, state = model.body, {k: v for k, v in state.items() if not k.startswith('fc.')}
+    state, part = read_weights(path), model
+    if not any('.fpn.' in f'.{k}' for k in state):
+        part, state = model.body, own_part(model.body.state_dict(), state, path)
+        state = {k: v for k, v in state.items() if not k.startswith('fc.')}
     fit_weights(part, state, path)
     return model
 
@@ -515,6 +516,6 @@ def load_retinaface(path, **options) -> RetinaFace:
     path : file of a whole detector
     **options : of `retinaface`
     """
-    if any(k.removeprefix('module.').startswith('stage1.') for k in read_weights(path)):
+    if not any('.fpn.' in f'.{k}' for k in read_weights(path)):
         raise UserError(f'{path} holds only a backbone; to start from it use retinaface(weights=...)')
     return retinaface(path, **options).eval()

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import device as default_device, UserError
+from ..core import device as default_device, short, UserError
 from ..settings import opt, Settings
 
 # %% ../../nbs/5_detection/00_settings.ipynb #47c20bda
@@ -97,7 +97,7 @@ def is_backbone(name) -> bool:
     """
     if name in BACKBONES: return True
     if 'timm' in sys.modules: return sys.modules['timm'].is_model(name)
-    defined = re.compile(rf"(def |['\"]){re.escape(name.split('.')[0])}\b".encode())
+    defined = re.compile(rf"(def |['\"]){re.escape(name.split('.')[0])}\b".encode(errors='replace'))
     sources = Path(find_spec('timm').origin).parent.glob('models/*.py')
     return any(defined.search(p.read_bytes()) for p in sources)
 
@@ -108,7 +108,7 @@ def unknown_backbone(name) -> UserError:
     ----------
     name : that is none
     """
-    return UserError(f"backbone {name!r} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
+    return UserError(f"backbone {short(name)} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
                      "timm.list_models() gives")
 
 def own_backbone(name, detector) -> UserError:
@@ -119,8 +119,8 @@ def own_backbone(name, detector) -> UserError:
     name : of the backbone that was asked for
     detector : name of the detector
     """
-    return UserError(f"backbone {name!r} cannot be chosen for {detector}: it brings its own; leave backbone out or "
-                     "take detector 'ssd'")
+    return UserError(f"backbone {short(name)} cannot be chosen for {detector}: it brings its own; leave backbone out "
+                     "or take detector 'ssd'")
 
 def check_model(model:Model) -> Model:
     """Refuse a detector that cannot be built, as far as names and files tell, and give it back.
@@ -134,7 +134,7 @@ def check_model(model:Model) -> Model:
     UserError : for an unknown backbone or one that cannot be chosen, and for weights that are no file
     """
     name, ours = model.backbone, str(DETECTORS[model.detector]).startswith('synthdet.')
-    if model.detector == 'ssd' and name and not is_backbone(name): raise unknown_backbone(name)
+    if model.detector == 'ssd' and name is not None and not is_backbone(name): raise unknown_backbone(name)
     if model.detector != 'ssd' and ours and name not in (None, OWN): raise own_backbone(name, model.detector)
     if model.weights in ('none', 'imagenet') or Path(model.weights).is_file(): return model
     raise UserError(f"weights {model.weights!r} is no file; choose none or imagenet or the path of a file")
@@ -143,7 +143,7 @@ def check_model(model:Model) -> Model:
 @dataclass(frozen=True)
 class Schedule(Settings):
     "How it is trained."
-    batch_size:int = opt(16, 'images per step', low=1)
+    batch_size:int = opt(16, 'images per step', low=1, high=65536)
     lr:float = opt(1e-3, 'learning rate', low=1e-12, high=1e3)
     optimizer:str = opt('adam', "adam, or RetinaFace's sgd", among=lambda: OPTIMIZERS)
     decay:tuple = opt((), "shares of a phase's steps after which the rate becomes a tenth", low=0, high=1)

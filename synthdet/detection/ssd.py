@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms, box_convert, box_iou
 from ..boxes import resize_boxes
 from ..core import UserError
 from .backbones import Backbone, imagenet_file, load_backbone, make_backbone
-from ..weights import fit_weights, read_weights
+from ..weights import fit_weights, own_part, read_weights
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #69fe973d
 def make_anchors(maps, scales, size, ratios=(.5, 1., 2.)) -> torch.Tensor:
@@ -478,8 +478,8 @@ def load_ssd(model:SSD, path) -> SSD:
     model : detector to fill
     path : backbone weights (timm's names) or a whole detector (ours)
     """
-    state = read_weights(path)
-    if any(k.startswith('heads.') for k in state): return fit_weights(model, state, path)
+    state = own_part(model.state_dict(), read_weights(path), path)
+    if any('.heads.' in f'.{k}' for k in state): return fit_weights(model, state, path)
     load_backbone(model.backbone, state, path)
     return model
 

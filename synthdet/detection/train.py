@@ -7,7 +7,7 @@ __all__ = ['TYPES', 'as_floats', 'matcher_of', 'adam', 'sgd', 'train']
 
 # %% ../../nbs/5_detection/05_train.ipynb #9f3b8ec2
 import math, time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from inspect import signature
@@ -19,8 +19,9 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from ..core import (
-    append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError, write_atomic)
+from synthdet.core import (
+    alone, append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError,
+    write_atomic)
 from .settings import check_schedule, OPTIMIZERS, resolved_schedule, Schedule
 from ..ranks import (
     agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)
@@ -291,8 +292,9 @@ def _fit(run, batches, validate, save_every):
     at, c, steps, started = run.at, run.config, run.config['steps'], time.perf_counter() - run.at['seconds']
     patience = 1 if run.device.type == 'cpu' else 10 # steps between looks at the losses
     pending, source = [], iter(batches(at['step']))
+    closed = closing(source) if hasattr(source, 'close') else nullcontext() # a traceback would keep its processes alive
     run.model.train()
-    with tqdm(total=steps, initial=at['step'], disable=not interactive(), desc='train', leave=False) as bar:
+    with closed, tqdm(total=steps, initial=at['step'], disable=not interactive(), desc='train', leave=False) as bar:
         for step in range(at['step'] + 1, steps + 1):
             batch = next(source, None)
             if batch is None:
@@ -359,13 +361,14 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
                   validated=validate is not None)
     for k, v in config.items(): agree(v, k)
     on_one_disk(out)
-    run = _start(model, config, out, device)
-    if not _finished(run):
-        if main(): _tidy(run)
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
-            _fit(run, batches, validate, save_every)
-        if main(): save_weights(model, out/'last.safetensors', step=steps)
-        gathered(None) # the files are there for all
-    fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
+    with alone(out/'.lock', 'trains in the same folder') if main() else nullcontext(): # rank 0 holds it for all
+        run = _start(model, config, out, device)
+        if not _finished(run):
+            if main(): _tidy(run)
+            with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
+                _fit(run, batches, validate, save_every)
+            if main(): save_weights(model, out/'last.safetensors', step=steps)
+            gathered(None) # the files are there for all
+        fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
     return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')},
                 ranks=run.at.get('ranks', 1))

@@ -8,15 +8,15 @@ __all__ = ['ARMS', 'PROTOCOLS', 'WORDS', 'Mixture', 'Phase', 'mixed', 'Arm', 'st
 # %% ../../nbs/6_evidence/01_arm.ipynb #19bcfc2f
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-from ..core import UserError
+from ..core import choose, short, UserError
 from ..data.catalogue import FACTS, place_of
 from ..data.settings import DataSource, Labels
 from ..detection.settings import (check_model, Model, resolved as resolved_model, resolved_schedule,
                                          Schedule)
 from ..masks.settings import mask_weights
 from ..objects.settings import check_objects
-from ..settings import opt, override, Settings, words
-from ..synthesis.settings import paper_recipe, resolved as resolved_synthesis, Synthesis
+from ..settings import opt, override, SEEDS, Settings, words
+from ..synthesis.settings import PAPER, paper_recipe, resolved as resolved_synthesis, Synthesis
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #42de817d
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Arm(Settings):
     schedule:Schedule = Schedule()
     steps:int = opt(300, 'steps on photographs', low=1)
     pretrain_steps:int = opt(900, 'steps on synthesised images', low=1)
-    seed:int = opt(0, 'of initial weights and stream', low=0)
+    seed:int = opt(0, 'of initial weights and stream', low=0, high=SEEDS)
     protocol:str = opt('quick', 'where the settings that were not given come from', among=PROTOCOLS, names=False)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #440b369d
@@ -139,10 +139,10 @@ def make_arms(arms:str='pretrain', settings:str='', *, usual:str='', **given) ->
 
     Parameters
     ----------
-    arms : names in `ARMS`, separated by commas
+    arms : names in `ARMS`, separated by commas or in a list
     settings : words `name=value` for any setting of `Arm`, and `preset=` for one of the paper's recipes
     usual : words that say what is usual here, over the protocol and under what is given
-    **given : the same as values
+    **given : the same as values; a dict under the name of a branch holds settings of the branch
 
     Returns
     -------
@@ -155,13 +155,29 @@ def make_arms(arms:str='pretrain', settings:str='', *, usual:str='', **given) ->
     both = sorted(words(settings).keys() & given.keys())
     if both: raise UserError(f"setting {both[0]!r} is given twice; leave one out")
     given = {**words(settings), **given}
-    if 'arm' in given: raise UserError(f"arm={given['arm']}: what is compared is said as arms={given['arm']}")
+    if 'arm' in given:
+        raise UserError(f"arm={short(given['arm'])}: what is compared is said as arms=, so leave arm out")
     preset = given.pop('preset', '')
     first = override(override(Arm(), usual), given)              # says what is wrong before anything else
+    _check_preset(preset, first.protocol)
     base = override(start(first, preset), usual)
-    made = [override(base, {**given, 'arm': name.strip()}) for name in arms.split(',')]
+    made = [override(base, {**given, 'arm': name}) for name in _arm_names(arms)]
     for arm in made: ARMS[arm.arm](arm)
     return made
+
+def _check_preset(preset, protocol):
+    "Raise `UserError` for what is no recipe of the paper, and for one that would not be used."
+    if preset == '': return
+    choose('paper preset', preset, PAPER)
+    if protocol != 'quick': return
+    raise UserError(f"preset={preset} is a recipe of protocols paper and released; give protocol=paper, or leave it")
+
+def _arm_names(arms):
+    "Names of arms from 'scratch,pretrain' or a list of them."
+    names = arms.split(',') if isinstance(arms, str) else arms
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return [name.strip() for name in names]
+    raise UserError(f"arms={short(arms)} should be names like 'scratch,pretrain', or a list of them")
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #422711b0
 def resolved(arm, n_real=None) -> Arm:

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, append_jsonl, digest, named, run_info, UserError, VERSIONS, writable
+from ..core import alone, append_jsonl, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
 from ..files import read_jsonl
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
@@ -205,19 +205,16 @@ def fit(arm, out, loaded, *, workers=0):
                            prepare=matcher_of(model))
         validate = None if images is None else validator(images, precision=arm.schedule.precision)
         folder = Path(out)/'artefacts'/phase.key
-        with alone(folder/'.lock', 'trains the same phase') if main() else nullcontext(): # rank 0 holds it for all
-            done.append(train(model, feed, phase.steps, folder, arm.schedule, seed=arm.seed,
-                              save_every=min(arm.schedule.eval_every, 500), validate=validate))
+        done.append(train(model, feed, phase.steps, folder, arm.schedule, seed=arm.seed,
+                          save_every=min(arm.schedule.eval_every, 500), validate=validate))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36
-def _curve(planned, out):
-    "The validation curve as (step, ap50)."
-    *before, last = planned
-    def read(phase):
-        rows = read_jsonl(Path(out)/'artefacts'/phase.key/'metrics.jsonl')
-        return [(r['step'], round(r['ap50'], 6)) for r in rows if 'ap50' in r]
-    return [(s - p.steps, v) for p in before for s, v in read(p)] + read(last)
+def _curve(planned, done):
+    "The validation curve as (step, ap50), from what `train` returned of each phase; only the last has steps above 0."
+    starts = [*(-phase.steps for phase in planned[:-1]), 0]
+    rows = [(start, r) for start, trained in zip(starts, done) for r in trained['history']]
+    return [(start + r['step'], round(r['ap50'], 6)) for start, r in rows if 'ap50' in r]
 
 def _about(arm, loaded):
     "What a row says of the data."
@@ -248,22 +245,40 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     ------
     UserError : for what cannot be run
     """
+    processes(workers)
     equal_share(check_schedule(arm.schedule).batch_size)
     loaded = load(arm, **things) if loaded is None else loaded
     planned = phases(arm, loaded)
     ident = f"{arm.arm}-{digest(planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])}"
     agree(ident, 'the name of the run')
-    results, start = Path(results or Path(out)/'results.jsonl'), time.time()
-    found = heard([r for r in read_jsonl(results) if r.get('id') == ident])
-    if found: return found[-1]
-    if main(): writable(results)                                         # before hours are spent, not after
+    results = Path(results or Path(out)/'results.jsonl')
+    found = _found(results, ident)
+    if found: return found
+    lock = results.with_name(f'.{results.name[:40]}.{ident}.lock')
+    with alone(lock, 'runs the same arm') if main() else nullcontext():
+        found = _found(results, ident)                                   # by now another process may have run it
+        return found or _made(arm, Path(out), results, ident, planned, loaded, workers)
+
+def _found(results, ident):
+    "The row of a run; None when there is none yet."
+    rows = [r for r in read_jsonl(results) if r.get('id') == ident] if main() else []
+    return heard(rows[-1] if rows else None)
+
+def _made(arm, out, results, ident, planned, loaded, workers):
+    "Train an arm and add its row to the results; the row."
+    start = time.time()
+    if main():
+        writable(results)                                                # before hours are spent, not after
+        tidy(results.parent, results.name)
     model, done = fit(arm, out, loaded, workers=workers)
     arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
     if not main(): return heard(None)
-    file = save_detector(model, Path(out)/f'{loaded.domain.name}-{ident}.safetensors', row=ident, scores=scores,
+    name = f'{loaded.domain.name}-{ident}.safetensors'
+    tidy(out, name)
+    file = save_detector(model, out/name, row=ident, scores=scores,
                          settings=None if loaded.detector else arm.model, image_size=arm.model.image_size,
                          classes=loaded.domain.classes, licences=[loaded.domain.licence])
-    row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, out),
+    row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, done),
                best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name,
                ranks=[d['ranks'] for d in done], **run_info())
     append_jsonl(results, row)

@@ -8,6 +8,7 @@ __all__ = ['ARM_COLOURS', 'learning_curves', 'score_bars', 'objects_compared', '
 # %% ../../nbs/6_evidence/04_plots.ipynb #494adc0f
 import matplotlib.pyplot as plt
 import numpy as np
+from ..show import AS_IT_IS, drawable
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #2a5e1d0f
 ARM_COLOURS = dict(scratch='#888888', scratch_long='#333333', pretrain='#d95f02', pretrain_only='#e6ab02',
@@ -19,6 +20,11 @@ def _axes(ax, height=3.6):
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
+def _legend(ax, lines, **how):
+    "A legend of name -> line with the names as they are: matplotlib leaves out those that begin with an underscore."
+    legend = ax.legend(lines.values(), [' ']*len(lines), frameon=False, **how)
+    for text, name in zip(legend.get_texts(), lines): text.set(text=drawable(name), **AS_IT_IS)
+
 # %% ../../nbs/6_evidence/04_plots.ipynb #b00fd526
 def learning_curves(curves, title='', ax=None):
     """Validation AP50 against steps, one line per arm (paper, Fig. 3).
@@ -29,17 +35,19 @@ def learning_curves(curves, title='', ax=None):
     title : a line above
     ax : axes to draw on; new ones when None
     """
-    ax = _axes(ax)
+    ax, lines = _axes(ax), {}
     for arm, curve in curves.items():
         x, y = [s for s, _ in curve], [100*v for _, v in curve]
         above = 3 - len(x)/1e4                                    # short curves lie on top
-        ax.plot(x, y, marker='.', ms=4, lw=1.5, label=arm, color=ARM_COLOURS.get(arm), zorder=above)
+        style = dict(marker='.', ms=4, lw=1.5, color=ARM_COLOURS.get(arm), zorder=above)
+        lines[arm], = ax.plot(x, y, label=arm, **style)
         best = max(((v, -s) for s, v in zip(x, y) if s > 0), default=None)
         if best: ax.plot(-best[1], best[0], 'o', mfc='none', color=ARM_COLOURS.get(arm))
     if any(s < 0 for curve in curves.values() for s, _ in curve): ax.axvline(0, color='k', lw=.5, ls=':')
     label = 'steps on real images (pretraining before 0)'
-    ax.set(xlabel=label, ylabel='validation AP50', title=title, ylim=(0, None))
-    ax.legend(frameon=False)
+    ax.set(xlabel=label, ylabel='validation AP50', ylim=(0, None))
+    ax.set_title(drawable(title), **AS_IT_IS)
+    _legend(ax, lines)
     ax.figure.tight_layout()
     return ax
 
@@ -54,16 +62,17 @@ def score_bars(rows, by='domain', score='ap50', ax=None):
     score : the score shown
     ax : axes to draw on; new ones when None
     """
-    ax = _axes(ax)
+    ax, bars = _axes(ax), {}
     arms, groups = list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows[by]))
     for k, arm in enumerate(arms):
         for j, group in enumerate(groups):
             y = 100*rows[(rows.arm == arm) & (rows[by] == group)][score]
             x = j + (k - (len(arms)-1)/2)*.8/len(arms)
-            ax.bar(x, y.mean(), .7/len(arms), color=ARM_COLOURS.get(arm), label=arm if j == 0 else None)
+            bars[arm] = ax.bar(x, y.mean(), .7/len(arms), color=ARM_COLOURS.get(arm, f'C{k}'))
             ax.plot([x]*len(y), y, 'k.', ms=4)
-    ax.set(xticks=range(len(groups)), xticklabels=groups, ylabel=f'test {score.upper()}', ylim=(0, 100))
-    ax.legend(frameon=False)
+    ax.set(ylabel=f'test {score.upper()}', ylim=(0, 100))
+    ax.set_xticks(range(len(groups)), list(map(drawable, groups)), **AS_IT_IS)
+    _legend(ax, bars)
     ax.figure.tight_layout()
     return ax
 
@@ -89,8 +98,8 @@ def objects_compared(rows, ax=None):
         for _, pair in pairs.iterrows(): ax.plot([x - .15, x + .15], 100*pair, 'o-', **style)
         below = dict(xycoords=('data', 'axes fraction'), xytext=(0, 3), textcoords='offset points')
         for dx, name in ((-.15, 'real'), (.15, 'gan')): ax.annotate(name, (x + dx, 0), ha='center', fontsize=8, **below)
-    ax.set(xticks=range(len(groups)), xticklabels=[_kind(*g) for g in groups], xlim=(-.5, len(groups) - .5))
-    ax.set_ylabel('test AP50')
+    ax.set_xticks(range(len(groups)), [drawable(_kind(*g)) for g in groups], **AS_IT_IS)
+    ax.set(xlim=(-.5, len(groups) - .5), ylabel='test AP50')
     ax.margins(y=.25)
     ax.figure.tight_layout()
     return ax
@@ -114,7 +123,8 @@ def masks_against_detection(measured, rows, ax=None):
         spread = np.array([[v.mean() - v.min(), v.max() - v.mean()] for v in scores.values()]).T.reshape(2, -1)
         ax.errorbar(x, y, spread, fmt='o', ms=5, capsize=3, lw=1.5, color=ARM_COLOURS[arm], label=label)
         for s, xs, top in zip(scores, x, y + spread[1]):
-            ax.annotate(s, (xs, top), xytext=(0, 5), textcoords='offset points', ha='center', fontsize=8, color='.3')
+            how = dict(xytext=(0, 5), textcoords='offset points', ha='center', fontsize=8, color='.3', **AS_IT_IS)
+            ax.annotate(drawable(s), (xs, top), **how)
     ax.set(xlabel='IoU of the masks with the truth', ylabel='test AP50', xlim=(0, 1.05))
     ax.margins(y=.2)
     ax.legend(frameon=False, loc='best')

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
-from ..core import device as default_device, digest, generator, interactive, UserError, write_atomic
+from ..core import alone, device as default_device, digest, generator, interactive, UserError, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
-from ..settings import opt, Settings
+from ..settings import opt, SEEDS, Settings
 from ..weights import save_weights
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8e093364
@@ -90,13 +90,13 @@ def redo_losses(nets, images, z, real, z_weight=5) -> dict:
 class RedoConfig(Settings):
     "Everything that decides what a run becomes."
     size:int = opt(128, 'side of the pictures, px', among=(32, 64, 128))
-    masks:int = opt(2, 'regions', low=2)
-    nf:int = opt(64, 'channels of mask encoder, discriminator and z-encoder', low=4)
-    nf_generator:int = opt(0, 'of the generators; 0: as nf', low=0)
-    nz:int = opt(32, 'length of the noise', low=1)
+    masks:int = opt(2, 'regions', low=2, high=64)
+    nf:int = opt(64, 'channels of mask encoder, discriminator and z-encoder', low=4, high=4096)
+    nf_generator:int = opt(0, 'of the generators; 0: as nf', low=0, high=4096)
+    nz:int = opt(32, 'length of the noise', low=1, high=65536)
     attention:bool = opt(False, 'self-attention in generators and discriminator')
     steps:int = opt(30_000, 'at most; the authors stop between 20,000 and 40,000', low=1)
-    batch:int = opt(20, 'pictures per step', low=1)
+    batch:int = opt(20, 'pictures per step', low=1, high=65536)
     lr:float = opt(1e-4, 'of generators, discriminator and z-encoder', low=1e-9)
     lr_mask:float = opt(1e-5, 'of the mask encoder', low=1e-9)
     weight_decay:float = opt(1e-4, 'of the mask encoder', low=0)
@@ -108,7 +108,7 @@ class RedoConfig(Settings):
     steady:float = opt(0., 'stop when masks of successive looks agree this much (IoU); 0: never', low=0, high=1)
     patience:int = opt(4, '... this many times in a row', low=1)
     amp:str = opt('none', 'bf16: forward passes in bfloat16', among=AMP)
-    seed:int = opt(0, 'of weights, noise and order', low=0)
+    seed:int = opt(0, 'of weights, noise and order', low=0, high=SEEDS)
 
     def __post_init__(self):
         super().__post_init__()
@@ -413,7 +413,15 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
     c, pictures = config, _pictures(images, config)
     val = val and _known(val, c.size)
     run = _Run(c, Path(out), digest(pictures), torch.device(device or default_device()))
+    with alone(run.out/'.lock', 'trains in the same folder'): _to_the_end(run, pictures, val)
+    path = _kept(run)
+    told = {k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')}
+    return dict(path=path, object_channel=load_redo(path).options['object_channel'], history=run.at['rows'], **told)
+
+def _to_the_end(run, pictures, val):
+    "Train from where the folder's run was, as far as it goes."
     run.load()
+    c = run.config
     if not run.at['rows']: run.save() # a folder that cannot be written is told now
     sample = pictures[torch.from_numpy(generator(c.seed, 'sample').permutation(len(pictures))[:256])]
     with tqdm(total=c.steps, initial=run.at['step'], desc='ReDO', disable=not interactive()) as bar:
@@ -430,6 +438,3 @@ def train_redo(images, config=RedoConfig(), out='redo', *, val=None, device=None
             if verdict in ('steady', 'collapsed'): run.at['ended'] = verdict
             elif run.at['step'] >= c.steps: run.at['ended'] = 'steps'
             run.save()
-    path = _kept(run)
-    told = {k: run.at[k] for k in ('step', 'restarts', 'seconds', 'ended')}
-    return dict(path=path, object_channel=load_redo(path).options['object_channel'], history=run.at['rows'], **told)

@@ -7,14 +7,16 @@ __all__ = ['NETS', 'OPTIONS', 'SNConv2d', 'Mods', 'Residual', 'said', 'check_pic
            'RegionGenerator', 'RegionGenerators', 'Discriminator', 'ZEncoder', 'build_redo', 'load_redo']
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #a7e0ba3c
-import argparse, json, math
-from pathlib import Path
+import math
 from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import UserError
-from ..weights import fit_weights, read_checkpoint, read_note, read_weights
+from ..archives import existing
+from ..checkpoint import read_checkpoint
+from ..files import parse_json
+from ..weights import fit_weights, is_safetensors, read_note, read_weights
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #6f614f0e
 class SNConv2d(nn.Module):
@@ -398,8 +400,8 @@ def _read_encoder(path):
     "(states by our names, options) of a .safetensors file."
     note, said = read_note(path), {}
     for k in OPTIONS.keys() & note.keys():
-        try: said[k] = json.loads(str(note[k]).lower())
-        except ValueError: said[k] = note[k]
+        try: said[k] = parse_json(str(note[k]).lower(), path)
+        except UserError: said[k] = note[k]
     if 'sizex' in said: return {'mask_encoder': _state(path, NETS['mask_encoder'], read_weights(path))}, said
     raise UserError(f"{path} does not say what mask encoder it holds ({str(note)[:80] if note else 'no notes'}); "
                     "give one that train_redo wrote, or a .pth of ReDO")
@@ -407,12 +409,12 @@ def _read_encoder(path):
 # %% ../../nbs/3_masks/01_redonet.ipynb #08852c49
 def _read_released(path):
     "(states by our names, options) of a .pth or .tar.gz file."
-    file = read_checkpoint(path, allowed=(argparse.Namespace,))
+    file = read_checkpoint(path)
     inside = file if isinstance(file, dict) else {}
     states = {k: inside[theirs] for k, theirs in NETS.items() if isinstance(inside.get(theirs), dict)}
     if not states: raise UserError(f"{path} holds none of {', '.join(NETS.values())}; expected a ReDO checkpoint")
     options = inside.get('options') or {}
-    if isinstance(options, argparse.Namespace): options = vars(options)
+    if getattr(options, 'name', '') == 'argparse.Namespace': options = options.state or {}
     if isinstance(options, dict): return {k: _state(path, NETS[k], v) for k, v in states.items()}, dict(options)
     raise UserError(f"{path}: its options are a {type(options).__name__}; expected a Namespace or a dictionary")
 
@@ -432,7 +434,7 @@ def load_redo(path):
     ------
     UserError : for a damaged, forbidden or foreign file, naming the first entry that differs
     """
-    states, told = _read_encoder(path) if Path(path).suffix == '.safetensors' else _read_released(path)
+    states, told = _read_encoder(path) if is_safetensors(existing(path)) else _read_released(path)
     options = {**_checked(path, told), **_checked(path, _sizes(states))}
     with torch.device('meta'): nets = build_redo(options, only=list(states)) # no memory before everything fits
     for name, state in states.items():

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..core import choose, digest, generator, UserError
 from .stylenet import normals, rows
-from .unpickle import read_pickle
+from ..unpickle import read_pickle
 from ..weights import fit_weights, read_weights
 
 # %% ../../nbs/2_objects/05_dmgan.ipynb #e851df2e

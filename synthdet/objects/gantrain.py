@@ -18,7 +18,8 @@ from torch import nn
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
-from ..core import device as default_device, digest, generator, hash_file, interactive, UserError, write_atomic
+from ..core import (
+    alone, device as default_device, digest, generator, hash_file, interactive, UserError, write_atomic)
 from .gan64 import draw, Generator64, lrelu, Scaled, WIDTHS
 from .settings import GanConfig
 from ..resume import AMP, as_batch, load_state, pick, save_state
@@ -336,11 +337,13 @@ def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, feature
         raise UserError(f"{len(images)} images are given and batch={c.batch}; give more, or a smaller batch")
     pictures = as_batch(images, 64)
     sight = imagenet_sight(imagenet, device) if imagenet else None
-    run = _Run(c, out, digest(pictures, hash_file(imagenet) if imagenet else None), device, sight)
+    key = digest(pictures, hash_file(imagenet) if imagenet else None)
     real = features(pictures) if features else None
-    with tqdm(total=c.steps, initial=run.at['step'], desc='GAN', disable=not interactive()) as bar:
-        while run.at['step'] < c.steps:
-            _advance(run, min(c.steps, (run.at['step']//c.check_every + 1)*c.check_every), pictures, bar)
-            _look(run, real, features)
+    with alone(Path(out)/'.lock', 'trains in the same folder'):
+        run = _Run(c, out, key, device, sight)
+        with tqdm(total=c.steps, initial=run.at['step'], desc='GAN', disable=not interactive()) as bar:
+            while run.at['step'] < c.steps:
+                _advance(run, min(c.steps, (run.at['step']//c.check_every + 1)*c.check_every), pictures, bar)
+                _look(run, real, features)
     at = run.at
     return dict(path=run.out/'generator.safetensors', history=at['rows'], step=at['step'], seconds=at['seconds'])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import synthdet
 from ..core import choose, UserError
-from ..settings import opt, Settings
+from ..settings import opt, SEEDS, Settings
 
 # %% ../../nbs/2_objects/00_settings.ipynb #13a1f5c2
 OBJECTS = {name: f'synthdet.objects.objects:{name}'
@@ -27,9 +27,9 @@ class Objects(Settings):
                       file=True)
     n_objects:int = opt(0, 'how many; 0: all, without an end from a generator', low=0)
     psi:float = opt(1., 'truncation of StyleGAN: 1 as drawn, less is nearer the average', low=0, high=2)
-    size:int = opt(128, 'longest side of a class image, px; larger ones are shrunk', low=8)
+    size:int = opt(128, 'longest side of a class image, px; larger ones are shrunk', low=8, high=4096)
     centre_crop:int = opt(0, 'side, px, a picture is brought to before its middle half is kept; 0: it stays whole',
-                          low=0)
+                          low=0, high=8192)
 
 # %% ../../nbs/2_objects/00_settings.ipynb #7ac2af75
 FILES = dict(gan64=('gan64*.safetensors',), stylegan=('stylegan[!2]*',), stylegan2=('stylegan2*',),
@@ -149,10 +149,10 @@ def check_objects(objects, domain) -> Objects:
 @dataclass(frozen=True)
 class GanConfig(Settings):
     "Everything that decides what a run becomes."
-    nz:int = opt(64, 'length of the noise', low=1)
-    width:float = opt(1., 'of all layers, times what gan64 has', low=.01)
+    nz:int = opt(64, 'length of the noise', low=1, high=65536)
+    width:float = opt(1., 'of all layers, times what gan64 has', low=.01, high=64)
     steps:int = opt(10_000, 'of generator and discriminator', low=1)
-    batch:int = opt(16, 'pictures per step', low=1)
+    batch:int = opt(16, 'pictures per step', low=1, high=65536)
     lr:float = opt(2e-3, 'of Adam, whose betas are 0 and 0.99', low=1e-9)
     r1:float = opt(.5, 'gradient penalty on real pictures', low=0)
     r1_seen:float = opt(8., 'the same on what an ImageNet network sees', low=0)
@@ -162,4 +162,4 @@ class GanConfig(Settings):
     mirror:bool = opt(True, 'pictures may be mirrored')
     check_every:int = opt(500, 'steps between sheets, scores and saves', low=1)
     amp:str = opt('bf16', 'bf16: forward passes in bfloat16', among=('none', 'bf16'))
-    seed:int = opt(0, 'of weights, noise and order', low=0)
+    seed:int = opt(0, 'of weights, noise and order', low=0, high=SEEDS)

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import torch
 from ..core import choose, UserError
 from .stylenet import normals, StyleGAN
-from ..weights import fit_weights, read_checkpoint, read_weights
+from ..archives import existing
+from ..checkpoint import read_checkpoint
+from ..weights import fit_weights, is_safetensors, read_weights
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #20ea881d
 def _block_names(b, fused):
@@ -68,8 +70,8 @@ _FILES = 'a genforce .pth (generator_smooth) or a rosinality .model (g_running)'
 
 def _state(path):
     "The generator's dictionary of tensors in a file. Raises `UserError` for files of another kind."
-    if Path(path).suffix == '.safetensors': return read_weights(path)
-    if Path(path).is_file(): _refuse_nvidia(path)
+    if is_safetensors(existing(path)): return read_weights(path)
+    _refuse_nvidia(path)
     file = read_checkpoint(path)
     if not isinstance(file, dict): file = {type(file).__name__: None}
     for name in ('generator_smooth', 'g_running'):
@@ -130,7 +132,8 @@ def _check(state, expected, path):
     finite numbers."""
     fit_weights(SimpleNamespace(state_dict=lambda: expected, load_state_dict=lambda *_, **__: None), state, path)
     for k in expected:
-        if not _is_whole(state[k]): raise _misfit(path, f'{k!r} does not hold finite numbers throughout')
+        if k in state and _is_whole(state[k]): continue
+        raise _misfit(path, f'{k!r} does not hold finite numbers throughout')
 
 # %% ../../nbs/2_objects/03_stylegan.ipynb #d6af6e2f
 def _genforce(state, path):

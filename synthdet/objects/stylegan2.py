@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from ..core import choose, UserError
 from .stylenet import normals, rows, seeds_of
-from .unpickle import read_network, RefusedName
+from ..checkpoint import read_network
+from ..unpickle import RefusedName
 from ..settings import opt, Settings
-from ..weights import fit_weights, read_weights
+from ..weights import fit_weights, own_part, read_weights
 
 # %% ../../nbs/2_objects/04_stylegan2.ipynb #4ececd7d
 _ACTIVATIONS = { # and the gain that keeps the variance
@@ -456,6 +457,7 @@ def _filled(layout, state, path):
     for k in own: # always the block's; not every writer repeats it
         if k.endswith('.skip.resample_filter') and k not in state: state[k] = state.get(k.replace('.skip', ''))
     shapes = lambda entries: {k: getattr(v, 'shape', None) for k, v in entries.items()}
+    state = own_part(own, state, path)
     if shapes(own) != shapes(state): fit_weights(G, state, path)
     for k, v in state.items():
         if v.is_complex() or not v.isfinite().all():

@@ -11,7 +11,7 @@ import io, re, zipfile
 import torch
 
 from ..core import UserError
-from .unpickle import Inert, plain_dict, Reader
+from ..unpickle import Inert, plain_dict, Reader
 from ..weights import unreadable
 
 # %% ../../nbs/2_objects/07_torchscript.ipynb #7c61592b

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc
-from ..core import alone, cache_dir, digest, disk_refused, interactive, UserError, VERSIONS, write_atomic
+from ..core import alone, cache_dir, digest, disk_refused, interactive, processes, tidy, UserError, VERSIONS
+from ..core import write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
 from ..objects.objects import content, has_end, shrink
@@ -252,6 +253,7 @@ def _cut_all(objects, cut, name, path, budget_mb, workers=0):
     with alone(path.with_suffix('.lock'), 'cuts the same objects'):
         found = _cached(path, name, budget_mb) # somebody else may have made it by now
         if found is not None: return found
+        tidy(path.parent)
         known = _to_disk(path, objects, cut, name, workers)
     return _load(path, name, budget_mb) if len(known.rows) else _pool([], known, name)
 
@@ -284,6 +286,7 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     UserError : when there is no object, when every mask is rejected, when the disk refuses, or when the budget is
         exceeded by cut-outs that cannot be kept on disk
     """
+    processes(workers)
     segmenter, ends = make_segmenter(segmenter), has_end(objects)
     if ends and not len(objects): raise UserError("no object images to cut out; give at least one picture")
     scored = bool(scores or segmenter.gate.min_score)
