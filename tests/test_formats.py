@@ -228,14 +228,14 @@ VOC = ('<annotation><size><width>{w}</width><height>60</height></size><object><n
        '<bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>')
 good = VOC.format(w=80, x=3)
 VOC_MISTAKES = [
-    (VOC.format(w=80, x='left'), "Invalid 'xmin' value 'left'"),
-    (VOC.format(w=70, x=3), 'is 70 x 60 there'),
-    (VOC.format(w='wide', x=3), 'not a Pascal VOC annotation'),
-    (good[:-20], 'not a Pascal VOC annotation'),
-    ('<html/>', 'the root element is html'),
-    (good.replace('bird', ''), "Missing 'name'"),
-    (good.replace('bndbox', 'box'), 'Missing bndbox'),
-    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not a Pascal VOC annotation')]
+    (VOC.format(w=80, x='left'), "xmin is 'left'; expected a number"),
+    (VOC.format(w=70, x=3), 'a.png is 70 x 60 there'),
+    (VOC.format(w='wide', x=3), "width is 'wide'; expected a number"),
+    (good[:-20], 'not XML'),
+    ('<html/>', "the root element is 'html'"),
+    (good.replace('bird', ''), "the class name '' cannot be one"),
+    (good.replace('bndbox', 'box'), 'has neither bndbox nor polygon'),
+    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not XML')]
 
 
 @pytest.mark.parametrize('text, expected', VOC_MISTAKES)
@@ -265,7 +265,7 @@ def test_yolo_mistakes(tmp_path, text, expected):
 def test_sets_that_do_not_fit_together(tmp_path):
     save(tmp_path / 'v', 'a.png', 'b.png')
     (tmp_path / 'v' / 'a.xml').write_text(VOC.format(w=80, x=3))
-    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v')
+    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v', strict=True)
     save(tmp_path / 'y', 'a.png')
     (tmp_path / 'y' / 'gone.txt').write_text('0 .5 .5 .2 .2\n')
     assert 'gone.txt: its image is missing' in refused(read_detection, tmp_path / 'y')
