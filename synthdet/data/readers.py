@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['Listed', 'fddb_faces', 'wider_faces', 'retinaface_faces', 'cub_birds', 'cub_official', 'redo_split', 'dmgan_names',
-           'share', 'paper_birds', 'official_birds', 'read_mat', 'cars_boxes', 'voc_names', 'as_target']
+           'share', 'paper_birds', 'official_birds', 'cars_boxes', 'voc_names', 'as_target']
 
 # %% ../../nbs/1_data/10_readers.ipynb #638b45ab
-import struct, zlib
 from collections import Counter
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from pickletools import genops
 from typing import NamedTuple
 import numpy as np
 import torch
-from scipy.io import loadmat
 from ..boxes import ellipse_to_box
 from ..core import UserError
 from ..files import read_bytes, read_text
+from ..matlab import read_mat
 
 # %% ../../nbs/1_data/10_readers.ipynb #8060ddd5
 class Listed(NamedTuple):
@@ -361,47 +359,10 @@ def official_birds(names, official) -> dict:
 # %% ../../nbs/1_data/10_readers.ipynb #76460d25
 _CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
 
-def _unpacked(data):
-    "Raise ValueError for the bytes of a MATLAB 5 file whose compressed parts hold more than `_MAT` bytes together."
-    at, left = 128, _MAT
-    while at + 8 <= len(data):
-        kind, n = struct.unpack_from('<II' if data[126:128] == b'IM' else '>II', data, at)
-        stream, part = zlib.decompressobj(), data[at+8:at+8+n] if kind == 15 else b''
-        while part and left > 0:
-            left -= len(stream.decompress(part, 1 << 20))
-            part = stream.unconsumed_tail
-        if left <= 0: raise ValueError(f'more than {_MAT >> 20} MiB once unpacked')
-        at += 8 + n
-
-_MAT = 1 << 28 # the published ones are of a few MB
-
-def read_mat(path, names, what, squeeze=False) -> dict:
-    """Read variables of a MATLAB 5 file.
-
-    Parameters
-    ----------
-    path : .mat file
-    names : of the variables
-    what : was expected, for messages
-    squeeze : leave out sides of length 1
-
-    Raises
-    ------
-    UserError : for a file that is not there, is damaged, of another kind, or larger than a list of boxes can be
-    """
-    data = read_bytes(path, what, 1 << 26)
-    try:
-        _unpacked(data)
-        return loadmat(BytesIO(data), variable_names=names, squeeze_me=squeeze)
-    except Exception as e: # scipy raises anything
-        why = ' '.join(str(e).split())[:80]
-        raise UserError(f"{path}: cannot be read as a MATLAB 5 file ({why}); expected {what}, so get it "
-                        "again") from None
-
 def _annotations(path):
     "The rows of a .mat file of the devkit."
-    found = read_mat(path, ('annotations',), 'a .mat file of the devkit of Stanford Cars', squeeze=True)
-    rows = np.atleast_1d(found.get('annotations', np.zeros(0)))
+    found = read_mat(path, ('annotations',), 'a .mat file of the devkit of Stanford Cars')
+    rows = np.ravel(found.get('annotations', np.zeros(0)))
     lost = next((f for f in ('fname', *_CORNERS) if f not in (rows.dtype.names or ())), None)
     if not lost: return rows
     devkit = 'cars_train_annos.mat or cars_test_annos.mat of the devkit (2013)'
@@ -423,10 +384,10 @@ def cars_boxes(path) -> list:
     UserError : for a damaged file and for another version of the data set
     """
     rows = _annotations(path)
-    try: boxes = np.array([[float(r[f]) for f in _CORNERS] for r in rows]).reshape(-1, 1, 4)
+    try: boxes = np.array([[float(r[f].item()) for f in _CORNERS] for r in rows]).reshape(-1, 1, 4)
     except (TypeError, ValueError):
         raise _bad(path, 'a box is not made of four numbers', 'one car per picture') from None
-    names = [_name(str(r['fname']), path) for r in rows]
+    names = [_name(''.join(map(str, r['fname'].ravel())), path) for r in rows]
     _once(names, path)
     return [Listed(name, box, str(path), i) for i, (name, box) in enumerate(zip(names, boxes))]
 

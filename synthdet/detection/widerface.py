@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import UserError, write_atomic
-from ..data.readers import read_mat
 from .evaluate import Curve, RULES
 from ..files import as_text, read_text
+from ..matlab import read_mat
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #0ac08d26
 SETTINGS = 'easy', 'medium', 'hard'

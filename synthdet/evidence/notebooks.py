@@ -180,7 +180,7 @@ def _value(name, v, default):
         if isinstance(v, str): v.encode()
         return v
     except UnicodeEncodeError: raise UserError(f"{name}={short(v)} holds what is no character; rename it") from None
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{name}={short(v)} should be {kind.__name__} like the default {default!r}") from None
 
 def sorted_out(known, values) -> dict:
