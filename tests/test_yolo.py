@@ -282,3 +282,390 @@ def test_what_systems_leave_changes_nothing(tmp_path, tool):
             text(folder/'.ipynb_checkpoints'/p.name, p.read_bytes())
         for name in ('Thumbs.db', 'desktop.ini', '.DS_Store'): text(folder/name, b'\0x')
     assert held(read_detection(tmp_path/'set' if tool is linked else tmp_path), tmp_path) == wanted
+
+
+def test_a_folder_of_pictures_or_labels_finds_the_other(tmp_path):
+    picture(tmp_path/'images'/'train'/'a.png')
+    yolo(tmp_path/'labels'/'train'/'a.txt', BIRD)
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')
+    for place in ('images/train', 'labels/train', 'images', 'labels', ''):
+        assert held(read_detection(tmp_path/place), tmp_path) == {'images/train/a.png': [BIRD]}, place
+    elsewhere = read_detection(tmp_path/'labels', images=tmp_path/'images')
+    assert held(elsewhere, tmp_path) == {'images/train/a.png': [BIRD]}
+    picture(tmp_path/'photos'/'a.png')
+    (tmp_path/'images'/'train'/'a.png').unlink()
+    assert held(read_detection(tmp_path/'labels', images=tmp_path/'photos'), tmp_path) == {'photos/a.png': [BIRD]}
+
+
+# ---- names that mean nothing, or something ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', ['test', 'train', 'classes', 'labels', 'readme', 'notes', 'data', 'license', 'val'])
+@pytest.mark.parametrize('beside', [True, False])
+def test_no_name_is_special(tmp_path, name, beside):
+    picture(tmp_path/('' if beside else 'images')/f'{name}.png')
+    yolo(tmp_path/('' if beside else 'labels')/f'{name}.txt', CAT)
+    text(tmp_path/'obj.names', 'bird\ncat')
+    assert list(held(read_detection(tmp_path), tmp_path).values()) == [[CAT]]
+
+
+@pytest.mark.parametrize('names', ['bird\ncat\n', '0\n1\n2\n'])
+def test_a_list_of_classes_is_no_label(tmp_path, names):
+    "Beside a picture of the same name, too, and when the names are digits."
+    for n in ('classes', 'b'): picture(tmp_path/f'{n}.png')
+    yolo(tmp_path/'b.txt', BIRD)
+    text(tmp_path/'classes.txt', names)
+    data = read_detection(tmp_path)
+    assert data.classes == tuple(names.split()) and [len(t['boxes']) for t in data.targets] == [1, 0]
+
+
+def simple(d, *boxes):
+    picture(d/'images'/'a.png')
+    yolo(d/'labels'/'a.txt', *boxes)
+    return d
+
+
+NAMES = {  # file -> its text -> the classes
+    'data.yaml': [('names: [no, on]', 'no on'), ('names: ["1", 2024-01-01]', '1 2024-01-01'), ('names: bird, cat', 'bird cat'),
+                  ('names: {bird: 0, cat: 1}', 'bird cat'), ("names: \"['bird', 'cat']\"", 'bird cat'),
+                  ('names:\n  1: cat\n  0: bird\n', 'bird cat'), ('names:\n- " bird "\n- cat\nnc: 2', 'bird cat'),
+                  ('\ufeffnames: [Vögel, 猫]', 'Vögel 猫')],
+    'birds.yml': [('nc: 2\nnames: ["bird", "cat"]', 'bird cat')], 'dataset.yaml': [('names:\n  "0": a\n  "1": b', 'a b')],
+    'labels/classes.txt': [('bird\r\ncat\r\n', 'bird cat')], 'images/labels.txt': [('bird\ncat', 'bird cat')],
+    'labels/predefined_classes.txt': [('bird\ncat', 'bird cat')], '../classes.txt': [('bird\ncat', 'bird cat')],
+    '../../coco.names': [('bird\ncat', 'bird cat')], '_darknet.labels': [('bird\ncat', 'bird cat')],
+    'notes.json': [(json.dumps(dict(categories=[dict(id=1, name='cat'), dict(id=0, name='bird')])), 'bird cat')]}
+
+
+@pytest.mark.parametrize('file, content, classes', [(f, *case) for f, cases in NAMES.items() for case in cases])
+def test_class_names_wherever_tools_put_them(tmp_path, file, content, classes):
+    d = simple(tmp_path/'above'/'set', CAT)
+    text(d/file, content)
+    data = read_detection(d)
+    assert data.classes == tuple(classes.split()) and data.targets[0]['labels'].tolist() == [2]
+
+
+def test_names_from_one(tmp_path):
+    d = simple(tmp_path)
+    yolo(d/'labels'/'a.txt', BIRD, CAT, first=1)
+    text(d/'data.yaml', 'names: {1: bird, 2: cat}')
+    assert held(read_detection(d), d) == {'images/a.png': [BIRD, CAT]}
+    yolo(d/'labels'/'a.txt', BIRD)
+    assert 'class 0 is unknown; choose from 1 (bird), 2 (cat)' in refused(read_detection, d)
+
+
+BAD_NAMES = {
+    'data.yaml': [('names: [bird]\nnc: 3', 'nc is'), ('names: {0: bird, 2: cat}', 'expected `names:`'), ('names: []', 'expected `names:`'),
+                  ('names: [[a], b]', 'expected `names:`'), ('names: [bird, bird]', "class 'bird' is named 2 times"),
+                  ('names: [a/b, c]', 'cannot be one'), ('names: [bird', 'cannot be read as YAML'), ('nc: 1', 'no class names'),
+                  ('names: [""]', 'cannot be one'), ('a: &a [*a]', 'YAML'), ('names: [bird]\ntrain: {a: b}', 'expected a path or a list')],
+    'notes.json': [('{"categories": 3}', 'no class names'), ('{', 'cannot be read as JSON')]}
+
+
+@pytest.mark.parametrize('file, content, told', [(f, *case) for f, cases in BAD_NAMES.items() for case in cases])
+def test_class_names_that_are_none(tmp_path, file, content, told):
+    text(simple(tmp_path, BIRD)/file, content)
+    assert told in refused(read_detection, tmp_path)
+
+
+def test_class_names_that_differ(tmp_path):
+    d = simple(tmp_path/'set', BIRD)
+    text(d/'classes.txt', 'bird\ncat')
+    text(d/'labels'/'classes.txt', 'bird\ncat')
+    text(tmp_path/'data.yaml', 'names: [dog, horse]')          # farther away
+    assert read_detection(d).classes == ('bird', 'cat')
+    text(d/'data.yaml', 'names: [cat, bird]')
+    line = refused(read_detection, d)
+    assert 'data.yaml' in line and 'classes.txt' in line and 'cat' in line
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+def rows_set(d, *texts, names='classes.txt'):
+    for i, t in enumerate(texts):
+        picture(d/'images'/f'{i}.png')
+        text(d/'labels'/f'{i}.txt', t)
+    text(d/names, 'bird\ncat' if names.endswith('txt') else 'names: [bird, cat]\n')
+    return d
+
+
+B = '0 .5 .5 .5 .5'
+SPELLINGS = [B + ' \t', B + '\r\n\r\n', '\n\n' + B, '\ufeff' + B, '0.0 .5 .5 .5 .5', '0 5e-1 5.0E-01 +.5 0.5', B.replace(' ', '\t'),
+             B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another', B + ' .93', B + ' 1', B + ' 17',
+             (B + '\n').encode('utf-16'), B.replace('.', '0.') + '000000000000']
+
+
+@pytest.mark.parametrize('row', SPELLINGS, ids=range(len(SPELLINGS)))
+def test_rows_as_tools_spell_them(tmp_path, row):
+    assert held(read_detection(rows_set(tmp_path, row)), tmp_path) == {'images/0.png': [BIRD]}
+
+
+POLYGON = '0 .25 .25 .75 .25 .75 .75 .25 .75'
+KINDS = {  # texts of a set -> rows whose box is BIRD
+    'outlines': ['0 .5 .25 .75 .5 .5 .75 .25 .5', '0 .25 .25 .75 .75 .25 .75'],
+    'outlines and boxes': [B, POLYGON, B + '\n0 .25 .25 .75 .25 .75 .75 .25 .75 .3 .7'],
+    'oriented boxes': [POLYGON, '0 .75 .25 .75 .75 .25 .75 .25 .25'],
+    'outlines with confidence': [POLYGON + ' .9', POLYGON + ' .3 .6 .8'],
+    'outlines with confidence and track': [POLYGON + ' .9 4', POLYGON + ' .9 1'],
+    'boxes with confidence and track': [B + ' .9 3', B + ' .5 1'],
+    'boxes with confidence or not': [B, B + ' .5'],
+    'keypoints with visibility': [B + ' .4 .4 2 .6 .6 1', B + ' .4 .4 2 0 0 0'],
+    'seventeen keypoints': [B + ' .5 .5 2'*17, B + ' .5 .5 1'*16 + ' 0 0 0']}
+
+
+@pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_are_understood_over_the_set(tmp_path, kind, names):
+    found = held(read_detection(rows_set(tmp_path, *KINDS[kind], names=names)), tmp_path)
+    assert all(b == BIRD for boxes in found.values() for b in boxes) and all(found.values()), found
+
+
+def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
+    "The same seven numbers: a triangle, or a box with a keypoint."
+    row = '0 .3 .35 .5 .3 .45 .4'
+    line = refused(read_detection, rows_set(tmp_path, row))
+    assert 'outlines or boxes with keypoints of x, y' in line and 'kpt_shape' in line and '0.txt, line 1' in line
+    (tmp_path/'classes.txt').unlink()
+    box = lambda: read_detection(tmp_path).targets[0]['boxes'][0].tolist()
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')                # a set for training, and no word of keypoints
+    assert np.allclose(box(), [24, 18, 40, 24])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [1, 2]')
+    assert np.allclose(box(), [4, 12, 44, 30])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [17, 3]')
+    assert '5 numbers, or 56 as kpt_shape says' in refused(read_detection, tmp_path)
+    for odd in ('17', '[17, 4]', '[x, 3]', '[99999999, 3]'):
+        text(tmp_path/'data.yaml', f'names: [bird, cat]\nkpt_shape: {odd}')
+        assert 'kpt_shape is' in refused(read_detection, tmp_path)
+
+
+BAD_ROWS = ['0 .5 .5 .2', '0 .5 .5 .2 high', 'bird .5 .5 .2 .2', '-1 .5 .5 .2 .2', '.5 .5 .5 .2 .2', 'nan .5 .5 .2 .2',
+            '0 .5 inf .2 .2', '0 0,5 0,5 0,2 0,2 1 1', '0 .5 .5 .2 .2 -3', '0 .5 .5 .2 .2 1.5', '0 1_0 .5 .2 .2', '9 .5 .5 .2 .2',
+            '1e300 .5 .5 .2 .2', '0 320 240 100 80', '0 0 0 40 30', '0 10 10 50 10 50 40 10 40',
+            'Car 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56',
+            '10 20 30 20 30 40 10 40 plane 0']
+
+
+@pytest.mark.parametrize('row', BAD_ROWS)
+def test_a_row_that_is_none_is_named(tmp_path, row):
+    line = refused(read_detection, rows_set(tmp_path, '', row))
+    assert '1.txt, line 1' in line, line
+
+
+# ---- pictures and labels without each other --------------------------------------------------------------------------
+
+def test_pictures_without_labels_count_and_labels_without_pictures_do_not(tmp_path):
+    d = rows_set(tmp_path, B, '', names='data.yaml')
+    picture(d/'images'/'night'/'c.png')                             # a folder of negatives
+    data = read_detection(d)
+    assert held(data, d) == {'images/0.png': [BIRD], 'images/1.png': [], 'images/night/c.png': []}
+    assert '1 images without a label file' in repr(data)
+    for n in 'efgh': yolo(d/'labels'/f'{n}.txt', BIRD)
+    line = refused(read_detection, d)
+    assert '4 label files' in line and 'e.txt, f.txt, g.txt' in line and 'h.txt' not in line
+    for n in 'efgh': (d/'labels'/f'{n}.txt').rename(d/'labels'/f'._{n}.txt')
+    assert len(read_detection(d)) == 3
+
+
+def test_an_export_without_its_pictures(tmp_path):
+    cvat_yolo(tmp_path)
+    for p in tmp_path.rglob('*.png'): p.unlink()
+    assert 'missing' in refused(read_detection, tmp_path)
+    for n in 'ab': picture(tmp_path.parent/'photos'/f'{n}.png')
+    with pytest.raises(UserError): read_detection(tmp_path, images=tmp_path.parent/'nowhere')
+    data = read_detection(tmp_path, images=tmp_path.parent/'photos')
+    assert held(data, tmp_path.parent) == {'photos/a.png': [BIRD, CAT], 'photos/b.png': []}
+    assert '1 labels found by their names alone' in repr(data)
+
+
+def test_other_files_are_told_once(tmp_path):
+    label_studio(tmp_path)
+    for n in ('README.md', 'x.csv', 'results.json', 'labels/train.cache'): text(tmp_path/n, 'words 1 2')
+    assert '4 other files ignored (README.md, train.cache, results.json, ...)' in repr(read_detection(tmp_path))
+    roboflow_coco(tmp_path/'c')
+    text(tmp_path/'c'/'train'/'captions_val.json', '{"images": [], "annotations": []}')
+    assert '1 other files ignored (captions_val.json)' in repr(read_detection(tmp_path/'c'/'train'))
+
+
+def test_two_whole_formats_are_an_error_that_names_both(tmp_path):
+    cvat_voc(tmp_path)
+    yolo(tmp_path/'labels'/'a.txt', BIRD)
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    line = refused(read_detection, tmp_path)
+    assert 'Pascal VOC XML (Annotations/a.xml)' in line and 'YOLO labels (labels/a.txt)' in line and 'give the path' in line
+    assert held(read_detection(tmp_path/'labels'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
+    coco(tmp_path/'set.json', ('JPEGImages/a.png', [BIRD]))
+    assert 'COCO JSON (set.json)' in refused(read_detection, tmp_path)
+    assert held(read_detection(tmp_path/'set.json'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
+
+
+def test_two_labels_of_one_picture(tmp_path):
+    picture(tmp_path/'images'/'a.png')
+    yolo(tmp_path/'labels'/'a.txt', BIRD)
+    text(tmp_path/'images'/'a.txt', 'a bird on a meadow')           # somebody's caption
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    assert held(read_detection(tmp_path), tmp_path) == {'images/a.png': [BIRD]}
+    yolo(tmp_path/'images'/'a.txt', CAT)
+    assert 'labels a.png, too, and differs' in refused(read_detection, tmp_path)
+
+
+# ---- parts of sets ---------------------------------------------------------------------------------------------------
+
+PARTS = dict(train=[BIRD], val=[CAT], test=[BIRD, CAT])
+
+
+def domain_of(root):
+    for p in (root/'detection').rglob('*'): assert p.exists() or p.is_symlink()
+    picture(root/'class_images'/'bird'/'a.png')
+    picture(root/'class_images'/'cat'/'a.png')
+    return load_domain('folder', root)
+
+
+def ultralytics(d):
+    text(d/'data.yaml', 'path: ../datasets/birds\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [bird, cat]')
+    for s, b in PARTS.items():
+        picture(d/'images'/s/'a.png')
+        yolo(d/'labels'/s/'a.txt', *b)
+
+
+def ultralytics_bare(d):
+    ultralytics(d)
+    (d/'data.yaml').rename(d/'labels'/'data.yaml')
+    text(d/'labels'/'data.yaml', 'names: [bird, cat]')
+
+
+def lists(d):
+    text(d/'dataset.yaml', 'path: .\ntrain: [one, two]\nval: val.txt\ntest: C:\\me\\test.txt\nnames: {0: bird, 1: cat}')
+    for s, place in dict(train='one', val='x', test='y').items():
+        picture(d/place/'images'/f'{s}.png')
+        yolo(d/place/'labels'/f'{s}.txt', *PARTS[s])
+    picture(d/'two'/'images'/'n.png')
+    text(d/'val.txt', '/content/birds/x/images/val.png\n')
+    text(d/'test.txt', './y/images/test.png\n\n')
+
+
+def roboflow_parts(d):
+    text(d/'data.yaml', 'train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\nnames: [bird, cat]')
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'images'/'a.jpg')
+        yolo(d/place/'labels'/'a.txt', *PARTS[s])
+
+
+def darknet_parts(d):
+    text(d/'obj.names', 'bird\ncat')
+    text(d/'obj.data', 'classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names')
+    for s, name in dict(train='train', val='valid', test='test').items():
+        picture(d/'obj'/f'{s}.jpg')
+        yolo(d/'obj'/f'{s}.txt', *PARTS[s])
+        text(d/f'{name}.txt', f'data/obj/{s}.jpg')
+
+
+def coco_parts(d):
+    for s, b in PARTS.items():
+        picture(d/f'{s}2017'/'1.jpg')
+        coco(d/'annotations'/f'instances_{s}2017.json', ('1.jpg', b))
+        coco(d/'annotations'/f'person_keypoints_{s}2017.json', ('1.jpg', []))
+
+
+def roboflow_coco_parts(d):
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'a.jpg')
+        coco(d/place/'_annotations.coco.json', ('a.jpg', PARTS[s]))
+
+
+def roboflow_voc_parts(d):
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'a.jpg')
+        voc(d/place/'a.xml', 'a.jpg', *PARTS[s])
+
+
+def voc_parts(d):
+    for s, b in PARTS.items():
+        picture(d/'JPEGImages'/f'{s}.jpg')
+        voc(d/'Annotations'/f'{s}.xml', f'{s}.jpg', *b)
+        text(d/'ImageSets'/'Main'/f'{s}.txt', f'{s}\n')
+
+
+def in_an_archive(d): ultralytics(d/'birds-v3'/'birds')
+
+
+@pytest.mark.filterwarnings('ignore:.*read as one set')
+@pytest.mark.parametrize('tool', [ultralytics, ultralytics_bare, lists, roboflow_parts, darknet_parts, coco_parts,
+                                  roboflow_coco_parts, roboflow_voc_parts, voc_parts, in_an_archive], ids=lambda t: t.__name__)
+def test_the_parts_of_a_set_wherever_the_tool_puts_them(tmp_path, tool):
+    tool(tmp_path/'detection')
+    domain = domain_of(tmp_path)
+    assert domain.classes == ('bird', 'cat')
+    for s, wanted in PARTS.items():
+        data = read_detection(tmp_path/'detection', split=s)
+        for part in (data, getattr(domain, s)):
+            found = sorted(b for boxes in held(part, tmp_path).values() for b in boxes)
+            assert found == sorted(wanted), s
+
+
+def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
+    ultralytics(tmp_path/'y')
+    for place in ('y', 'y/data.yaml'):
+        with pytest.warns(UserWarning, match='train .1 images., val .1 images., test .1 images. are read as one set'):
+            assert len(read_detection(tmp_path/place)) == 3
+    coco_parts(tmp_path/'c')
+    assert 'holds 3 JSON files' in refused(read_detection, tmp_path/'c')
+    roboflow_coco_parts(tmp_path/'r')
+    assert 'holds the sets test, train, valid' in refused(read_detection, tmp_path/'r')
+    text(tmp_path/'y'/'data.yaml', 'train: /a/images/train\nval: /a/b/train\nnames: [bird, cat]')
+    for s in ('val', 'test'):
+        for part in ('images', 'labels'):
+            for p in (tmp_path/'y'/part/s).iterdir(): p.unlink()
+            (tmp_path/'y'/part/s).rmdir()
+    assert "split 'x' is unknown; choose from train, val, test" in refused(read_detection, tmp_path, split='x')
+    assert 'has no val set' in refused(read_detection, tmp_path/'y', split='val')
+
+
+def test_an_export_of_another_name_is_told(tmp_path):
+    cvat_coco(tmp_path/'detection')
+    picture(tmp_path/'class_images'/'a.png')
+    train = load_domain('folder', tmp_path).train
+    assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
+
+
+# ---- fuzz ------------------------------------------------------------------------------------------------------------
+
+PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0', '\ufeff', 'é', '{', '}',
+          '[', ']', ':', '- ', '&a', '*a', '!!python/object', '"', 'names: ', 'train: ', 'path: ', '../', '/', '\\', 'C:', 'null', '~', 'yes']
+
+
+def mutated(g, content):
+    "A text with a few pieces put in, taken out or doubled."
+    for _ in range(g.choice([1, 1, 2, 5])):
+        at, end = sorted(g.randrange(len(content) + 1) for _ in range(2))
+        piece = g.choice([g.choice(PIECES), '', content[at:end]])
+        content = content[:at] + piece + content[g.choice([at, at, min(at + 1, len(content)), end]):]
+    return content
+
+
+SOURCES = {'labels/a.txt': B + '\n1 .25 .25 .5 .5\n' + POLYGON + '\n', 'classes.txt': 'bird\ncat\n', 'images.txt': 'images/a.png\nimages/b.png\n',
+           'data.yaml': 'path: .\ntrain: images\nval: [images]\ntest: images.txt\nnc: 2\nnames:\n  0: bird\n  1: cat\n',
+           'obj.data': 'classes = 2\ntrain = images.txt\nnames = classes.txt\n'}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('seed, n', [(1, 200), pytest.param(14, 2000, marks=pytest.mark.slow)])
+def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
+    "Mutations of texts and of the tree."
+    g, read = random.Random(seed), 0
+    for stem in 'ab': picture(tmp_path/'images'/f'{stem}.png')
+    names = [*SOURCES, 'labels/b.txt', 'labels/train.txt', 'x/labels/a.txt', 'README.txt', 'annotations/a.xml', 'a.json']
+    for _ in range(n):
+        for name, content in SOURCES.items(): text(tmp_path/name, content)
+        for name in g.sample(list(SOURCES), g.choice([1, 1, 2])): text(tmp_path/name, mutated(g, SOURCES[name]))
+        more = tmp_path/g.choice(names) if g.random() < .3 else None
+        if more: text(more, mutated(g, SOURCES[g.choice(list(SOURCES))]))
+        if g.random() < .1: (tmp_path/g.choice(list(SOURCES))).unlink()
+        try: data = read_detection(tmp_path/g.choice(['', '', 'data.yaml', 'images.txt', 'obj.data', 'labels']))
+        except UserError as e: assert '\n' not in str(e) and len(str(e)) < 1500, e
+        else:
+            read += 1
+            for t in data.targets:
+                b = t['boxes'].numpy()
+                assert (b[:, :2] >= 0).all() and (b[:, 2:] <= (W, H)).all() and (b[:, 2:] > b[:, :2]).all()
+                assert (t['labels'] > 0).all() and (t['labels'] <= len(data.classes)).all()
+        for p in [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.png']: p.unlink()
+    assert read > n/5

@@ -17,7 +17,8 @@ from .images import leftover, progress, write_image
 from .labelled import annotation, dataset, DetectionDataset
 from .settings import FORMATS
 from .voc import read_voc
-from .yolo import first_label, Folder, ignored, may_be_yolo, pictures, read_yolo, split_of, SPLITS, tree
+from .yolo import beside, first_label, Folder, ignored, may_be_yolo, pictures, read_yolo
+from .yolo import split_of, SPLITS, tree
 from ..files import read_text
 
 # %% ../../nbs/1_data/07_annotations.ipynb #76602d06
@@ -143,15 +144,21 @@ def _split_files(folder, split, files):
     words = lambda n: re.split(r'[^a-z0-9]+', os.path.basename(n).lower())
     return [n for n in _coco_files(files) if split in map(split_of, words(n))]
 
+def _top(folder):
+    "Files of a folder and of its folders for annotations; what lies deeper is not looked at."
+    aside = [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in _ASIDE]
+    return {p.name: p for p in beside(folder)} | {f'{a.name}/{n}': p for a in aside for n, p in tree(a).items()}
+
 def _part(folder, split) -> Set:
     "The set of one split in a folder; None when there is none."
-    files = tree(folder)
+    files = _top(folder)
     names = _split_files(folder, split, files)
     if len(names) > 1:
         raise UserError(f"{folder}: {' and '.join(names[:2])} are for {split}; expected one, so remove one")
     if names: return Set(_COCO, files[names[0]])
     inside = _split_folders(folder, split)
     if inside: return _in_folder(min(inside, key=lambda p: _rank(p.name, split)))
+    files = tree(folder)
     if first_label(files) and split in Folder(folder).splits(): return Set(_YOLO, folder, split)
     lists = [f'ImageSets/Main/{name}.txt' for name in SPLITS[split]]
     found = _VOC in _whole(files) and next((n for n in lists if n in files), None)
@@ -212,12 +219,16 @@ def read_detection(path, images=None, classes=None, *, split:str=None, strict:bo
     choose('truncated', truncated, ('error', 'keep'))
     found = _at(path, split)
     if found is None: raise UserError(no_split(path, split))
-    records, names, notes = _records(found, images, strict)
-    if not records: raise UserError(f"{path}: lists no image; expected at least one, so check the export")
-    notes.update(found.notes)
-    data = dataset(records, names if classes is None else classes, notes, strict)
+    data = _read(found, images, classes, strict)
     data.truncated = truncated
     return data
+
+def _read(found, images=None, classes=None, strict=False):
+    "A set that was found, checked."
+    records, names, notes = _records(found, images, strict)
+    if not records: raise UserError(f"{found.place}: lists no image; expected at least one, so check the export")
+    notes.update(found.notes)
+    return dataset(records, names if classes is None else classes, notes, strict)
 
 def no_split(folder, split) -> str:
     """What is said of a folder without a split.
@@ -243,9 +254,13 @@ def read_split(folder, split):
     Returns
     -------
     DetectionDataset : None when there is no such split
+
+    Raises
+    ------
+    UserError : as `read_detection` says
     """
-    if not folder.is_dir() or _at(folder, split) is None: return None
-    return read_detection(folder, split=split)
+    found = _at(folder, split) if folder.is_dir() else None
+    return None if found is None else _read(found)
 
 # %% ../../nbs/1_data/07_annotations.ipynb #a694ab2e
 def write_annotations(rows, folder, format, classes):

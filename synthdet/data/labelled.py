@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'DetectionDataset', 'trainable', 'Record', 'checked_boxes', 'dataset', 'class_name', 'number', 'flag',
-           'size_of', 'Pictures', 'need', 'unique', 'first_dir', 'by_stem', 'no_image', 'annotation', 'detections_of']
+           'size_of', 'Pictures', 'need', 'unique', 'first_dir', 'by_stem', 'no_image', 'annotation', 'without_marked',
+           'detections_of']
 
 # %% ../../nbs/1_data/03_labelled.ipynb #a258fb03
 import os, re, unicodedata, warnings
@@ -436,6 +437,16 @@ def annotation(file, image, target) -> dict:
     return row
 
 # %% ../../nbs/1_data/03_labelled.ipynb #3727f06e
+def without_marked(rows, folder):
+    "Rows without their marked boxes, for a format that has no marks: unmarked they would be objects to find."
+    lost = sum(any(flags) for row in rows for flags in zip(*(row[m] for m in MARKS if m in row)))
+    if not lost: return rows
+    warnings.warn(f"{folder}: {lost} boxes marked difficult or iscrowd are left out, since YOLO labels have no marks; "
+                  "write COCO to keep them")
+    keep = lambda row: [not any(flags) for flags in zip(*(row[m] for m in MARKS if m in row))]
+    chosen = lambda row, k: [v for v, kept in zip(row[k], keep(row)) if kept]
+    return [{**row, **{k: chosen(row, k) for k in ('boxes', 'labels', 'masks') if k in row}} for row in rows]
+
 def detections_of(row):
     "A row as supervision's type, which counts classes from 0."
     from supervision import Detections

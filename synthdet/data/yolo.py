@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'READINGS', 'tree', 'pictures', 'rows_of', 'labels_like', 'has_rows', 'pair', 'split_of', 'names_in',
-           'Names', 'class_names', 'Reading', 'understood', 'boxes_of', 'told_by', 'first_label', 'may_be_yolo',
-           'Folder', 'read_yolo', 'ignored', 'write_yolo']
+           'Names', 'beside', 'class_names', 'Reading', 'understood', 'boxes_of', 'told_by', 'first_label',
+           'may_be_yolo', 'Folder', 'read_yolo', 'ignored', 'write_yolo']
 
 # %% ../../nbs/1_data/06_yolo.ipynb #29c910cb
 import math, os, re, warnings
@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from ..core import folder as is_folder, short, UserError, write_atomic
 from .images import IMAGE_SUFFIXES, image_size, is_image, leftover, progress
-from .labelled import class_name, detections_of, Record
+from .labelled import class_name, detections_of, Record, without_marked
 from ..files import as_text, parse_yaml, read_json, read_text, read_yaml
 
 # %% ../../nbs/1_data/06_yolo.ipynb #294829a4
@@ -40,11 +40,12 @@ def tree(folder) -> dict:
     dict : name relative to the folder, with slashes -> Path, in order of name
     """
     found = {}
-    for here, inside, files in os.walk(folder, followlinks=True):
+    for here, inside, files in os.walk(str(folder), followlinks=True):
         inside[:] = [d for d in inside if not leftover(d) and not _loops(here, d)]
-        for path in (Path(here, f) for f in files):
-            name = path.relative_to(folder).as_posix().replace('\\', '/')
-            if path.is_file() and not leftover(name): found[name] = path
+        at = '' if here == str(folder) else os.path.relpath(here, folder) + '/'
+        for f in files:
+            path, slashed = os.path.join(here, f), f.replace('\\', '/')
+            if os.path.isfile(path) and not leftover(slashed): found[at.replace('\\', '/') + slashed] = Path(path)
     return dict(sorted(found.items(), key=lambda f: f[0].split('/')))
 
 _TEXTS = ('.txt', '.xml', '.json', '.yaml', '.yml', '.names', '.data', '.labels', '.csv', '.cache', '.npy', '.md')
@@ -85,15 +86,16 @@ def rows_of(text) -> list:
     lines = ((n, _words(line)) for n, line in enumerate(text.split('\n'), 1))
     return [(n, array('d', map(_number, words))) for n, words in lines if words]
 
-def labels_like(rows) -> bool:
+def labels_like(text) -> bool:
     """Are these the rows of a label file, be it a faulty one: is there one of two or more numbers, and not much else?
 
     Parameters
     ----------
-    rows : of `rows_of`; those of an empty file are
+    text : of a file; an empty one is
     """
-    count = lambda row: sum(map(math.isfinite, row))
-    return not rows or any(count(row) >= max(2, len(row)/2) for _, row in rows)
+    lines = [re.split(r'[\s,;]+', line.partition('#')[0].strip()) for line in text.split('\n')]
+    count = lambda words: sum(not math.isnan(_number(w)) for w in words)
+    return lines.count(['']) == len(lines) or any(count(words) >= max(2, len(words)/2) for words in lines)
 
 def has_rows(path) -> bool:
     """Does a text hold rows of numbers, as far as its beginning shows?
@@ -105,9 +107,9 @@ def has_rows(path) -> bool:
     try:
         with open(path, 'rb') as f: start = f.read(1 << 16)
         whole = start if len(start) < 1 << 16 else start.rpartition(b'\n')[0]
-        rows = rows_of(as_text(whole, path))
+        text = as_text(whole, path)
     except (OSError, UserError): return False
-    return bool(rows) and labels_like(rows)
+    return bool(text.strip()) and labels_like(text)
 
 # %% ../../nbs/1_data/06_yolo.ipynb #62200da2
 _PICTURES = 'images', 'jpegimages'
@@ -217,10 +219,11 @@ def _from_data(path):
 
 def _numbered(names):
     "A dict of classes with numbers as keys, from 0 or from 1; None when it is no such dict."
-    if not all(str(k).isdecimal() for k in names): names = {str(v): k for k, v in names.items()}
-    if not names or not all(k.isdecimal() for k in names): return None
-    found = {int(k): v for k, v in names.items()}
-    return found if sorted(found) in (list(range(len(found))), list(range(1, len(found)+1))) else None
+    short_number = lambda k: k.isdecimal() and len(k) < 10
+    if not all(map(short_number, map(str, names))): names = {str(v): k for k, v in names.items()}
+    if not names or not all(map(short_number, names)): return None
+    found = {int(k): v for k, v in sorted(names.items(), key=lambda n: int(n[0]))}
+    return found if list(found) in (list(range(len(found))), list(range(1, len(found)+1))) else None
 
 # %% ../../nbs/1_data/06_yolo.ipynb #2c551f78
 _WANTED = 'with a list of class names, or with 0, 1, 2, ... each named'
@@ -287,8 +290,13 @@ class Names(NamedTuple):
     names: dict
     sources: list
 
-def _beside(folder):
-    "The files of a folder."
+def beside(folder) -> list:
+    """The files of a folder, in order of name, without leftovers.
+
+    Parameters
+    ----------
+    folder : that may be there
+    """
     return [p for p in sorted(folder.iterdir()) if p.is_file() and not leftover(p.name)] if folder.is_dir() else []
 
 def class_names(folders, files) -> Names:
@@ -303,7 +311,7 @@ def class_names(folders, files) -> Names:
     ------
     UserError : when there are none, and when files that are equally near do not agree
     """
-    above = [[p for f in folders for p in _beside(Path(f).resolve().parents[i])]
+    above = [[p for f in folders for p in beside(Path(f).resolve().parents[i])]
              for i in range(2) if all(len(Path(f).resolve().parents) > i for f in folders)]
     for level in (files, *above):
         found = {p: names_in(p) for p in level}
@@ -534,10 +542,11 @@ class Folder:
     Attributes
     ----------
     files : dict name -> Path: all of the folder, and what is used from elsewhere
+    lists : Paths of the lists of pictures that were read
     notes : Counter of what was not as it was written
     """
     def __init__(self, folder, images=None, told=None, where=None):
-        self.folder, self.notes, self.files = Path(folder), Counter(), tree(folder)
+        self.folder, self.notes, self.lists, self.files = Path(folder), Counter(), set(), tree(folder)
         self.other = self._elsewhere(images)
         self.told, self.where = (told, where) if told is not None else self._told()
 
@@ -565,7 +574,7 @@ class Folder:
 
     def splits(self) -> dict:
         "Names of pictures of each split that is there: 'train', 'val', 'test' -> list."
-        entries = _entries(self.told, self.where) or self._lists()
+        entries = self._lists() | _entries(self.told, self.where)
         found = {s: self._under(paths, s) for s, paths in entries.items()}
         _no_twins(found, entries, self.where)
         if any(found.values()): return {s: names for s, names in found.items() if names}
@@ -624,6 +633,7 @@ class Folder:
     def _listed(self, path, bases):
         "Names of the pictures in a list."
         by_name, found, lost = defaultdict(list), {}, []
+        self.lists.add(path)
         for n in pictures(self.files): by_name[Path(n).name].append(n)
         for line in read_text(path, 'a list of pictures').split('\n'):
             line = line.strip()
@@ -676,14 +686,16 @@ def _chosen(found, split):
 def _paired(found, shown):
     "The label file of each picture; raises `UserError` for labels without one."
     paired = pair(shown, found.files)
-    spare = [n for n in found.files if n.endswith('.txt') and n not in paired.values()]
+    used = {_label_of(n, found.files) for n in pictures(found.files) if n not in paired}.union(paired.values())
+    spare = [n for n in found.files if n.endswith('.txt') and n not in used]
     if not any(paired.values()):
         spare = [n for n in spare if has_rows(found.files[n])]
         paired = paired | _by_name(shown, spare)
         if any(paired.values()): found.notes['labels found by their names alone'] = len(spare)
     ours = {os.path.dirname(t) for t in (*shown, *filter(None, paired.values()))}
-    lost = [found.files[n] for n in spare if n not in paired.values() and has_rows(found.files[n])
-            and (os.path.dirname(n) in ours or 'labels' in n.lower().split('/')[:-1] and not found.splits())]
+    inner = lambda n: os.path.dirname(n) in ours or 'labels' in n.lower().split('/')[:-1] and not found.where
+    used = {*used, *paired.values()}
+    lost = [found.files[n] for n in spare if n not in used and inner(n) and has_rows(found.files[n])]
     if not lost: return paired
     raise UserError(f"{lost[0]}: its image is missing, as those of {len(lost)} label files are "
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
@@ -699,17 +711,19 @@ def _by_name(shown, texts):
 # %% ../../nbs/1_data/06_yolo.ipynb #12c8cc0d
 def _rows_in(found, paired):
     "The rows of each label file, by name; texts that hold no numbers are let go."
-    rows = {t: rows_of(read_text(found.files[t], 'YOLO labels')) for t in progress(paired.values(), 'labels') if t}
-    for name, text in paired.items():
-        if text and not labels_like(rows[text]): paired[name] = None
-    return {t: r for t, r in rows.items() if labels_like(r)}
+    rows = {}
+    for name, text in progress(paired.items(), 'labels'):
+        content = read_text(found.files[text], 'YOLO labels') if text else None
+        if text and labels_like(content): rows[text] = rows_of(content)
+        else: paired[name] = None
+    return rows
 
 def _classes(found, place, rows):
     "The class names of a set, and what its data.yaml says."
     own = [place] if not place.is_dir() and 'names' in found.told else None
     near = [p for n, p in found.files.items() if n.count('/') < 3 and n not in rows]
     classes = class_names([found.folder, *[found.other]*bool(found.other)], own or near)
-    sheets = [p for p in classes.sources if p.suffix.lower() in ('.yaml', '.yml')]
+    sheets = [p for p in {*classes.sources, found.where} - {None} if p.suffix.lower() in ('.yaml', '.yml')]
     return classes, {k: v for p in sheets for k, v in told_by(p).items()} if sheets else None
 
 def _named(rows, names, path):
@@ -747,7 +761,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     reading = understood(every, _keypoints((told or {}).get('kpt_shape'), place), described=told is not None)
     records = [_record(found, name, paired[name], rows, reading, classes.names, i)
                for i, name in enumerate(progress(shown, found.folder.name))]
-    used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, found.where}
+    used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, *found.lists, found.where}
     notes = +found.notes                                           # those that are not 0
     notes['images without a label file'] = list(paired.values()).count(None)
     notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
@@ -774,7 +788,7 @@ def ignored(names) -> Counter:
 def write_yolo(rows, folder, classes):
     "<folder>/labels/<name>.txt, one per image, and data.yaml with the names"
     from supervision.dataset.formats.yolo import detections_to_yolo_annotations
-    for row in rows:
+    for row in without_marked(rows, folder):
         lines = detections_to_yolo_annotations(detections_of(row), tuple(row['size']))
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))
     names = dict(train='images', val='images', nc=len(classes), names=classes)
