@@ -1,4 +1,4 @@
-"COCO files as people's tools write them: what is plainly meant is read, what is not is one line, whatever is damaged."
+"COCO files as people's tools write them: what is plainly meant is read, what is not is one line."
 import copy
 import json
 import random
@@ -48,8 +48,10 @@ def refused(*args, **options):
 
 PLAIN = [
     dict(image=dict(width='80', height=' 60 ')), dict(image=dict(width=80., height=60.)),
-    dict(image=dict(width=0, height=0)), dict(image=dict(width=None, height='')), dict(image=dict(width=..., height=...)),
-    dict(image=dict(id='1')), dict(image=dict(id=1.), annotation=dict(image_id='01')), dict(annotation=dict(image_id=' 1 ')),
+    dict(image=dict(width=0, height=0)), dict(image=dict(width=None, height='')),
+    dict(image=dict(width=..., height=...)),
+    dict(image=dict(id='1')), dict(image=dict(id=1.), annotation=dict(image_id='01')),
+    dict(annotation=dict(image_id=' 1 ')),
     dict(annotation=dict(category_id='1')), dict(category=dict(id='1'), annotation=dict(category_id=1.)),
     dict(category=dict(id='b'), annotation=dict(category_id='b ')), dict(category=dict(name=' bird\n')),
     dict(annotation=dict(id=...)), dict(annotation=dict(bbox=['20', '15.0', ' 40', 30])),
@@ -60,7 +62,8 @@ PLAIN = [
     dict(annotation=dict(bbox=None, segmentation=[[20, 15], [60, 20], [40, 45]])),
     dict(image=dict(file_name=..., coco_url='http://images.example.org/val2017/a.png')),
     dict(image=dict(file_name='images\\a.png')), dict(image=dict(file_name='.\\a.png')),
-    dict(image=dict(file_name='/data/local-files/?d=birds%2Fa.png')), dict(image=dict(file_name='s3://bucket/birds/a.png')),
+    dict(image=dict(file_name='/data/local-files/?d=birds%2Fa.png')),
+    dict(image=dict(file_name='s3://bucket/birds/a.png')),
     dict(image=dict(file_name='C:\\Users\\me\\a.png')), dict(image=dict(file_name='/home/me/a.png')),
     dict(image=dict(file_name='1a2b3c4d-a.png')), dict(image=dict(file_name='A.PNG')),
 ] + [dict(annotation=dict(iscrowd=v, ignore=v)) for v in (0, '0', False, None, 0., 'false', '')]
@@ -85,22 +88,29 @@ def test_marks_are_read(tmp_path, value):
 
 
 ODD = [
-    (dict(image=dict(width='wide')), "width is 'wide'; expected a number"), (dict(image=dict(height=True)), 'height is True'),
+    (dict(image=dict(width='wide')), "width is 'wide'; expected a number"),
+    (dict(image=dict(height=True)), 'height is True'),
     (dict(image=dict(width='85')), 'is 85 x 60 there'), (dict(image=dict(width=85, height=0)), 'is 85 x ? there'),
     (dict(image=dict(id=True)), 'image id is True'), (dict(image=dict(id=1.5)), 'image id is 1.5'),
-    (dict(image=dict(id=None)), 'image id is None'), (dict(image=dict(id=2**70), annotation=dict(image_id=2**70)), 'not an integer of 64 bits'),
+    (dict(image=dict(id=None)), 'image id is None'), (dict(image=dict(id=2**70), annotation=dict(image_id=2**70)),
+                                                      'not an integer of 64 bits'),
     (dict(image=dict(file_name=7)), 'is no name of a picture'), (dict(image=dict(file_name='a\0.png')), 'is no name'),
     (dict(image=dict(file_name='\ud800.png')), 'is missing'), (dict(image=dict(file_name='b'*5000)), 'is missing'),
     (dict(annotation=dict(image_id=2)), 'image_id 2 is not among the images'),
-    (dict(annotation=dict(image_id=[1])), 'image_id is [1]'), (dict(annotation=dict(category_id=7)), 'category_id 7 is unknown'),
-    (dict(annotation=dict(category_id=None)), 'category_id is None'), (dict(annotation=dict(bbox=[1, 2, True, 4])), 'bbox is True'),
-    (dict(annotation=dict(bbox=[1, 2, 3])), 'expected four numbers'), (dict(annotation=dict(bbox=7)), 'expected four numbers'),
+    (dict(annotation=dict(image_id=[1])), 'image_id is [1]'),
+    (dict(annotation=dict(category_id=7)), 'category_id 7 is unknown'),
+    (dict(annotation=dict(category_id=None)), 'category_id is None'),
+    (dict(annotation=dict(bbox=[1, 2, True, 4])), 'bbox is True'),
+    (dict(annotation=dict(bbox=[1, 2, 3])), 'expected four numbers'),
+    (dict(annotation=dict(bbox=7)), 'expected four numbers'),
     (dict(annotation=dict(bbox=dict(left=1))), 'expected four numbers'),
-    (dict(annotation=dict(iscrowd=2)), 'iscrowd is 2; expected 0 or 1'), (dict(annotation=dict(iscrowd='maybe')), 'iscrowd is'),
+    (dict(annotation=dict(iscrowd=2)), 'iscrowd is 2; expected 0 or 1'),
+    (dict(annotation=dict(iscrowd='maybe')), 'iscrowd is'),
     (dict(annotation=dict(ignore=[])), 'ignore is []'), (dict(annotation=dict(bbox=...)), 'has no box'),
     (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'has no box'),
     (dict(annotation=dict(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
-] + [(dict(category=dict(name=n)), 'cannot be one') for n in ('', ' ', '.', '..', 'a/b', 'a\\b', 'a\nb', '\0', 'b'*300, None, [])]
+] + [(dict(category=dict(name=n)), 'cannot be one') for n in ('', ' ', '.', '..', 'a/b', 'a\\b', 'a\nb', '\0', 'b'*300,
+                                                              None, [])]
 
 
 @pytest.mark.parametrize('change, told', ODD, ids=str)
@@ -110,7 +120,8 @@ def test_what_is_not_plain_is_one_line(tmp_path, change, told):
 
 def test_a_bad_box_is_left_out_and_named(tmp_path):
     content = data()
-    bad = [[29.65, 38.33, 1.03, 0], [90, 5, 9, 9], [5, 5, -3, 9], [float('nan'), 5, 9, 9], [70, 20, 20, 10], [-30, 10, 40, 20]]
+    bad = [[29.65, 38.33, 1.03, 0], [90, 5, 9, 9], [5, 5, -3, 9], [float('nan'), 5, 9, 9], [70, 20, 20, 10],
+           [-30, 10, 40, 20]]
     content['annotations'] += [dict(id=1, image_id=1, category_id=1, bbox=b) for b in bad]
     path = written(tmp_path, content)
     with pytest.warns(UserWarning) as told: ds = read_detection(path)
@@ -137,7 +148,8 @@ def test_annotations_without_a_box_are_counted(tmp_path):
 def test_unused_roots_are_no_classes(tmp_path):
     for root in ('birds-x7', 'bird'):
         content = data()
-        content['categories'] = [dict(id=0, name=root, supercategory='none'), dict(id=1, name='bird', supercategory=root)]
+        content['categories'] = [dict(id=0, name=root, supercategory='none'),
+                                 dict(id=1, name='bird', supercategory=root)]
         assert read_detection(written(tmp_path, content)).classes == ('bird',)
         content['annotations'] += [dict(id=2, image_id=1, category_id=0, bbox=BOX)] # used: it is one
         if root == 'bird': assert 'category bird occurs 2 times' in refused(read_detection, written(tmp_path, content))
@@ -148,7 +160,8 @@ def test_unused_roots_are_no_classes(tmp_path):
 
 def test_other_unused_categories_stay_in_the_order_of_their_numbers(tmp_path):
     content = data()
-    content['categories'] = [dict(id=i, name=n, supercategory='none') for i, n in (('10', 'ant'), (9, 'bee'), (0, 'cat'), (1, 'bird'))]
+    content['categories'] = [dict(id=i, name=n, supercategory='none') for i,
+                             n in (('10', 'ant'), (9, 'bee'), (0, 'cat'), (1, 'bird'))]
     ds = read_detection(written(tmp_path, content))
     assert ds.classes == ('cat', 'bird', 'bee', 'ant') and ds.targets[0]['labels'].tolist() == [2]
 
@@ -163,7 +176,8 @@ def test_names_that_differ_by_blanks_are_one_class(tmp_path):
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('place', ['val2017/a.png', 'images/val2017/a.png', 'annotations/val2017/a.png', 'images/a.png'])
+@pytest.mark.parametrize('place', ['val2017/a.png', 'images/val2017/a.png', 'annotations/val2017/a.png',
+                                   'images/a.png'])
 def test_the_official_layout(tmp_path, place):
     path = written(tmp_path, data(), 'annotations/instances_val2017.json', images=[place, 'train2017/a.png'])
     with warnings.catch_warnings():
@@ -177,7 +191,8 @@ def test_of_several_pictures_of_a_name_none_is_guessed(tmp_path):
     assert 'x/a.png' in told and 'y/a.png' in told
     path = written(tmp_path, data(image=dict(file_name='/home/me/y/a.png')))
     (tmp_path / 'a.png').unlink()
-    with pytest.warns(UserWarning, match='1 pictures are not where the annotations say.*y/a.png'): ds = read_detection(path)
+    with pytest.warns(UserWarning,
+                      match='1 pictures are not where the annotations say.*y/a.png'): ds = read_detection(path)
     assert ds.files == [tmp_path / 'y/a.png'] and 'found by their names alone' in repr(ds)
 
 
@@ -204,8 +219,10 @@ def test_pictures_without_a_box_count_as_such(tmp_path):
 
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
 
-JUNK = [None, True, False, 0, -1, 1, 2**80, 10**290, 1e308, -1e308, float('nan'), float('inf'), .5, '', ' ', '1', '-3', 'x',
-        '\0', '\ud800', 'a.png', 'a'*300, '..', [], [1, 2], [[]], [[1, 2, 3, 4, 5, 6]], {}, {'id': 1}, {'x': 1}, 'nan', '1e400']
+JUNK = [None, True, False, 0, -1, 1, 2**80, 10**290, 1e308, -1e308, float('nan'), float('inf'), .5, '', ' ', '1', '-3',
+        'x',
+        '\0', '\ud800', 'a.png', 'a'*300, '..', [], [1, 2], [[]], [[1, 2, 3, 4, 5, 6]], {}, {'id': 1}, {'x': 1}, 'nan',
+        '1e400']
 
 
 def mutated(g, content):
@@ -234,7 +251,8 @@ def whole():
     content['annotations'] += [dict(id=2, image_id='2', category_id=2, bbox=['1', 2, 30, 20.5], iscrowd='1', area=5),
                                dict(id=3, image_id=2, category_id=1, segmentation=[[20, 15, 60, 15, 40, 45]], ignore=0),
                                dict(id=4, image_id=1, category_id=2, bbox=[70, 50, 20, 20], difficult=True)]
-    content['categories'] += [dict(id=2, name='bee ', supercategory='insect'), dict(id=0, name='insect', supercategory='none')]
+    content['categories'] += [dict(id=2, name='bee ', supercategory='insect'),
+                              dict(id=0, name='insect', supercategory='none')]
     return content
 
 
@@ -242,7 +260,8 @@ def right_or_refused(path):
     "A mutated file is refused in one line, or what is read of it holds together; and nothing else is heard."
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        warnings.filterwarnings('ignore', category=UserWarning, message='.*(left out|less than half|found by their names).*')
+        warnings.filterwarnings('ignore', category=UserWarning,
+                                message='.*(left out|less than half|found by their names).*')
         try: ds = read_detection(path)
         except UserError as e:
             assert '\n' not in str(e) and str(e).isprintable() and len(str(e)) < 1500, str(e)

@@ -135,7 +135,8 @@ def sample(i, n, marks=()):
     g = generator(i, 'sample')
     image = torch.from_numpy(g.integers(0, 255, (3, SIZE, SIZE), dtype=np.uint8))
     target = dict(boxes=boxes(g, n, whole=True), labels=torch.tensor(g.integers(1, 3, n)), image_id=i)
-    return image, target | {m: torch.tensor([k % 2 == j for k in range(n)], dtype=torch.bool) for j, m in enumerate(marks)}
+    return image, target | {m: torch.tensor([k % 2 == j for k in range(n)], dtype=torch.bool) for j,
+                            m in enumerate(marks)}
 
 
 def marked(marks=('difficult',)): return [sample(i, n, marks) for i, n in enumerate((3, 0, 1, 4))]
