@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc
+from ..archives import open_zip
 from ..core import alone, cache_dir, digest, disk_refused, interactive, tidy, UserError, VERSIONS, write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
@@ -129,6 +130,7 @@ def _save(path, part):
 
 def _read(path):
     "The `Part` in a file; raises one of `_DAMAGE` when it is not whole."
+    with open(path, 'rb') as f: open_zip(f, path) # within bounds
     with np.load(path, allow_pickle=False) as f: part = Part(*(f[k] for k in Part._fields))
     if (part.rows.dtype, part.lost.dtype) == (_ROW, _LOST): return part
     raise ValueError('its columns are not those of a pool')
