@@ -1,8 +1,11 @@
 "Batches: the same for any number of workers and any start, mixtures in exact shares, errors of workers in one line."
 import itertools
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from synthdet.core import UserError
+from synthdet.core import refused, UserError
 from synthdet.data.annotations import DetectionDataset
 from synthdet.data.batches import batches, forkable, Loop, Mixed
 from synthdet.data.butterflies import background
@@ -128,3 +131,100 @@ def test_a_torn_photograph_is_one_line_also_from_a_worker(tmp_path, workers):
     with pytest.raises(UserError, match='b.jpg') as e:
         take(1, DetectionDataset([tmp_path/'b.jpg'], [target], ['butterfly']), 2, workers=workers)
     assert '\n' not in str(e.value)
+
+
+# how workers are started, and how they end
+
+class Deadly(Numbers):
+    "Its picture 9 kills the process that draws it; picture 4 of a `slow` one is never ready."
+    def __getitem__(self, i):
+        if i == 9: os.kill(os.getpid(), self.by)
+        if i == 4 and getattr(self, 'slow', False): time.sleep(600)
+        return super().__getitem__(i)
+
+
+def started_by(how, code, *args):
+    "What a script prints that has said how processes are started."
+    script = f"""
+import multiprocessing, sys
+if __name__ == '__main__':
+    multiprocessing.set_start_method({how!r})
+    from tests.test_batches import *
+    {code}
+"""
+    return subprocess.Popen([sys.executable, *args, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['spawn', 'forkserver', 'fork'])
+def test_workers_give_the_same_however_they_are_started(how):
+    code = """from tests.test_stream import make
+    for stream in (Numbers(), Mixed(Loop(Numbers(n=4), seed=3), Numbers(100), .25), STREAMS['unforkable']):
+        assert numbers(take(3, stream, 2)) == numbers(take(3, stream, 2, workers=1))
+    here, there = (take(2, make(), 2, workers=w)[1] for w in (0, 1))
+    assert torch.equal(here[0], there[0]) and torch.equal(here[1][0]['boxes'], there[1][0]['boxes'])
+    if multiprocessing.get_start_method() != 'fork':
+        print(refused(take, 1, type('Mine', (Numbers,), dict(__module__='__main__'))(), 2, workers=1))
+        print(refused(take, 1, Numbers(), 2, workers=1, prepare=lambda *both: both))"""
+    out, err = started_by(how, code).communicate(timeout=300)
+    assert not err or 'Warning' in err, err
+    assert len(out.splitlines()) == 2*(how != 'fork')
+    for line in out.splitlines(): assert f'cannot go to a process started by {how}' in line
+
+
+@pytest.mark.parametrize('by', [signal.SIGKILL, signal.SIGBUS, signal.SIGTERM])
+def test_a_worker_that_dies_is_one_line_at_once(by):
+    start, before = time.monotonic(), signal.getsignal(signal.SIGCHLD)
+    for workers in (1, 3):
+        line = refused(take, 9, Deadly(by=by), 2, workers=workers)
+        how = 'ended with code 0' if 'code 0' in line and by == signal.SIGTERM else f'was killed by signal {int(by)}'
+        assert line == (f'a loader process {how}; free some memory (in a container shared memory, too), or choose '
+                        f'fewer than workers={workers}')
+    assert signal.getsignal(signal.SIGCHLD) == before and not multiprocessing.active_children()
+    assert numbers(take(2, Numbers(), 2, workers=2)) == [0, 1, 2, 3], 'the next ones work'
+    assert time.monotonic() - start < 100
+
+
+def test_a_worker_that_dies_while_nobody_asks_leaves_the_reader_alone():
+    "The error comes where batches are asked for, not in the middle of whatever the program does then."
+    made = batches(Numbers(), 2, workers=1)
+    next(made)
+    worker, = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    time.sleep(.2) # here torch's handler would raise
+    assert 'was killed by signal 9' in refused(lambda: [next(made) for _ in range(9)])
+
+
+def test_workers_end_when_the_reader_stops_early_even_if_the_error_is_kept():
+    made = batches(Numbers(), 2, workers=2)
+    next(made)
+    assert len(multiprocessing.active_children()) == 2
+    made.close()
+    assert not multiprocessing.active_children()
+    kept = pytest.raises(UserError, take, 9, Deadly(by=signal.SIGKILL), 2, workers=2)
+    assert kept.value and not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize('workers', [-1, 1.5, True, '2', 65_000, 10**6, 10**30])
+def test_the_number_of_workers_has_bounds(workers):
+    line = refused(batches, Numbers(), 2, workers=workers)
+    assert line.startswith('workers=') and 'expected a whole number from 0 to ' in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['fork', 'spawn'])
+def test_ctrl_c_while_workers_draw_is_silent_and_leaves_none(how):
+    code = """made = batches(Deadly(slow=True, by=9), 2, workers=2)
+    print(len([next(made) for _ in range(2)]), flush=True)
+    try: next(made)
+    except KeyboardInterrupt: print(len(multiprocessing.active_children()) > 0, flush=True)
+    made.close()
+    print(len(multiprocessing.active_children()))"""
+    p = started_by(how, code)
+    assert p.stdout.readline() == '2\n'
+    time.sleep(.5)
+    os.killpg(p.pid, signal.SIGINT) # what a terminal does: all of them hear it
+    out, err = p.communicate(timeout=100)
+    assert p.returncode == 0 and out.split()[-1] == '0' and 'Traceback' not in err, err

@@ -244,7 +244,7 @@ def test_papermill_without_our_command(root, tmp_path):
 @pytest.mark.parametrize("values, line", [
     (dict(n_reel=5), "setting 'n_reel' is unknown; choose from "),
     (dict(n_real="five"), "n_real='five' should be int like the default 25"),
-    (dict(arm="scratch"), "what is compared is said as arms=scratch"),
+    (dict(arm="scratch"), "what is compared is said as arms=, so leave arm out"),
     (dict(arms="scratch,pretrian"), "arm 'pretrian' is unknown; choose from scratch, "),
     (dict(domain="brids"), "domain 'brids' is unknown; choose from butterflies, folder"),
     (dict(detector="yolo"), "detector 'yolo' is unknown; choose from ssd, "),

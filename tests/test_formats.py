@@ -228,14 +228,14 @@ VOC = ('<annotation><size><width>{w}</width><height>60</height></size><object><n
        '<bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>30</xmax><ymax>40</ymax></bndbox></object></annotation>')
 good = VOC.format(w=80, x=3)
 VOC_MISTAKES = [
-    (VOC.format(w=80, x='left'), "Invalid 'xmin' value 'left'"),
-    (VOC.format(w=70, x=3), 'is 70 x 60 there'),
-    (VOC.format(w='wide', x=3), 'not a Pascal VOC annotation'),
-    (good[:-20], 'not a Pascal VOC annotation'),
-    ('<html/>', 'the root element is html'),
-    (good.replace('bird', ''), "Missing 'name'"),
-    (good.replace('bndbox', 'box'), 'Missing bndbox'),
-    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not a Pascal VOC annotation')]
+    (VOC.format(w=80, x='left'), "xmin is 'left'; expected a number"),
+    (VOC.format(w=70, x=3), 'a.png is 70 x 60 there'),
+    (VOC.format(w='wide', x=3), "width is 'wide'; expected a number"),
+    (good[:-20], 'not XML'),
+    ('<html/>', "the root element is 'html'"),
+    (good.replace('bird', ''), "the class name '' cannot be one"),
+    (good.replace('bndbox', 'box'), 'has neither bndbox nor polygon'),
+    ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', 'not XML')]
 
 
 @pytest.mark.parametrize('text, expected', VOC_MISTAKES)
@@ -247,10 +247,10 @@ def test_voc_mistakes(tmp_path, text, expected):
 
 
 YOLO_MISTAKES = [
-    ('0 .5 .5 .2\n', 'expected at least 5 tokens'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
-    ('bird .5 .5 .2 .2\n', "Invalid class id 'bird'"), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
-    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', 'not a YOLO annotation'),
-    ('0 40 30 20 20\n', '1 boxes outside their picture'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
+    ('0 .5 .5 .2\n', 'expected at least 5 numbers'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
+    ('bird .5 .5 .2 .2\n', 'word 1 is no finite number'), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
+    ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', '1 boxes without area'),
+    ('0 40 30 20 20\n', 'these look like pixels'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
 
 
 @pytest.mark.parametrize('text, expected', YOLO_MISTAKES)
@@ -265,14 +265,14 @@ def test_yolo_mistakes(tmp_path, text, expected):
 def test_sets_that_do_not_fit_together(tmp_path):
     save(tmp_path / 'v', 'a.png', 'b.png')
     (tmp_path / 'v' / 'a.xml').write_text(VOC.format(w=80, x=3))
-    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v')
+    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v', strict=True)
     save(tmp_path / 'y', 'a.png')
     (tmp_path / 'y' / 'gone.txt').write_text('0 .5 .5 .2 .2\n')
-    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
-    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     assert 'gone.txt: its image is missing' in refused(read_detection, tmp_path / 'y')
     (tmp_path / 'y' / 'gone.txt').unlink()
-    (tmp_path / 'y' / 'a.txt').write_text('')
+    (tmp_path / 'y' / 'a.txt').write_text('0 .5 .5 .2 .2\n')
+    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
+    (tmp_path / 'y' / 'classes.txt').write_text('bird')
     save(tmp_path / 'y', 'a.jpg')
     assert 'image name (without suffix) a occurs 2 times' in refused(read_detection, tmp_path / 'y')
 

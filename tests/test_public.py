@@ -200,7 +200,7 @@ def other_version(t):
 
 
 @pytest.mark.parametrize('domain, damage, words', [
-    ('faces', lose(f'{FOLDS}/FDDB-fold-07-ellipseList.txt'), 'FDDB-fold-07-ellipseList.txt: cannot be read'),
+    ('faces', lose(f'{FOLDS}/FDDB-fold-07-ellipseList.txt'), 'FDDB-fold-07-ellipseList.txt: no such file'),
     ('faces', lose_fold, 'nor 2 more of the 15 that'),
     ('faces', change(f'{FOLDS}/FDDB-fold-02-ellipseList.txt', '  1\n', '  1\nstray\n'),
      "expected the number of faces of 'stray'"),

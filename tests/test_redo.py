@@ -307,7 +307,7 @@ def test_notes_of_the_first_version_were_texts(tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     (dict(collapse=.5), "collapse=0.5 should be below 1/2"), (dict(masks=3, collapse=.4), "should be below 1/3"),
-    (dict(nf=2), "nf=2 should be 4 or more"), (dict(z_weight=float("nan")), "z_weight=nan"), (dict(lr=0), "lr=0.0"),
+    (dict(nf=2), "nf=2 should be 4 to 4096"), (dict(z_weight=float("nan")), "z_weight=nan"), (dict(lr=0), "lr=0.0"),
     (dict(weight_decay=-1), "weight_decay=-1.0"), (dict(size=100), "size 100 is unknown; choose from 32, 64, 128"),
     (dict(steps=0), "steps=0"), (dict(amp="fp8"), "amp 'fp8' is unknown"), (dict(average=1), "average=1.0"),
 ])

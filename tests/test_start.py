@@ -15,7 +15,7 @@ REFUSED = dict(
     run="""
         arms=pretrian | arm 'pretrian' is unknown; choose from scratch, scratch_long, pretrain
         arms= | arm '' is unknown
-        arm=scratch | what is compared is said as arms=scratch
+        arm=scratch | what is compared is said as arms=, so leave arm out
         arms=mixed | needs the share of photographs
         arms=mixed share=1 | share=1 is one source alone
         detector=sdd | detector 'sdd' is unknown; choose from ssd, retinaface

@@ -6,6 +6,7 @@
 __all__ = ['forkable', 'draw_into', 'Loop', 'endless', 'Mixed', 'collate', 'forked', 'batches']
 
 # %% ../../nbs/1_data/16_batches.ipynb #ce4b8ce7
+import multiprocessing, multiprocessing.connection, os, pickle, re, signal, sys, threading
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..boxes import hwc, unwrap
-from ..core import generator, UserError
+from ..core import generator, processes, UserError
 from .ahead import Bank
 from ..ranks import equal_share
 
@@ -227,27 +228,106 @@ class _Told(Dataset):
         try: return _everywhere(_packed, self.make(k))
         except UserError as e: return e
 
+def _as_it_is(batch): return batch
+
+# %% ../../nbs/1_data/16_batches.ipynb #3cb305cc
+class _Passing:
+    "A file that keeps nothing, and knows whether a name of the script or notebook went by."
+    own = False
+    def write(self, part): self.own = self.own or b'__main__' in bytes(part)
+
+def _started_by(make, workers):
+    "How workers are started; raises `UserError` for what could not be handed to them."
+    fork = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else multiprocessing.get_start_method()
+    how, passing, reason = multiprocessing.get_start_method(allow_none=True) or fork, _Passing(), ''
+    if how == 'fork': return how
+    try: pickle.Pickler(passing, pickle.HIGHEST_PROTOCOL).dump(make)
+    except Exception as e: reason = f'{type(e).__name__}: {e}' # what cannot be pickled can fail in any way
+    script = getattr(sys.modules['__main__'], '__file__', '')
+    if passing.own and not os.path.isfile(script): reason = 'something in it is defined in a notebook, not in a module'
+    if not reason: return how
+    raise UserError(f"workers={workers}: what is drawn from cannot go to a process started by {how} ({reason}); move "
+                    "it to a module, or choose workers=0")
+
+@contextmanager
+def _undisturbed():
+    "While it lasts, processes can be started: they do not hear Ctrl-C, and nobody else learns how they end."
+    masks, told = hasattr(signal, 'pthread_sigmask'), threading.current_thread() is threading.main_thread()
+    told = told and hasattr(signal, 'SIGCHLD')
+    before = signal.getsignal(signal.SIGCHLD) if told else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
+    try: yield
+    finally:
+        if told: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL) # torch's would raise wherever the program is
+        if masks: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+def _deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def _check_alive(crew, sure=False):
+    "Raise `UserError` when a worker has died."
+    codes = [p.exitcode for p in crew if p.exitcode] # 0: it is through
+    if not codes and not sure: return
+    code = codes[0] if codes else 0
+    how = f'was killed by signal {-code}' if code < 0 else f'ended with code {code}'
+    raise UserError(f"a loader process {how}; free some memory (in a container shared memory, too), or choose fewer "
+                    f"than workers={len(crew)}")
+
+@contextmanager
+def _watched(crew):
+    "While it lasts, a worker that dies is told at once."
+    _check_alive(crew)
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'SIGCHLD'):
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, lambda *_: _check_alive(crew))
+    try: yield
+    finally: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+def _next(made, crew):
+    "The next of what workers make; None at the end."
+    with _watched(crew):
+        try: return next(made, None)
+        except (RuntimeError, OSError, EOFError) as e: # what was on its way is lost, too
+            gone = multiprocessing.connection.wait([p.sentinel for p in crew], .5)
+            lost = isinstance(e, (OSError, EOFError)) and gone # torch lets those who get SIGTERM end with code 0
+            _check_alive(crew, sure=lost or re.search(r'DataLoader worker \(pid', str(e)))
+            raise
+
+# %% ../../nbs/1_data/16_batches.ipynb #5d479490
 def forked(make, numbers, workers:int):
     """What worker processes make, in order; OpenCV's threads do not survive a fork and are put away before: a worker is
     one core.
 
     Parameters
     ----------
-    make : function of a number
+    make : function of a number, of which it gives no None
     numbers : iterable of the numbers
     workers : processes, 1 or more
 
     Returns
     -------
     iterator : of `make(k)` of each number k
+
+    Raises
+    ------
+    UserError : that of `make`; when a worker is killed; and for what cannot be handed to workers
     """
-    loader = DataLoader(_Told(make), batch_size=None, sampler=numbers, collate_fn=lambda batch: batch,
-                        num_workers=workers, multiprocessing_context='fork',
+    loader = DataLoader(_Told(make), batch_size=None, sampler=numbers, collate_fn=_as_it_is, num_workers=workers,
+                        multiprocessing_context=_started_by(make, workers), worker_init_fn=_deaf,
                         generator=torch.Generator()) # its own: the global one is the trainer's
-    with _one_core(): made = iter(loader)
-    for batch in made:
-        if isinstance(batch, UserError): raise batch
-        yield _everywhere(_unpacked, batch)
+    others = multiprocessing.active_children()
+    try:
+        with _one_core(), _undisturbed(): made = iter(loader)
+    except OSError as e:
+        raise UserError(f"workers={workers} loader processes cannot be started ({e}); choose fewer") from None
+    crew = [p for p in multiprocessing.active_children() if p not in others]
+    try:
+        while (batch := _next(made, crew)) is not None:
+            if isinstance(batch, UserError): raise batch
+            yield _everywhere(_unpacked, batch)
+    finally:
+        crew.clear() # those that end now may
+        made._shutdown_workers() # a traceback that somebody keeps would hold it
 
 # %% ../../nbs/1_data/16_batches.ipynb #07af5dfb
 def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1), prepare=None):
@@ -268,16 +348,16 @@ def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1),
 
     Raises
     ------
-    UserError : for counts below their minimum, and for a batch that cannot be shared equally
+    UserError : for counts that are out of bounds, and for a batch that cannot be shared equally
     """
-    for name, value, low in (('batch_size', batch_size, 1), ('start', start, 0), ('workers', workers, 0)):
+    for name, value, low in (('batch_size', batch_size, 1), ('start', start, 0)):
         if value < low: raise UserError(f'{name}={value}: expected a whole number of at least {low}')
     equal_share(batch_size, part[1])
     samples = endless(samples, getattr(samples, 'seed', 0))
     make = partial(_batch, samples, batch_size, part, prepare)
-    if not workers: return (make(k) for k in count(start))
+    if not processes(workers): return (make(k) for k in count(start))
     if not forkable(samples): return _threaded(make, start)
-    _fill(samples)
+    _fill(samples) # forked workers share it
     return forked(make, count(start), workers)
 
 def _threaded(make, start):

@@ -317,8 +317,8 @@ def own_place(root, class_images='', backgrounds='') -> Place:
     what = "a folder for domain 'folder', which holds class_images/, backgrounds/ and detection/"
     if not root: raise UserError(f"root: no such folder; expected {what}, so give its path as root=")
     place = folder(root, what, 'give its path as root=')
-    for part, what in ((class_images, 'class images'), (backgrounds, 'backgrounds')):
-        if part: folder(part, what)
+    for name, part in dict(class_images=class_images, backgrounds=backgrounds).items():
+        if part: folder(part, f"{name.replace('_', ' ')} for {name}=")
     if class_images or any((place/part).is_dir() for part in ('class_images', 'detection')):
         return Place(place.resolve().name, str(root))
     raise UserError(f"{root}: holds neither class_images/ nor detection/; expected the layout of a domain, "

@@ -14,17 +14,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from ..core import short, UserError, write_atomic
 from .images import progress
-from .labelled import class_name, detections_of, MARKS, need, Pictures, Record, size_of, unique
+from .labelled import (class_name, detections_of, flag, MARKS, need, number, Pictures, Record,
+                                    size_of, unique)
 from ..files import read_json
 
 # %% ../../nbs/1_data/04_coco.ipynb #4285450b
-def _number(value, what, where):
-    "A number, which may be written as text; raises `UserError` for anything else, true and false among it."
-    if type(value) in (int, float): return value
-    try: return float(value) if isinstance(value, str) and '_' not in value else None + value
-    except (TypeError, ValueError): pass
-    raise UserError(f"{where}: {what} is {short(value)}; expected a number, so correct it")
-
 def _id(value, what, where):
     "An id: a whole number, which may be written as text or float, or a text."
     text = value.strip() if isinstance(value, str) else ''
@@ -32,18 +26,6 @@ def _id(value, what, where):
     if text or type(value) is int: return text or value
     if isinstance(value, float) and value.is_integer(): return int(value)
     raise UserError(f"{where}: {what} is {short(value)}; expected a whole number, so renumber")
-
-_FLAGS = {'': False, '0': False, 'false': False, 'no': False, 'none': False, 'null': False,
-          '1': True, 'true': True, 'yes': True}
-
-def _flag(row, what, where):
-    "Is something marked? 0 and 1 as number, text or truth value; what is absent is not."
-    value = row.get(what, 0)
-    if value == 0 or value is None: return False                   # as nearly all are
-    if value == 1: return True
-    found = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
-    if found is not None: return found
-    raise UserError(f"{where}: {what} is {short(value)}; expected 0 or 1, so correct it")
 
 # %% ../../nbs/1_data/04_coco.ipynb #57b36f81
 def _is_root(category, categories, used):
@@ -91,7 +73,7 @@ def _box(a, where):
     if not isinstance(box, list) or len(box) != 4:
         raise UserError(f"{where}: bbox is {short(a['bbox'])}; expected four numbers x, y, width, height, so correct "
                         "it")
-    x, y, w, h = (float(_number(v, 'bbox', where)) for v in box)
+    x, y, w, h = (float(number(v, 'bbox', where)) for v in box)
     return [x, y, x+w, y+h]
 
 class _Found:
@@ -102,7 +84,7 @@ class _Found:
         self.boxes.append(box)
         self.names.append(name)
         for m, flags in self.marks.items():
-            flags.append(_flag(a, m, where) or m == 'difficult' and _flag(a, 'ignore', where))
+            flags.append(flag(a.get(m), m, where) or m == 'difficult' and flag(a.get('ignore'), 'ignore', where))
 
 def _coco_boxes(labels, names, ids, path, strict):
     "What each image holds, by its id, and the number of annotations without a box."
@@ -149,7 +131,7 @@ def _name(picture, where):
 def _side(picture, key, where):
     "Width or height of a picture as declared; 0 when it is not."
     value = picture.get(key)
-    return _number(value, key, where) if value not in (None, '') else 0
+    return number(value, key, where) if value not in (None, '') else 0
 
 def _coco_record(picture, i, found, pictures, path):
     "One entry of `images` with its boxes; raises `UserError` when the picture is not there."

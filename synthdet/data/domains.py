@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
 from ..core import choose, hash_file, named, UserError
-from .annotations import read_detection, write_detection
+from .annotations import no_split, read_split, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
@@ -128,13 +128,8 @@ def pictures(place, below:bool=False) -> 'Images':
 # %% ../../nbs/1_data/11_domains.ipynb #da7b7574
 def _split(root, split):
     "The labelled set of one split, or `Missing`."
-    base = root/'detection'
-    for name in (split, 'valid') if split == 'val' else (split,):
-        if (base/f'{name}.json').is_file(): return read_detection(base/f'{name}.json')
-        if (base/name).is_dir(): return read_detection(base/name)
-        if (base/'labels'/name).is_dir(): return read_detection(base/'labels'/name, images=base/'images'/name)
-    return Missing(f"{base}: has no {split} set; expected {split}.json in COCO format, or a folder {split} with COCO, "
-                   "Pascal VOC or YOLO annotations, so add one")
+    found = read_split(root/'detection', split)
+    return Missing(no_split(root/'detection', split)) if found is None else found
 
 def _backgrounds(root, folder):
     "The backgrounds, from `folder` or from the usual places, or `Missing`."

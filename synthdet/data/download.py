@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 from ..archives import open_tar, open_zip, tar_members
 from ..core import choose, hash_file, interactive, UserError, write_atomic
+from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource
 try: import fcntl
@@ -54,7 +55,8 @@ class _Failed(Exception):
 def _headers(url, part):
     "(headers that ask for what is still to come of a link, byte that it starts at)."
     note, start = part.with_suffix('.tag'), part.stat().st_size if part.exists() else 0
-    link, _, tag = (note.read_text() if note.exists() else '').partition('\n')
+    try: link, _, tag = read_text(note).partition('\n')
+    except UserError: link = tag = ''                              # there is none, or it is damaged: begin again
     goes_on = {'Range': f'bytes={start}-', 'If-Range': tag} if start and tag and link == url else {}
     return {'User-Agent': 'synthdet', **goes_on}, start
 
@@ -318,8 +320,8 @@ def downloads(root) -> dict:
     UserError : when the record is damaged
     """
     path = Path(root)/'downloads.json'
-    try: rows = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError: rows = None
+    try: rows = read_json(path) if path.exists() else {}
+    except UserError: rows = None
     if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()): return rows
     raise UserError(f"{path}: is damaged; delete it, and files are recorded anew")
 

@@ -13,9 +13,10 @@ from pickletools import genops
 from typing import NamedTuple
 import numpy as np
 import torch
-from scipy.io import loadmat
 from ..boxes import ellipse_to_box
 from ..core import UserError
+from ..files import read_bytes, read_text
+from ..matlab import read_mat
 
 # %% ../../nbs/1_data/10_readers.ipynb #8060ddd5
 class Listed(NamedTuple):
@@ -42,11 +43,7 @@ def _bad(where, found, expected, do='get the file again'):
 
 def _read_lines(path):
     "(line number, text) of the lines of a text file that hold something; raises `UserError` for what is no text."
-    try: text = Path(path).read_bytes().decode('utf-8-sig')
-    except OSError as e: raise _bad(path, f'cannot be read ({e.strerror})', 'a text file', 'check the path') from None
-    except UnicodeDecodeError as e:
-        raise _bad(path, f'not a text in UTF-8 (byte {e.start})', 'text', 'get it again or save it as UTF-8') from None
-    lines = [(n, line.strip()) for n, line in enumerate(text.split('\n'), 1)]
+    lines = [(n, line.strip()) for n, line in enumerate(read_text(path).split('\n'), 1)]
     return [(n, line) for n, line in lines if line]
 
 # %% ../../nbs/1_data/10_readers.ipynb #71d50668
@@ -190,7 +187,7 @@ def _table(path, values, what):
     for n, line in _read_lines(path):
         where = f'{path}, line {n}'
         key, *rest = line.split(maxsplit=1 if values == 1 else -1)
-        if not key.isdecimal() or len(rest) != values: raise _bad(where, f'{line[:60]!r}', what)
+        if not key.isdecimal() or len(key) > 18 or len(rest) != values: raise _bad(where, f'{line[:60]!r}', what)
         if int(key) in out: raise _bad(where, f'id {key} comes twice', 'each once')
         out[int(key)] = rest[0] if values == 1 else rest
     if not out: raise _bad(path, 'is empty', f'lines of {what}')
@@ -270,7 +267,7 @@ def _pickled_texts(path):
     "The texts in a pickle, which is not run; raises `UserError` when it is damaged."
     texts = []
     try:
-        for op, value, _ in genops(Path(path).read_bytes()):
+        for op, value, _ in genops(read_bytes(path, "DM-GAN's filenames.pickle")):
             if not isinstance(value, (str, bytes)) or not ('STRING' in op.name or 'UNICODE' in op.name): continue
             texts.append(value.decode('latin-1') if isinstance(value, bytes) else value)
     except (OSError, ValueError) as e:
@@ -364,12 +361,8 @@ _CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
 
 def _annotations(path):
     "The rows of a .mat file of the devkit."
-    if not Path(path).is_file():
-        raise _bad(path, 'no such file', 'a .mat file of the devkit of Stanford Cars', 'check the path')
-    try: rows = np.atleast_1d(loadmat(str(path), squeeze_me=True).get('annotations', np.zeros(0)))
-    except Exception as e: # scipy raises anything
-        why = ' '.join(str(e).split())[:80]
-        raise _bad(path, f'cannot be read ({why})', 'a MATLAB 5 file', 'get it again') from None
+    found = read_mat(path, ('annotations',), 'a .mat file of the devkit of Stanford Cars')
+    rows = np.ravel(found.get('annotations', np.zeros(0)))
     lost = next((f for f in ('fname', *_CORNERS) if f not in (rows.dtype.names or ())), None)
     if not lost: return rows
     devkit = 'cars_train_annos.mat or cars_test_annos.mat of the devkit (2013)'
@@ -391,10 +384,10 @@ def cars_boxes(path) -> list:
     UserError : for a damaged file and for another version of the data set
     """
     rows = _annotations(path)
-    try: boxes = np.array([[float(r[f]) for f in _CORNERS] for r in rows]).reshape(-1, 1, 4)
+    try: boxes = np.array([[float(r[f].item()) for f in _CORNERS] for r in rows]).reshape(-1, 1, 4)
     except (TypeError, ValueError):
         raise _bad(path, 'a box is not made of four numbers', 'one car per picture') from None
-    names = [_name(str(r['fname']), path) for r in rows]
+    names = [_name(''.join(map(str, r['fname'].ravel())), path) for r in rows]
     _once(names, path)
     return [Listed(name, box, str(path), i) for i, (name, box) in enumerate(zip(names, boxes))]
 

@@ -43,9 +43,10 @@ OPTIONS = dict(
 def _words(v):
     "Options as words, from words or a dict."
     if isinstance(v, str): return v
-    told = v.items() if isinstance(v, Mapping) else [('', None)]
-    if all(isinstance(k, str) and k and isinstance(x, (str, int, float, list, tuple)) for k, x in told):
-        return shlex.join(f'{k}={text_of(tuple(x) if isinstance(x, list) else x)}' for k, x in told)
+    if not isinstance(v, Mapping): v = {None: ()}
+    told = [(k, tuple(x) if isinstance(x, (list, tuple)) else (x,)) for k, x in dict(v).items()]
+    if all(isinstance(p, (str, int, float)) for k, x in told for p in (k, *x)):
+        return shlex.join(f'{k}={text_of(x)}' for k, x in told)
     raise ValueError("words like 'split=official n_class_images=50', or a dict")
 
 @dataclass(frozen=True)

@@ -6,45 +6,152 @@
 __all__ = ['read_voc', 'write_voc']
 
 # %% ../../nbs/1_data/05_voc.ipynb #bcbf4de5
-from collections import Counter
+import re, warnings
+from collections import Counter, defaultdict
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
-from defusedxml.ElementTree import parse
-from ..core import UserError, write_atomic
-from .images import image_files, progress
-from .labelled import by_stem, detections_of, first_dir, no_image, Record, size_of
+import numpy as np
+from defusedxml.ElementTree import fromstring
+from ..core import regular, short, UserError, write_atomic
+from .images import image_files, leftover, progress
+from .labelled import (class_name, detections_of, first_dir, flag, MARKS, no_image, number, Pictures,
+                                    Record, size_of)
+from ..files import as_text
 
 # %% ../../nbs/1_data/05_voc.ipynb #7a04d7cf
-def _voc_objects(path):
-    "Boxes, names and the declared (height, width) of one Pascal VOC file."
-    from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
-    try:
-        root = parse(path).getroot()
-        if root.tag != 'annotation': raise ValueError(f'the root element is {root.tag}')
-        for o in root.findall('object'):
-            for p in o.findall('polygon'): o.remove(p)             # boxes are all we need, outlines take time
-        found, classes = detections_from_xml_obj(root, [], (1, 1))
-        declared = tuple(int(float(root.findtext(f'size/{k}') or 0)) for k in ('height', 'width'))
-    except (ParseError, ValueError) as e:
-        raise UserError(f"{path}: not a Pascal VOC annotation ({' '.join(str(e).split())}); expected <annotation> with "
-                        "<object>, <name> and <bndbox>, so export it again") from None
-    return found.xyxy, [classes[k] for k in found.class_id], declared
+_DECLARED = re.compile(rb'\s*<\?xml[^>]{0,200}?encoding\s*=\s*["\']([A-Za-z0-9._-]{1,40})')
+_WIDER = {'gb2312': 'gb18030', 'gbk': 'gb18030'}                   # what declares a part often means the whole
+
+def _text(data, path):
+    "The text of an XML file, in the encoding that it declares."
+    found = _DECLARED.match(data)
+    name = found[1].decode().lower() if found else 'utf-8'
+    if name.startswith(('utf', 'ucs')): return as_text(data, path) # what is written in UTF-16 does not begin like this
+    try: return data.decode(_WIDER.get(name, name))
+    except (LookupError, UnicodeDecodeError):
+        raise UserError(f"{path}: not a text in {name}, which it declares; expected one, so export it again") from None
+
+def _root(path, limit=1 << 26):
+    "The root element of an XML file, tags without namespaces."
+    with open(regular(path, 'a Pascal VOC annotation'), 'rb') as f: data = f.read(limit + 1)
+    if len(data) > limit: raise UserError(f"{path}: larger than {limit >> 20} MiB; expected a Pascal VOC annotation")
+    text = re.sub(r'^\s*<\?xml.*?\?>', '', _text(data, path), count=1, flags=re.DOTALL).strip()
+    try: root = fromstring(text)
+    except (ParseError, ValueError) as e: # entities are among them
+        raise UserError(f"{path}: not XML ({' '.join(str(e).split())[:120]}); expected a Pascal VOC annotation, so "
+                        "export it again") from None
+    for e in root.iter():
+        if isinstance(e.tag, str): e.tag = e.tag.rpartition('}')[2]
+    return root
+
+# %% ../../nbs/1_data/05_voc.ipynb #216facce
+def _corners(o, where):
+    "x1, y1, x2, y2 of an object, pixels from 0."
+    box, outline = o.find('bndbox'), o.find('polygon')
+    if box is not None:
+        x1, y1, x2, y2 = (number(box.findtext(k) or '', k, where) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+        return [min(x1, x2) - 1, min(y1, y2) - 1, max(x1, x2), max(y1, y2)]
+    points = [[number(e.text or '', 'polygon', where) for e in (() if outline is None else outline.iter())
+               if re.fullmatch(rf'{axis}\d*', e.tag)] for axis in 'xy']
+    if all(points): return [*map(min, points), *map(max, points)]
+    raise UserError(f"{where}: has neither bndbox nor polygon; expected xmin, ymin, xmax, ymax, so export it again")
+
+def _objects(root, path):
+    "Boxes, names and which are difficult, of the objects of one file."
+    boxes, names, difficult = [], [], []
+    for o in root.findall('object'):
+        where = f"{path}, object {len(names) + 1}"
+        if flag(o.findtext('deleted'), 'deleted', where): continue # LabelMe
+        names.append(class_name(o.findtext('name') or '', where))
+        boxes.append(_corners(o, where))
+        difficult.append(flag(o.findtext('difficult'), 'difficult', where))
+    return np.float32(boxes).reshape(-1, 4), names, difficult
+
+def _record(root, path, file, i):
+    "What one file says of its picture."
+    boxes, names, difficult = _objects(root, path)
+    declared = [number(root.findtext(f'size/{k}') or 0, k, path) for k in ('height', 'width')]
+    return Record(file, size_of(file, declared, path), boxes, names, i, str(path), dict(difficult=difficult))
+
+# %% ../../nbs/1_data/05_voc.ipynb #9b9e5a91
+class _Matched:
+    "Finds the picture of an annotation."
+    def __init__(self, base, place):
+        self.base, self.place, self.files = base, place, image_files(place, below=True)
+        self.by_path, self.by_stem, self.meant = defaultdict(list), defaultdict(list), {}
+        for f in self.files:
+            self.by_path[f.relative_to(place).with_suffix('').as_posix()].append(f)
+            self.by_stem[f.stem].append(f)
+        self.by_name = Pictures([place])
+
+    def find(self, x, filename):
+        "The picture of the annotation `x`, which calls it `filename`."
+        files = self.by_path.get(x.relative_to(self.base).with_suffix('').as_posix()) or self.by_stem[x.stem]
+        if len(files) > 1: files = [f for f in files if f.name == filename] or files
+        if not files and filename: files = [self.by_name.find(filename, x)]
+        if not files: raise no_image(x)
+        if len(files) > 1:
+            raise UserError(f"{x}: may be about {files[0]} or {files[1]}; expected one picture of that name, so remove "
+                            "the other or name it in <filename>")
+        other = self.meant.setdefault(files[0], x)
+        if other == x: return files[0]
+        raise UserError(f"{x}: is about {files[0]}, as {other} is; expected one annotation per picture, so remove one")
 
 # %% ../../nbs/1_data/05_voc.ipynb #f5e16090
-def read_voc(folder, images):
-    "Records, category names sorted, and notes of a folder of Pascal VOC files."
-    xmls = sorted(first_dir(folder, 'annotations', 'Annotations').glob('*.xml'))
-    files = by_stem(image_files(images or first_dir(folder, 'images', 'JPEGImages')))
-    bare = files.keys() - {x.stem for x in xmls}
-    if bare:
-        raise UserError(f"{files[min(bare)]}: has no {min(bare)}.xml; expected one per image, so annotate it (an empty "
-                        "one says that nothing is there) or remove it")
-    records = []
-    for i, x in enumerate(progress(xmls, folder.name)):
-        if x.stem not in files: raise no_image(x)
-        boxes, names, declared = _voc_objects(x)
-        records.append(Record(files[x.stem], size_of(files[x.stem], declared, x), boxes, names, i, str(x)))
-    return records, sorted({n for r in records for n in r.names}), Counter()
+def _few(paths): return ', '.join(p.name for p in paths[:3]) + ', ...'*(len(paths) > 3)
+
+def _annotations(base, folder):
+    "(path, root element) of the annotations below a folder, and XML files that are none."
+    xmls = sorted(p for p in base.rglob('*') if p.suffix.lower() == '.xml' and not leftover(p, base) and p.is_file())
+    roots = [(x, _root(x)) for x in progress(xmls, folder.name)]
+    found, others = [r for r in roots if r[1].tag == 'annotation'], [r for r in roots if r[1].tag != 'annotation']
+    if found: return found, [x for x, _ in others]
+    what = f'{others[0][0]}: the root element is {short(others[0][1].tag)}' if others else f'{base}: holds no XML file'
+    raise UserError(f"{what}; expected Pascal VOC files of <annotation> with <object>, <name> and <bndbox>, so export "
+                    "them again")
+
+def read_voc(folder, images=None, strict:bool=False) -> tuple:
+    """Read a folder of Pascal VOC files.
+
+    Parameters
+    ----------
+    folder : of XML files, or with a folder `annotations` of them; sub-folders are read, too
+    images : folder of the pictures; None: `images` or `JPEGImages`, or the same folder
+    strict : refuse pictures without an XML file
+
+    Returns
+    -------
+    tuple : records, category names sorted, notes
+
+    Raises
+    ------
+    UserError : naming the file that cannot be read, or has no picture
+    """
+    folder = Path(folder)
+    base, place = first_dir(folder, 'annotations', 'Annotations'), images or first_dir(folder, 'images', 'JPEGImages')
+    found, others = _annotations(base, folder)
+    match, records = _Matched(base, Path(place)), []
+    for x, root in found:
+        file = match.find(x, (root.findtext('filename') or '').strip())
+        records.append(_record(root, x, file, len(records)))
+    bare = [f for f in match.files if f not in match.meant]
+    if strict and bare: raise _without_xml(bare[0])
+    if bare or others: warnings.warn(_passed(folder, bare, others))
+    zero = sum(int((r.boxes[:, :2] == -1).any(1).sum()) for r in records)
+    notes = {'images without an XML file left out': len(bare), 'XML files of another kind passed over': len(others),
+             'boxes from 0, where Pascal VOC counts from 1': zero}
+    return records, sorted({n for r in records for n in r.names}), Counter(notes) + match.by_name.told(folder)
+
+def _without_xml(file):
+    "The error for a picture that was not annotated."
+    return UserError(f"{file}: has no {file.stem}.xml; expected one per image, so annotate it (an empty one says that "
+                     "nothing is there) or remove it")
+
+def _passed(folder, bare, others):
+    "The warning for what was left out."
+    told = [f'{len(bare)} images without an XML file ({_few(bare)})'] if bare else []
+    if others: told.append(f'{len(others)} XML files of another kind ({_few(others)})')
+    return f"{folder}: {' and '.join(told)} left out; annotate them (an empty <annotation/> says that nothing is there)"
 
 # %% ../../nbs/1_data/05_voc.ipynb #9e98ac7f
 def write_voc(rows, folder, classes):
@@ -53,4 +160,14 @@ def write_voc(rows, folder, classes):
     for row in rows:
         text = detections_to_pascal_voc(detections_of(row), classes, row['file'], (*row['size'], 3))
         path = folder/'annotations'/Path(row['file']).with_suffix('.xml')
-        write_atomic(path, text.replace('roboflow.ai', 'synthdet'))
+        write_atomic(path, _with_marks(text.replace('roboflow.ai', 'synthdet'), row))
+    crowds = sum(sum(row.get('iscrowd', ())) for row in rows)
+    if crowds: warnings.warn(f"{folder}: {crowds} crowd regions are written as difficult, the one mark of Pascal VOC")
+
+def _with_marks(text, row):
+    "An annotation with <difficult> in each object, when the row tells."
+    if not any(m in row for m in MARKS): return text
+    none = [False]*len(row['labels'])
+    hard = map(int, np.logical_or(*(row.get(m, none) for m in MARKS)))
+    head, *objects = text.split('    <bndbox>')
+    return head + ''.join(f'    <difficult>{d}</difficult>\n    <bndbox>{o}' for d, o in zip(hard, objects))

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.io import loadmat
 
 from ..archives import open_tar, tar_members
 from ..core import UserError, write_atomic
 from .evaluate import Curve, RULES
+from ..files import as_text, read_text
+from ..matlab import read_mat
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #0ac08d26
 SETTINGS = 'easy', 'medium', 'hard'
@@ -42,13 +43,8 @@ class GroundTruth(NamedTuple):
 def _mat(path, names):
     "Variables of a MATLAB file, each a list (events) of lists (images); raises `UserError` for a file that is another."
     this = "expected the file of WIDER FACE's eval_tools"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat "
-                        "and wider_hard_val.mat of WIDER FACE in that folder")
-    try: found = loadmat(path, variable_names=names)
-    except Exception as e: # a damaged or foreign file can fail in any way
-        raise UserError(f"{path}: cannot be read as a MATLAB 5 file ({type(e).__name__}); {this}, so fetch it "
-                        "again") from None
+    found = read_mat(path, names, 'wider_face_val.mat, wider_easy_val.mat, wider_medium_val.mat and wider_hard_val.mat '
+                                  "of WIDER FACE's eval_tools in that folder")
     absent = next((n for n in names if n not in found), None)
     if absent: raise UserError(f"{path}: has no {absent!r}; {this}, version of 31 March 2017")
     images = lambda name, event: np.asarray(event) if name == 'event_list' else [np.asarray(i) for i in event[:, 0]]
@@ -159,13 +155,13 @@ def _parse(text, where):
 def _texts(path):
     "(event, file, text) of every prediction file in a folder or a tar archive, of which nothing is unpacked."
     if path.is_dir():
-        for p in sorted(path.rglob('*.txt')): yield p.parent.name, str(p), p.read_text(errors='replace')
+        for p in sorted(path.rglob('*.txt')): yield p.parent.name, str(p), read_text(p, 'a file of predictions')
         return
     try:
         with open_tar(path) as tar:
             for m in (m for m in tar_members(tar) if m.isfile() and m.name.endswith('.txt')):
-                text = tar.extractfile(m).read().decode(errors='replace')
-                yield Path(m.name).parent.name, f'{path}: {m.name}', text
+                where, data = f'{path}: {m.name}', tar.extractfile(m).read(1 << 28)
+                yield Path(m.name).parent.name, where, as_text(data, where)
     except (OSError, EOFError, tarfile.TarError, zlib.error, LZMAError) as e:
         raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of "
                         "prediction files, so check the path") from None

@@ -155,7 +155,8 @@ def make_arms(arms:str='pretrain', settings:str='', *, usual:str='', **given) ->
     both = sorted(words(settings).keys() & given.keys())
     if both: raise UserError(f"setting {both[0]!r} is given twice; leave one out")
     given = {**words(settings), **given}
-    if 'arm' in given: raise UserError(f"arm={given['arm']}: what is compared is said as arms={given['arm']}")
+    if 'arm' in given:
+        raise UserError(f"arm={short(given['arm'])}: what is compared is said as arms=, so leave arm out")
     preset = given.pop('preset', '')
     first = override(override(Arm(), usual), given)              # says what is wrong before anything else
     _check_preset(preset, first.protocol)

@@ -180,7 +180,7 @@ def _value(name, v, default):
         if isinstance(v, str): v.encode()
         return v
     except UnicodeEncodeError: raise UserError(f"{name}={short(v)} holds what is no character; rename it") from None
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{name}={short(v)} should be {kind.__name__} like the default {default!r}") from None
 
 def sorted_out(known, values) -> dict:
@@ -294,10 +294,12 @@ def typed(namespace) -> dict:
     """
     cells = namespace.get('In', ())
     known = _declared(cells)
-    for k in _injected(cells):
-        if known and ('more' not in known or not _is_plain(k)): choose('parameter', k, known)
-    found = {k: _value(k, namespace[k], default) for k, (default, _) in known.items() if k in namespace}
-    _check_own(found)
+    if not known: return {}                                      # run by something that keeps no cells
+    more = [k for k in _injected(cells) if k not in known]
+    for k in more:
+        if not _is_plain(k): choose('parameter', k, known)
+    found = sorted_out(known, {k: namespace[k] for k in (*known, *more) if k in namespace})
+    if 'more' in found: found['more'] = _value('more', namespace['more'], '')      # `given` finds the others itself
     return found
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #1d650f54

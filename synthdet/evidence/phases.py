@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, digest, named, run_info, tidy, UserError, VERSIONS, writable
+from ..core import alone, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
 from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
@@ -245,6 +245,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     ------
     UserError : for what cannot be run
     """
+    processes(workers)
     equal_share(check_schedule(arm.schedule).batch_size)
     loaded = load(arm, **things) if loaded is None else loaded
     planned = phases(arm, loaded)

@@ -7,7 +7,7 @@ __all__ = ['NETS', 'OPTIONS', 'SNConv2d', 'Mods', 'Residual', 'said', 'check_pic
            'RegionGenerator', 'RegionGenerators', 'Discriminator', 'ZEncoder', 'build_redo', 'load_redo']
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #a7e0ba3c
-import json, math
+import math
 from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import nn
 from ..core import UserError
 from ..archives import existing
 from ..checkpoint import read_checkpoint
+from ..files import parse_json
 from ..weights import fit_weights, is_safetensors, read_note, read_weights
 
 # %% ../../nbs/3_masks/01_redonet.ipynb #6f614f0e
@@ -399,8 +400,8 @@ def _read_encoder(path):
     "(states by our names, options) of a .safetensors file."
     note, said = read_note(path), {}
     for k in OPTIONS.keys() & note.keys():
-        try: said[k] = json.loads(str(note[k]).lower())
-        except ValueError: said[k] = note[k]
+        try: said[k] = parse_json(str(note[k]).lower(), path)
+        except UserError: said[k] = note[k]
     if 'sizex' in said: return {'mask_encoder': _state(path, NETS['mask_encoder'], read_weights(path))}, said
     raise UserError(f"{path} does not say what mask encoder it holds ({str(note)[:80] if note else 'no notes'}); "
                     "give one that train_redo wrote, or a .pth of ReDO")

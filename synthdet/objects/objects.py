@@ -19,6 +19,7 @@ from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files
 from ..data.public import CentreCropped
+from ..files import read_text
 from .generated import Generated, generated
 from .settings import check_objects, drawn_folder, Objects, OBJECTS, resolved
 
@@ -56,11 +57,13 @@ def _of_files(files):
     "The hash of what is in files; read again when the place, size or a time of one is another than last time."
     stats = [(os.path.abspath(f), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [os.stat(f)]]
     note = cache_dir()/'contents'/digest(repr(stats).encode())
-    if note.is_file(): return note.read_text()
+    with suppress(ValueError): # there is none, or it is damaged
+        found, named = read_text(note).split(' ')
+        if named == digest(found): return found
     found = digest([hash_file(f) for f in files])
     settled = max((max(s[2:]) for s in stats), default=0) < time.time_ns() - 2*10**9 # clocks of discs are coarse
     with suppress(UserError): # a note that cannot be kept is not needed
-        if settled: write_atomic(note, found)
+        if settled: write_atomic(note, f'{found} {digest(found)}')
     return found
 
 def content(images):

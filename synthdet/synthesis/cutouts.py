@@ -17,9 +17,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
-from ..boxes import chw, hwc
 from ..archives import open_zip
-from ..core import alone, cache_dir, digest, disk_refused, interactive, tidy, UserError, VERSIONS, write_atomic
+from ..boxes import chw, hwc
+from ..core import alone, cache_dir, digest, disk_refused, interactive, processes, tidy, UserError, VERSIONS
+from ..core import write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
 from ..objects.objects import content, has_end, shrink
@@ -287,6 +288,7 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     UserError : when there is no object, when every mask is rejected, when the disk refuses, or when the budget is
         exceeded by cut-outs that cannot be kept on disk
     """
+    processes(workers)
     segmenter, ends = make_segmenter(segmenter), has_end(objects)
     if ends and not len(objects): raise UserError("no object images to cut out; give at least one picture")
     scored = bool(scores or segmenter.gate.min_score)

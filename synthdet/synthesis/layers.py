@@ -184,6 +184,8 @@ def place(patches, recipe, g) -> list:
     return layers
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #901b0eb6
+def _itself(thing, recipe=None): return thing # a function of this module can be handed to other processes
+
 class Composer(NamedTuple):
     """Whose rules a picture follows.
 
@@ -201,8 +203,8 @@ class Composer(NamedTuple):
     arrange: Callable
     box: Callable
     fit: Callable
-    as_drawn: Callable = lambda recipe: recipe
-    finish: Callable = lambda image, recipe: image
+    as_drawn: Callable = _itself
+    finish: Callable = _itself
     tight: bool = False
 
 # %% ../../nbs/4_synthesis/06_layers.ipynb #b6e7dea3

@@ -1,0 +1,163 @@
+"The commands as a shell runs them: words in any order, streams that are closed or full, odd values, others' files."
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthdet import cli
+from synthdet.data.domains import load_domain, write_domain
+
+BIN = Path(sys.executable).parent
+BOOK = Path(__file__).resolve().parents[1]/"nbs"/"experiments"/"run_experiment.ipynb"
+
+
+def files(folder):
+    "What lies in a folder: name -> hash."
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def shell(line, cwd, **env):
+    "A line for a shell, in which $SYNTHDET is `python -m synthdet`."
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=cwd, capture_output=True, text=True, timeout=200,
+                          env={**os.environ, "SYNTHDET": f"{sys.executable} -m synthdet", **env})
+
+
+def refusal(capsys, command, *argv):
+    "The one line with which a command refuses."
+    with pytest.raises(SystemExit) as stop: getattr(cli, command)([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and not out, (argv, out, err)
+    return err
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "Words for a stream of a tiny domain."
+    mine = write_domain(load_domain("butterflies", n_class_images=8, n_backgrounds=3), tmp_path_factory.mktemp("tiny")/"{my} birds $x", n_labelled=2)
+    return ["domain=folder", f"root={mine}", "recipe.image_size=64"]
+
+
+# words
+
+
+@pytest.mark.parametrize("line, said", [
+    ("domain=folder -n 2 root=/nope --output p.png", "/nope: no such folder"), ("-n 2 domain=folder --output p.png root=/nope", "/nope: no such folder"),
+    ("--output=p.png domain=folder -- root=/nope", "/nope: no such folder"), ("-p domain folder -n 2 -p root /nope", "/nope: no such folder"),
+    ("-p lr -1e-3", "lr=-0.001 should be"), ("-p lr -3", "lr=-3.0 should be"), ("-p root -x -p domain folder", "-x: no such folder"), ("-p lr", "expected 2 arguments"),
+    ("-x=3", "unrecognized arguments: -x=3"), ("--outp x", "unrecognized arguments: --outp"), ("lr=-1", "lr=-1.0 should be"), ("-n", "expected one argument"),
+    ("-n -1", "-n -1 should be 1 or more"), ("-n ²", "-n ² should be"), ("-n 1e3", "-n 1e3 should be"), ("-n 1001", "at most 1,000"), ("-n " + "9"*5000, "at most 1,000"),
+    ("--output=", "--output is empty"), ("--output p.docx", "choose a name that ends in .png"), ("--output /tmp", "choose a name that ends in .png"),
+])
+def test_words_and_options_in_any_order(capsys, monkeypatch, tmp_path, line, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, "preview", *line.split(" "))
+    assert not files(tmp_path)
+
+
+def test_options_of_the_others(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for command, line, said in (("run", "--output=", "--output is empty"), ("run", "--notebook= lr=1", "--notebook is empty"), ("run", "--output x.txt lr=1", "no name of a notebook"),
+                                ("run", f"--output {BOOK} --notebook {BOOK}", "is the notebook itself"), ("synth", "-n 5", "are required: --output"),
+                                ("synth", "--output x -n 9999999999", "at most 1,000,000,000"), ("data", "list --root=", "--root is empty"), ("data", "", "are required: what"),
+                                ("data", "--root x list cars --quick nope", "data set 'nope' is unknown"), ("run", "workers=9999", "workers=9999 should be 0 or more, and at most 1,024"),
+                                ("run", f"out={BOOK}", "is a file; choose a folder")):
+        assert said in refusal(capsys, command, *line.split())
+    assert not files(tmp_path)
+
+
+# streams
+
+
+@pytest.mark.parametrize("line, code, said", [
+    ("$SYNTHDET data list | head -1", (0, 141), ""), ("$SYNTHDET data list | true", (141,), ""), ("$SYNTHDET data list >&-", (0,), ""), ("$SYNTHDET data list <&- >&- 2>&-", (0,), ""),
+    ("$SYNTHDET data list >/dev/full", (2,), "error: standard output: No space left on device"), ("$SYNTHDET run lrr=1 2>/dev/full", (2, 120, 1), ""), ("$SYNTHDET run lrr=1 2>&-", (2,), ""),
+    ("$SYNTHDET run domain=folder root=größe", (2,), r"error: gr\xf6\xdfe: no such folder"), (r"$SYNTHDET run domain=folder root=$'a\xff'", (2,), r"error: root='a\udcff' holds what is no character"),
+])
+def test_no_stream_makes_a_traceback(tmp_path, line, code, said):
+    done = shell(line, tmp_path, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode in code and said in done.stderr and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr, done.stderr
+
+
+# others' files
+
+
+def test_pictures_and_folders_of_others_stay(capsys, tiny, tmp_path):
+    for name in ("thesis.docx", "thesis.png", "notes.jpg"): (tmp_path/name).write_bytes(b"PK years of work")
+    (tmp_path/"folder.png").mkdir()
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/"notes.txt").write_text("years of work")
+    before = files(tmp_path)
+    for name, line in {"thesis.docx": "choose a name that ends in", "thesis.png": "is no picture", "notes.jpg": "is no picture", "folder.png": "cannot write",
+                       "thesis.png/a.png": "cannot write"}.items():
+        assert line in refusal(capsys, "preview", *tiny, "-n", 2, "--output", tmp_path/name)
+    for name in ("mine", "thesis.docx"): assert refusal(capsys, "synth", *tiny, "-n", 2, "--output", tmp_path/name)
+    assert files(tmp_path) == before
+
+
+def test_a_sheet_is_the_kind_its_name_says(capsys, tiny, tmp_path):
+    for name, begins in {"a.png": b"\x89PNG", "b {x} ü.jpg": b"\xff\xd8\xff", "a\nb.webp": b"RIFF"}.items():
+        for _ in range(2): cli.preview([*tiny, "-n", "2", "--output", str(tmp_path/name)])
+        assert (tmp_path/name).read_bytes().startswith(begins)
+    assert len(files(tmp_path)) == 3
+
+
+# odd values through the real thing
+
+NAMES = ("{birds}", "my birds $x", "100%", "it's \"so\"", "größe", "gro\u0308ße", "a\\b", "-x", "2024", "007", "1e5", "true", "null", "~nobody", "{0.__class__}", "a,b", "[x]", "%(prog)s", "a=b", "")
+PAIRS = [("n_real", "ten"), ("n_real", "1.5"), ("seed", "9"*400), ("workers", "-1"), ("jobs", "True"), ("arms", "1"), ("fold", "[1]"), ("lr", "nan"), ("steps", "-3"), ("LR", "3"),
+         ("objects", "{}"), ("segmenter", "None"), ("out", "1.5"), ("protocol", "pa\nper"), ("weights", "/nope"), ("more", "'"), ("scale", "1"), ("blend", "ü"), ("n_real", "")]
+YAML = ["recipe: {scale: [.9, .2]}", "recipe: {scael: 1}", "arms: [scratch, 3]", "lr: null", "lr: true", "root: null", "n_real: [1]", "more: {lrr: 1}", "seed: 1.5", "workers: .inf", "out: {a: b}"]
+
+
+def odd(g):
+    "A folder that is not there, and how more is given: (flag, what)."
+    how = g.choice(("word", "-p", "-r", "-y", "-f"))
+    return f"nope {g.choice(NAMES)}", how, g.choice(YAML) if how in ("-y", "-f") else g.choice(PAIRS)
+
+
+def refused_in_one_line(done, last):
+    assert done.returncode not in (0, 124, -9, -11), done
+    line = [l for l in done.stderr.splitlines() if l.strip()][-1]
+    assert line.startswith(last), done.stderr[-1500:]
+    assert last != "error: " or done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def bystanders(tmp_path):
+    "A folder of somebody's files, which stay as they are."
+    for name in ("notes.ipynb", "runs/butterflies.ipynb", "runs/rows.txt", "preview.png", "{birds}.ipynb"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("years of work")
+    before = files(tmp_path)
+    yield tmp_path
+    assert {k: v for k, v in files(tmp_path).items() if not k.startswith("out ")} == before, "what was there is as it was, and nothing is left"
+
+
+def test_odd_values_through_the_command(bystanders):
+    g = random.Random(0)
+    for _ in range(20):
+        root, how, more = odd(g)
+        pair = more if isinstance(more, tuple) else more.split(": ", 1)
+        words = [f"{pair[0]}={pair[1]}"] if how == "word" else ["-p", *pair]
+        own = [] if pair[0] == "root" else [f"root={root}"]
+        done = subprocess.run([sys.executable, "-m", "synthdet", g.choice(("run", "preview")), "domain=folder", *own, *words], cwd=bystanders, capture_output=True, text=True, timeout=100)
+        refused_in_one_line(done, "error: ")
+
+
+@pytest.mark.slow
+def test_odd_values_through_papermill(bystanders):
+    g = random.Random(1)
+    for k in range(20):
+        root, how, more = odd(g)
+        if how == "-f": (bystanders/"out values.yaml").write_text(more)
+        words = dict(word=["-p"], **{"-p": ["-p"], "-r": ["-r"]}).get(how, [how]) + (["out values.yaml"] if how == "-f" else [more] if how == "-y" else list(more))
+        done = subprocess.run([BIN/"papermill", "--no-progress-bar", BOOK, f"out {k}.ipynb", "-p", "domain", "folder", "-p", "root", root, *words],
+                              cwd=bystanders, capture_output=True, text=True, timeout=200)
+        refused_in_one_line(done, "UserError: ")
+        told = json.loads((bystanders/f"out {k}.ipynb").read_text())
+        assert not any("torch" in "".join(c["source"]) and c["execution_count"] for c in told["cells"] if c["cell_type"] == "code"), "said before torch is imported"

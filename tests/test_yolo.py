@@ -1,0 +1,671 @@
+"Annotated folders as tools write them: what they hold, what is passed over, and what nobody could know."
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from synthdet import core
+from synthdet.core import UserError
+from synthdet.data.annotations import read_detection
+from synthdet.data.domain import Missing
+from synthdet.data.domains import load_domain
+
+W, H = 80, 60
+BIRD, CAT = (20, 15, 60, 45), (0, 0, 40, 30)
+ROW = {BIRD: '.5 .5 .5 .5', CAT: '.25 .25 .5 .5'}
+
+
+def refused(*args, **options):
+    "The line of a refusal, which says what to do."
+    line = core.refused(*args, **options)
+    assert '\n' not in line and ('; ' in line or ', so ' in line), line
+    return line
+
+
+def picture(path, shade=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (W, H), (shade, 120, 60)).save(path)
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def yolo(path, *boxes, first=0):
+    "Label file of boxes of a bird and a cat."
+    text(path, ''.join(f'{first + (BIRD, CAT).index(b)} {ROW[b]}\n' for b in boxes))
+
+
+def coco(path, *pictures):
+    "COCO file of (name, boxes), ids from 1."
+    images = [dict(id=i, file_name=n, width=W, height=H) for i, (n, _) in enumerate(pictures, 1)]
+    each = [(i, b) for i, (_, boxes) in enumerate(pictures, 1) for b in boxes]
+    labels = [dict(id=k, image_id=i, category_id=1 + (BIRD, CAT).index(b), bbox=[*b[:2], b[2] - b[0], b[3] - b[1]])
+              for k, (i, b) in enumerate(each, 1)]
+    kinds = [dict(id=i, name=n) for i, n in ((1, 'bird'), (2, 'cat'))]
+    text(path, json.dumps(dict(info={}, images=images, annotations=labels, categories=kinds)))
+
+
+def voc(path, name, *boxes):
+    "Pascal VOC file."
+    part = ('<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>'
+            '</object>')
+    objects = ''.join(part.format(('bird', 'cat')[(BIRD, CAT).index(b)], b[0]+1, b[1]+1, b[2], b[3]) for b in boxes)
+    text(path, f'<?xml version="1.0"?>\n<annotation><filename>{name}</filename><size><width>{W}</width><height>{H}'
+               f'</height><depth>3</depth></size>{objects}</annotation>')
+
+
+def held(data, root):
+    "What a set holds: file -> its boxes, the bird's first if both are there."
+    found = {}
+    for file, t in zip(data.files, data.targets):
+        boxes = [tuple(b) for b in np.round(t['boxes'].numpy()).astype(int).tolist()]
+        assert [data.classes[k-1] for k in t['labels']] == [('bird', 'cat')[(BIRD, CAT).index(b)] for b in boxes]
+        found[Path(file).relative_to(root).as_posix()] = boxes
+    return found
+
+
+# ---- one set as each tool writes it ----------------------------------------------------------------------------------
+
+def label_studio(d):
+    for n, b in (('1a2b3c4d-a', BIRD), ('99ffee00-b', CAT)):
+        picture(d/'images'/f'{n}.jpg')
+        yolo(d/'labels'/f'{n}.txt', b)
+    text(d/'classes.txt', 'bird\ncat\n')
+    notes = dict(categories=[dict(id=0, name='bird'), dict(id=1, name='cat')], info=dict(year=2024, version='1.0'))
+    text(d/'notes.json', json.dumps(notes))
+    return {'images/1a2b3c4d-a.jpg': [BIRD], 'images/99ffee00-b.jpg': [CAT]}
+
+
+def cvat_yolo(d):
+    text(d/'obj.data', 'classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n')
+    text(d/'obj.names', 'bird\ncat\n')
+    text(d/'train.txt', 'data/obj_train_data/day/a.png\ndata/obj_train_data/b.png\n')
+    for n, b in (('day/a', [BIRD, CAT]), ('b', [])):
+        picture(d/'obj_train_data'/f'{n}.png')
+        yolo(d/'obj_train_data'/f'{n}.txt', *b)
+    return {'obj_train_data/b.png': [], 'obj_train_data/day/a.png': [BIRD, CAT]}
+
+
+def cvat_ultralytics(d):
+    text(d/'data.yaml', 'names:\n  0: bird\n  1: cat\npath: .\ntrain: train.txt\n')
+    text(d/'train.txt', 'data/images/train/a.png\ndata/images/train/b.png\n')
+    for n, b in (('a', BIRD), ('b', CAT)):
+        picture(d/'images'/'train'/f'{n}.png')
+        yolo(d/'labels'/'train'/f'{n}.txt', b)
+    return {'images/train/a.png': [BIRD], 'images/train/b.png': [CAT]}
+
+
+def roboflow_yolo(d):
+    text(d/'data.yaml', "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\n"
+                        "names: ['bird', 'cat']\n\nroboflow:\n  workspace: w\n  license: CC BY 4.0\n")
+    for n in ('README.dataset.txt', 'README.roboflow.txt'): text(d/n, 'birds - v1\n\nThe dataset includes 2 images.\n')
+    picture(d/'train'/'images'/'a_jpg.rf.0a1b.jpg')
+    yolo(d/'train'/'labels'/'a_jpg.rf.0a1b.txt', BIRD)
+    return {'train/images/a_jpg.rf.0a1b.jpg': [BIRD]}
+
+
+def roboflow_darknet(d):
+    text(d/'train'/'_darknet.labels', 'bird\ncat\n')
+    for n, b in (('a', BIRD), ('b', CAT)):
+        picture(d/'train'/f'{n}.jpg')
+        yolo(d/'train'/f'{n}.txt', b)
+    text(d/'README.roboflow.txt', 'Exported 2 images, 2 classes')
+    return {'train/a.jpg': [BIRD], 'train/b.jpg': [CAT]}
+
+
+def roboflow_coco(d):
+    picture(d/'train'/'a.jpg')
+    coco(d/'train'/'_annotations.coco.json', ('a.jpg', [BIRD]))
+    text(d/'README.dataset.txt', 'birds')
+    return {'train/a.jpg': [BIRD]}
+
+
+def roboflow_voc(d):
+    picture(d/'train'/'a.jpg')
+    voc(d/'train'/'a.xml', 'a.jpg', BIRD, CAT)
+    text(d/'README.dataset.txt', 'birds')
+    return {'train/a.jpg': [BIRD, CAT]}
+
+
+def labelimg(d):
+    "labelImg saves beside the pictures."
+    for n, b in (('a', BIRD), ('b', CAT)):
+        picture(d/f'{n}.JPG')
+        yolo(d/f'{n}.txt', b)
+    text(d/'classes.txt', 'bird\ncat\n')
+    picture(d/'c.JPG')
+    return {'a.JPG': [BIRD], 'b.JPG': [CAT], 'c.JPG': []}
+
+
+def makesense(d):
+    picture(d/'images'/'a.png')
+    yolo(d/'labels'/'a.txt', CAT)
+    text(d/'labels'/'labels.txt', 'bird\ncat')
+    return {'images/a.png': [CAT]}
+
+
+def darknet(d):
+    text(d/'cfg'/'obj.data', 'classes=2\n train  = data/train.txt\nvalid = data/none.txt\nnames=data/birds.names\n')
+    text(d/'data'/'birds.names', 'bird\ncat\n')
+    picture(d/'data'/'obj'/'a.jpg')
+    yolo(d/'data'/'obj'/'a.txt', BIRD)
+    text(d/'data'/'train.txt', 'data/obj/a.jpg\r\n')
+    return {'data/obj/a.jpg': [BIRD]}
+
+
+def voc_label(d):
+    "Darknet's script for Pascal VOC."
+    picture(d/'JPEGImages'/'a.jpg')
+    yolo(d/'labels'/'a.txt', BIRD)
+    text(d/'voc.names', 'bird\ncat\n')
+    return {'JPEGImages/a.jpg': [BIRD]}
+
+
+def x_anylabeling(d):
+    picture(d/'a.png')
+    picture(d/'b.png')
+    yolo(d/'labels'/'a.txt', BIRD)
+    text(d/'labels'/'b.txt', '')
+    text(d/'classes.txt', 'bird\ncat')
+    text(d/'a.json', json.dumps(dict(version='2.3', flags={}, shapes=[], imagePath='a.png', imageData=None)))
+    return {'a.png': [BIRD], 'b.png': []}
+
+
+def labels_in_each(d):
+    "images/ and labels/ in sub-folders."
+    for day, b in (('day1', BIRD), ('day2', CAT)):
+        picture(d/day/'images'/'a.png')
+        yolo(d/day/'labels'/'a.txt', b)
+    text(d/'dataset.yaml', 'names: {"1": bird, "2": cat}')
+    for day in ('day1', 'day2'): yolo(d/day/'labels'/'a.txt', BIRD if day == 'day1' else CAT, first=1)
+    return {'day1/images/a.png': [BIRD], 'day2/images/a.png': [CAT]}
+
+
+def windows_zip(d):
+    "Unpacked by a tool that takes back slashes for letters."
+    picture(d/'images\\day1\\a.png')
+    yolo(d/'labels\\day1\\a.txt', BIRD)
+    text(d/'__MACOSX\\images\\._a.png', b'\0\5')
+    text(d/'classes.txt', 'bird\ncat')
+    return {'images\\day1\\a.png': [BIRD]}
+
+
+def linked(d):
+    picture(d/'store'/'x'/'a.png')
+    yolo(d/'texts'/'a.txt', CAT)
+    (d/'set'/'images').mkdir(parents=True)
+    (d/'set'/'labels').mkdir()
+    (d/'set'/'images'/'day').symlink_to(d/'store'/'x')
+    (d/'set'/'labels'/'day').symlink_to(d/'texts')
+    (d/'set'/'images'/'round').symlink_to(d/'set')
+    text(d/'set'/'data.yml', 'names: [bird, cat]\nnc: 2')
+    return {'set/images/day/a.png': [CAT]}
+
+
+def cvat_voc(d):
+    picture(d/'JPEGImages'/'a.png')
+    voc(d/'Annotations'/'a.xml', 'a.png', BIRD)
+    text(d/'ImageSets'/'Main'/'default.txt', 'a\n')
+    text(d/'labelmap.txt', '# label:color_rgb:parts:actions\nbackground:0,0,0::\nbird:128,0,0::\n')
+    return {'JPEGImages/a.png': [BIRD]}
+
+
+def labelme_voc(d):
+    picture(d/'JPEGImages'/'a.jpg')
+    voc(d/'Annotations'/'a.xml', 'a.jpg', CAT)
+    text(d/'class_names.txt', '_background_\nbird\ncat\n')
+    for folder in ('SegmentationClass', 'SegmentationClassPNG', 'AnnotationsVisualization'): (d/folder).mkdir()
+    picture(d/'AnnotationsVisualization'/'a.jpg')
+    return {'JPEGImages/a.jpg': [CAT]}
+
+
+def official_voc(d):
+    d = d/'VOCdevkit'/'VOC2007'
+    picture(d/'JPEGImages'/'000005.jpg')
+    voc(d/'Annotations'/'000005.xml', '000005.jpg', BIRD)
+    for n, line in (('train', '000005\n'), ('bird_train', '000005  1\n')): text(d/'ImageSets'/'Main'/f'{n}.txt', line)
+    text(d/'ImageSets'/'Layout'/'train.txt', '000005 1\n')
+    return {'VOCdevkit/VOC2007/JPEGImages/000005.jpg': [BIRD]}
+
+
+def cvat_coco(d):
+    picture(d/'images'/'default'/'a.png')
+    coco(d/'annotations'/'instances_default.json', ('default/a.png', [BIRD]))
+    return {'images/default/a.png': [BIRD]}
+
+
+def official_coco(d):
+    picture(d/'train2017'/'000000000009.jpg')
+    coco(d/'annotations'/'instances_train2017.json', ('000000000009.jpg', [BIRD, CAT]))
+    coco(d/'annotations'/'person_keypoints_train2017.json', ('000000000009.jpg', []))
+    segments = dict(images=[], annotations=[dict(segments_info=[dict(id=1, bbox=[0, 0, 1, 1])], file_name='x.png')], categories=[])
+    text(d/'annotations'/'panoptic_train2017.json', json.dumps(segments))
+    text(d/'annotations'/'captions_train2017.json', json.dumps(dict(images=[], annotations=[dict(id=1, caption='a')])))
+    text(d/'annotations'/'image_info_test-dev2017.json', json.dumps(dict(images=[], categories=[])))
+    return {'train2017/000000000009.jpg': [BIRD, CAT]}
+
+
+def label_studio_coco(d):
+    picture(d/'images'/'1a2b3c4d-a.png')
+    coco(d/'result.json', ('images\\1a2b3c4d-a.png', [BIRD]))
+    return {'images/1a2b3c4d-a.png': [BIRD]}
+
+
+TOOLS = [label_studio, cvat_yolo, cvat_ultralytics, roboflow_yolo, roboflow_darknet, roboflow_coco, roboflow_voc, labelimg,
+         makesense, darknet, voc_label, x_anylabeling, labels_in_each, windows_zip, linked, cvat_voc, labelme_voc,
+         official_voc, cvat_coco, official_coco, label_studio_coco]
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda t: t.__name__)
+def test_a_set_as_the_tool_writes_it(tmp_path, tool):
+    wanted = tool(tmp_path)
+    data = read_detection(tmp_path/'set' if tool is linked else tmp_path)
+    assert held(data, tmp_path) == wanted
+    assert [t['image_id'] for t in data.targets][0] in (0, 1)
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda t: t.__name__)
+def test_what_systems_leave_changes_nothing(tmp_path, tool):
+    wanted = tool(tmp_path)
+    for folder in [tmp_path] + [p for p in tmp_path.rglob('*') if p.is_dir() and not p.is_symlink()]:
+        for p in [p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.')]:
+            text(folder/f'._{p.name}', b'\0\5\x16\7')
+            text(folder/'__MACOSX'/f'._{p.name}', b'\0\5\x16\7')
+            text(folder/'@eaDir'/p.name, b'x')
+            text(folder/'.ipynb_checkpoints'/p.name, p.read_bytes())
+        for name in ('Thumbs.db', 'desktop.ini', '.DS_Store'): text(folder/name, b'\0x')
+    assert held(read_detection(tmp_path/'set' if tool is linked else tmp_path), tmp_path) == wanted
+
+
+def test_a_folder_of_pictures_or_labels_finds_the_other(tmp_path):
+    picture(tmp_path/'images'/'train'/'a.png')
+    yolo(tmp_path/'labels'/'train'/'a.txt', BIRD)
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')
+    for place in ('images/train', 'labels/train', 'images', 'labels', ''):
+        assert held(read_detection(tmp_path/place), tmp_path) == {'images/train/a.png': [BIRD]}, place
+    elsewhere = read_detection(tmp_path/'labels', images=tmp_path/'images')
+    assert held(elsewhere, tmp_path) == {'images/train/a.png': [BIRD]}
+    picture(tmp_path/'photos'/'a.png')
+    (tmp_path/'images'/'train'/'a.png').unlink()
+    assert held(read_detection(tmp_path/'labels', images=tmp_path/'photos'), tmp_path) == {'photos/a.png': [BIRD]}
+
+
+# ---- names that mean nothing, or something ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', ['test', 'train', 'classes', 'labels', 'readme', 'notes', 'data', 'license', 'val'])
+@pytest.mark.parametrize('beside', [True, False])
+def test_no_name_is_special(tmp_path, name, beside):
+    picture(tmp_path/('' if beside else 'images')/f'{name}.png')
+    yolo(tmp_path/('' if beside else 'labels')/f'{name}.txt', CAT)
+    text(tmp_path/'obj.names', 'bird\ncat')
+    assert list(held(read_detection(tmp_path), tmp_path).values()) == [[CAT]]
+
+
+@pytest.mark.parametrize('names', ['bird\ncat\n', '0\n1\n2\n'])
+def test_a_list_of_classes_is_no_label(tmp_path, names):
+    "Beside a picture of the same name, too, and when the names are digits."
+    for n in ('classes', 'b'): picture(tmp_path/f'{n}.png')
+    yolo(tmp_path/'b.txt', BIRD)
+    text(tmp_path/'classes.txt', names)
+    data = read_detection(tmp_path)
+    assert data.classes == tuple(names.split()) and [len(t['boxes']) for t in data.targets] == [1, 0]
+
+
+def simple(d, *boxes):
+    picture(d/'images'/'a.png')
+    yolo(d/'labels'/'a.txt', *boxes)
+    return d
+
+
+NAMES = {  # file -> its text -> the classes
+    'data.yaml': [('names: [no, on]', 'no on'), ('names: ["1", 2024-01-01]', '1 2024-01-01'), ('names: bird, cat', 'bird cat'),
+                  ('names: {bird: 0, cat: 1}', 'bird cat'), ("names: \"['bird', 'cat']\"", 'bird cat'),
+                  ('names:\n  1: cat\n  0: bird\n', 'bird cat'), ('names:\n- " bird "\n- cat\nnc: 2', 'bird cat'),
+                  ('\ufeffnames: [Vögel, 猫]', 'Vögel 猫')],
+    'birds.yml': [('nc: 2\nnames: ["bird", "cat"]', 'bird cat')], 'dataset.yaml': [('names:\n  "0": a\n  "1": b', 'a b')],
+    'labels/classes.txt': [('bird\r\ncat\r\n', 'bird cat')], 'images/labels.txt': [('bird\ncat', 'bird cat')],
+    'labels/predefined_classes.txt': [('bird\ncat', 'bird cat')], '../classes.txt': [('bird\ncat', 'bird cat')],
+    '../../coco.names': [('bird\ncat', 'bird cat')], '_darknet.labels': [('bird\ncat', 'bird cat')],
+    'notes.json': [(json.dumps(dict(categories=[dict(id=1, name='cat'), dict(id=0, name='bird')])), 'bird cat')]}
+
+
+@pytest.mark.parametrize('file, content, classes', [(f, *case) for f, cases in NAMES.items() for case in cases])
+def test_class_names_wherever_tools_put_them(tmp_path, file, content, classes):
+    d = simple(tmp_path/'above'/'set', CAT)
+    text(d/file, content)
+    data = read_detection(d)
+    assert data.classes == tuple(classes.split()) and data.targets[0]['labels'].tolist() == [2]
+
+
+def test_names_from_one(tmp_path):
+    d = simple(tmp_path)
+    yolo(d/'labels'/'a.txt', BIRD, CAT, first=1)
+    text(d/'data.yaml', 'names: {1: bird, 2: cat}')
+    assert held(read_detection(d), d) == {'images/a.png': [BIRD, CAT]}
+    yolo(d/'labels'/'a.txt', BIRD)
+    assert 'class 0 is unknown; choose from 1 (bird), 2 (cat)' in refused(read_detection, d)
+
+
+BAD_NAMES = {
+    'data.yaml': [('names: [bird]\nnc: 3', 'nc is'), ('names: {0: bird, 2: cat}', 'expected `names:`'), ('names: []', 'expected `names:`'),
+                  ('names: [[a], b]', 'expected `names:`'), ('names: [bird, bird]', "class 'bird' is named 2 times"),
+                  ('names: [a/b, c]', 'cannot be one'), ('names: [bird', 'cannot be read as YAML'), ('nc: 1', 'no class names'),
+                  ('names: [""]', 'cannot be one'), ('a: &a [*a]', 'YAML'), ('names: [bird]\ntrain: {a: b}', 'expected a path or a list')],
+    'notes.json': [('{"categories": 3}', 'no class names'), ('{', 'cannot be read as JSON')]}
+
+
+@pytest.mark.parametrize('file, content, told', [(f, *case) for f, cases in BAD_NAMES.items() for case in cases])
+def test_class_names_that_are_none(tmp_path, file, content, told):
+    text(simple(tmp_path, BIRD)/file, content)
+    assert told in refused(read_detection, tmp_path)
+
+
+def test_class_names_that_differ(tmp_path):
+    d = simple(tmp_path/'set', BIRD)
+    text(d/'classes.txt', 'bird\ncat')
+    text(d/'labels'/'classes.txt', 'bird\ncat')
+    text(tmp_path/'data.yaml', 'names: [dog, horse]')          # farther away
+    assert read_detection(d).classes == ('bird', 'cat')
+    text(d/'data.yaml', 'names: [cat, bird]')
+    line = refused(read_detection, d)
+    assert 'data.yaml' in line and 'classes.txt' in line and 'cat' in line
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+def rows_set(d, *texts, names='classes.txt'):
+    for i, t in enumerate(texts):
+        picture(d/'images'/f'{i}.png')
+        text(d/'labels'/f'{i}.txt', t)
+    text(d/names, 'bird\ncat' if names.endswith('txt') else 'names: [bird, cat]\n')
+    return d
+
+
+B = '0 .5 .5 .5 .5'
+SPELLINGS = [B + ' \t', B + '\r\n\r\n', '\n\n' + B, '\ufeff' + B, '0.0 .5 .5 .5 .5', '0 5e-1 5.0E-01 +.5 0.5', B.replace(' ', '\t'),
+             B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another', B + ' .93', B + ' 1', B + ' 17',
+             (B + '\n').encode('utf-16'), B.replace('.', '0.') + '000000000000']
+
+
+@pytest.mark.parametrize('row', SPELLINGS, ids=range(len(SPELLINGS)))
+def test_rows_as_tools_spell_them(tmp_path, row):
+    assert held(read_detection(rows_set(tmp_path, row)), tmp_path) == {'images/0.png': [BIRD]}
+
+
+POLYGON = '0 .25 .25 .75 .25 .75 .75 .25 .75'
+KINDS = {  # texts of a set -> rows whose box is BIRD
+    'outlines': ['0 .5 .25 .75 .5 .5 .75 .25 .5', '0 .25 .25 .75 .75 .25 .75'],
+    'outlines and boxes': [B, POLYGON, B + '\n0 .25 .25 .75 .25 .75 .75 .25 .75 .3 .7'],
+    'oriented boxes': [POLYGON, '0 .75 .25 .75 .75 .25 .75 .25 .25'],
+    'outlines with confidence': [POLYGON + ' .9', POLYGON + ' .3 .6 .8'],
+    'outlines with confidence and track': [POLYGON + ' .9 4', POLYGON + ' .9 1'],
+    'boxes with confidence and track': [B + ' .9 3', B + ' .5 1'],
+    'boxes with confidence or not': [B, B + ' .5'],
+    'keypoints with visibility': [B + ' .4 .4 2 .6 .6 1', B + ' .4 .4 2 0 0 0'],
+    'seventeen keypoints': [B + ' .5 .5 2'*17, B + ' .5 .5 1'*16 + ' 0 0 0']}
+
+
+@pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_are_understood_over_the_set(tmp_path, kind, names):
+    found = held(read_detection(rows_set(tmp_path, *KINDS[kind], names=names)), tmp_path)
+    assert all(b == BIRD for boxes in found.values() for b in boxes) and all(found.values()), found
+
+
+def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
+    "The same seven numbers: a triangle, or a box with a keypoint."
+    row = '0 .3 .35 .5 .3 .45 .4'
+    line = refused(read_detection, rows_set(tmp_path, row))
+    assert 'outlines or boxes with keypoints of x, y' in line and 'kpt_shape' in line and '0.txt, line 1' in line
+    (tmp_path/'classes.txt').unlink()
+    box = lambda: read_detection(tmp_path).targets[0]['boxes'][0].tolist()
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')                # a set for training, and no word of keypoints
+    assert np.allclose(box(), [24, 18, 40, 24])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [1, 2]')
+    assert np.allclose(box(), [4, 12, 44, 30])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [17, 3]')
+    assert '5 numbers, or 56 as kpt_shape says' in refused(read_detection, tmp_path)
+    for odd in ('17', '[17, 4]', '[x, 3]', '[99999999, 3]'):
+        text(tmp_path/'data.yaml', f'names: [bird, cat]\nkpt_shape: {odd}')
+        assert 'kpt_shape is' in refused(read_detection, tmp_path)
+
+
+BAD_ROWS = ['0 .5 .5 .2', '0 .5 .5 .2 high', 'bird .5 .5 .2 .2', '-1 .5 .5 .2 .2', '.5 .5 .5 .2 .2', 'nan .5 .5 .2 .2',
+            '0 .5 inf .2 .2', '0 0,5 0,5 0,2 0,2 1 1', '0 .5 .5 .2 .2 -3', '0 .5 .5 .2 .2 1.5', '0 1_0 .5 .2 .2', '9 .5 .5 .2 .2',
+            '1e300 .5 .5 .2 .2', '0 320 240 100 80', '0 0 0 40 30', '0 10 10 50 10 50 40 10 40',
+            'Car 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56',
+            '10 20 30 20 30 40 10 40 plane 0']
+
+
+@pytest.mark.parametrize('row', BAD_ROWS)
+def test_a_row_that_is_none_is_named(tmp_path, row):
+    line = refused(read_detection, rows_set(tmp_path, '', row))
+    assert '1.txt, line 1' in line, line
+
+
+# ---- pictures and labels without each other --------------------------------------------------------------------------
+
+def test_pictures_without_labels_count_and_labels_without_pictures_do_not(tmp_path):
+    d = rows_set(tmp_path, B, '', names='data.yaml')
+    picture(d/'images'/'night'/'c.png')                             # a folder of negatives
+    data = read_detection(d)
+    assert held(data, d) == {'images/0.png': [BIRD], 'images/1.png': [], 'images/night/c.png': []}
+    assert '1 images without a label file' in repr(data)
+    for n in 'efgh': yolo(d/'labels'/f'{n}.txt', BIRD)
+    line = refused(read_detection, d)
+    assert '4 label files' in line and 'e.txt, f.txt, g.txt' in line and 'h.txt' not in line
+    for n in 'efgh': (d/'labels'/f'{n}.txt').rename(d/'labels'/f'._{n}.txt')
+    assert len(read_detection(d)) == 3
+
+
+def test_an_export_without_its_pictures(tmp_path):
+    cvat_yolo(tmp_path)
+    for p in tmp_path.rglob('*.png'): p.unlink()
+    assert 'missing' in refused(read_detection, tmp_path)
+    for n in 'ab': picture(tmp_path.parent/'photos'/f'{n}.png')
+    with pytest.raises(UserError): read_detection(tmp_path, images=tmp_path.parent/'nowhere')
+    data = read_detection(tmp_path, images=tmp_path.parent/'photos')
+    assert held(data, tmp_path.parent) == {'photos/a.png': [BIRD, CAT], 'photos/b.png': []}
+    assert '1 labels found by their names alone' in repr(data)
+
+
+def test_other_files_are_told_once(tmp_path):
+    label_studio(tmp_path)
+    for n in ('README.md', 'x.csv', 'results.json', 'labels/train.cache'): text(tmp_path/n, 'words 1 2')
+    assert '4 other files ignored (README.md, train.cache, results.json, ...)' in repr(read_detection(tmp_path))
+    roboflow_coco(tmp_path/'c')
+    text(tmp_path/'c'/'train'/'captions_val.json', '{"images": [], "annotations": []}')
+    assert '1 other files ignored (captions_val.json)' in repr(read_detection(tmp_path/'c'/'train'))
+
+
+def test_two_whole_formats_are_an_error_that_names_both(tmp_path):
+    cvat_voc(tmp_path)
+    yolo(tmp_path/'labels'/'a.txt', BIRD)
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    line = refused(read_detection, tmp_path)
+    assert 'Pascal VOC XML (Annotations/a.xml)' in line and 'YOLO labels (labels/a.txt)' in line and 'give the path' in line
+    assert held(read_detection(tmp_path/'labels'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
+    coco(tmp_path/'set.json', ('JPEGImages/a.png', [BIRD]))
+    assert 'COCO JSON (set.json)' in refused(read_detection, tmp_path)
+    assert held(read_detection(tmp_path/'set.json'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
+
+
+def test_two_labels_of_one_picture(tmp_path):
+    picture(tmp_path/'images'/'a.png')
+    yolo(tmp_path/'labels'/'a.txt', BIRD)
+    text(tmp_path/'images'/'a.txt', 'a bird on a meadow')           # somebody's caption
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    assert held(read_detection(tmp_path), tmp_path) == {'images/a.png': [BIRD]}
+    yolo(tmp_path/'images'/'a.txt', CAT)
+    assert 'labels a.png, too, and differs' in refused(read_detection, tmp_path)
+
+
+# ---- parts of sets ---------------------------------------------------------------------------------------------------
+
+PARTS = dict(train=[BIRD], val=[CAT], test=[BIRD, CAT])
+
+
+def domain_of(root):
+    for p in (root/'detection').rglob('*'): assert p.exists() or p.is_symlink()
+    picture(root/'class_images'/'bird'/'a.png')
+    picture(root/'class_images'/'cat'/'a.png')
+    return load_domain('folder', root)
+
+
+def ultralytics(d):
+    text(d/'data.yaml', 'path: ../datasets/birds\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [bird, cat]')
+    for s, b in PARTS.items():
+        picture(d/'images'/s/'a.png')
+        yolo(d/'labels'/s/'a.txt', *b)
+
+
+def ultralytics_bare(d):
+    ultralytics(d)
+    (d/'data.yaml').rename(d/'labels'/'data.yaml')
+    text(d/'labels'/'data.yaml', 'names: [bird, cat]')
+
+
+def lists(d):
+    text(d/'dataset.yaml', 'path: .\ntrain: [one, two]\nval: val.txt\ntest: C:\\me\\test.txt\nnames: {0: bird, 1: cat}')
+    for s, place in dict(train='one', val='x', test='y').items():
+        picture(d/place/'images'/f'{s}.png')
+        yolo(d/place/'labels'/f'{s}.txt', *PARTS[s])
+    picture(d/'two'/'images'/'n.png')
+    text(d/'val.txt', '/content/birds/x/images/val.png\n')
+    text(d/'test.txt', './y/images/test.png\n\n')
+
+
+def roboflow_parts(d):
+    text(d/'data.yaml', 'train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 2\nnames: [bird, cat]')
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'images'/'a.jpg')
+        yolo(d/place/'labels'/'a.txt', *PARTS[s])
+
+
+def darknet_parts(d):
+    text(d/'obj.names', 'bird\ncat')
+    text(d/'obj.data', 'classes = 2\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names')
+    for s, name in dict(train='train', val='valid', test='test').items():
+        picture(d/'obj'/f'{s}.jpg')
+        yolo(d/'obj'/f'{s}.txt', *PARTS[s])
+        text(d/f'{name}.txt', f'data/obj/{s}.jpg')
+
+
+def coco_parts(d):
+    for s, b in PARTS.items():
+        picture(d/f'{s}2017'/'1.jpg')
+        coco(d/'annotations'/f'instances_{s}2017.json', ('1.jpg', b))
+        coco(d/'annotations'/f'person_keypoints_{s}2017.json', ('1.jpg', []))
+
+
+def roboflow_coco_parts(d):
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'a.jpg')
+        coco(d/place/'_annotations.coco.json', ('a.jpg', PARTS[s]))
+
+
+def roboflow_voc_parts(d):
+    for s, place in dict(train='train', val='valid', test='test').items():
+        picture(d/place/'a.jpg')
+        voc(d/place/'a.xml', 'a.jpg', *PARTS[s])
+
+
+def voc_parts(d):
+    for s, b in PARTS.items():
+        picture(d/'JPEGImages'/f'{s}.jpg')
+        voc(d/'Annotations'/f'{s}.xml', f'{s}.jpg', *b)
+        text(d/'ImageSets'/'Main'/f'{s}.txt', f'{s}\n')
+
+
+def in_an_archive(d): ultralytics(d/'birds-v3'/'birds')
+
+
+@pytest.mark.filterwarnings('ignore:.*read as one set')
+@pytest.mark.parametrize('tool', [ultralytics, ultralytics_bare, lists, roboflow_parts, darknet_parts, coco_parts,
+                                  roboflow_coco_parts, roboflow_voc_parts, voc_parts, in_an_archive], ids=lambda t: t.__name__)
+def test_the_parts_of_a_set_wherever_the_tool_puts_them(tmp_path, tool):
+    tool(tmp_path/'detection')
+    domain = domain_of(tmp_path)
+    assert domain.classes == ('bird', 'cat')
+    for s, wanted in PARTS.items():
+        data = read_detection(tmp_path/'detection', split=s)
+        for part in (data, getattr(domain, s)):
+            found = sorted(b for boxes in held(part, tmp_path).values() for b in boxes)
+            assert found == sorted(wanted), s
+
+
+def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
+    ultralytics(tmp_path/'y')
+    for place in ('y', 'y/data.yaml'):
+        with pytest.warns(UserWarning, match='train .1 images., val .1 images., test .1 images. are read as one set'):
+            assert len(read_detection(tmp_path/place)) == 3
+    coco_parts(tmp_path/'c')
+    assert 'holds 3 JSON files' in refused(read_detection, tmp_path/'c')
+    roboflow_coco_parts(tmp_path/'r')
+    assert 'holds the sets test, train, valid' in refused(read_detection, tmp_path/'r')
+    text(tmp_path/'y'/'data.yaml', 'train: /a/images/train\nval: /a/b/train\nnames: [bird, cat]')
+    for s in ('val', 'test'):
+        for part in ('images', 'labels'):
+            for p in (tmp_path/'y'/part/s).iterdir(): p.unlink()
+            (tmp_path/'y'/part/s).rmdir()
+    assert "split 'x' is unknown; choose from train, val, test" in refused(read_detection, tmp_path, split='x')
+    assert 'has no val set' in refused(read_detection, tmp_path/'y', split='val')
+
+
+def test_an_export_of_another_name_is_told(tmp_path):
+    cvat_coco(tmp_path/'detection')
+    picture(tmp_path/'class_images'/'a.png')
+    train = load_domain('folder', tmp_path).train
+    assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
+
+
+# ---- fuzz ------------------------------------------------------------------------------------------------------------
+
+PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0', '\ufeff', 'é', '{', '}',
+          '[', ']', ':', '- ', '&a', '*a', '!!python/object', '"', 'names: ', 'train: ', 'path: ', '../', '/', '\\', 'C:', 'null', '~', 'yes']
+
+
+def mutated(g, content):
+    "A text with a few pieces put in, taken out or doubled."
+    for _ in range(g.choice([1, 1, 2, 5])):
+        at, end = sorted(g.randrange(len(content) + 1) for _ in range(2))
+        piece = g.choice([g.choice(PIECES), '', content[at:end]])
+        content = content[:at] + piece + content[g.choice([at, at, min(at + 1, len(content)), end]):]
+    return content
+
+
+SOURCES = {'labels/a.txt': B + '\n1 .25 .25 .5 .5\n' + POLYGON + '\n', 'classes.txt': 'bird\ncat\n', 'images.txt': 'images/a.png\nimages/b.png\n',
+           'data.yaml': 'path: .\ntrain: images\nval: [images]\ntest: images.txt\nnc: 2\nnames:\n  0: bird\n  1: cat\n',
+           'obj.data': 'classes = 2\ntrain = images.txt\nnames = classes.txt\n'}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('seed, n', [(1, 200), pytest.param(14, 2000, marks=pytest.mark.slow)])
+def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
+    "Mutations of texts and of the tree."
+    g, read = random.Random(seed), 0
+    for stem in 'ab': picture(tmp_path/'images'/f'{stem}.png')
+    names = [*SOURCES, 'labels/b.txt', 'labels/train.txt', 'x/labels/a.txt', 'README.txt', 'annotations/a.xml', 'a.json']
+    for _ in range(n):
+        for name, content in SOURCES.items(): text(tmp_path/name, content)
+        for name in g.sample(list(SOURCES), g.choice([1, 1, 2])): text(tmp_path/name, mutated(g, SOURCES[name]))
+        more = tmp_path/g.choice(names) if g.random() < .3 else None
+        if more: text(more, mutated(g, SOURCES[g.choice(list(SOURCES))]))
+        if g.random() < .1: (tmp_path/g.choice(list(SOURCES))).unlink()
+        try: data = read_detection(tmp_path/g.choice(['', '', 'data.yaml', 'images.txt', 'obj.data', 'labels']))
+        except UserError as e: assert '\n' not in str(e) and len(str(e)) < 1500, e
+        else:
+            read += 1
+            for t in data.targets:
+                b = t['boxes'].numpy()
+                assert (b[:, :2] >= 0).all() and (b[:, 2:] <= (W, H)).all() and (b[:, 2:] > b[:, :2]).all()
+                assert (t['labels'] > 0).all() and (t['labels'] <= len(data.classes)).all()
+        for p in [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.png']: p.unlink()
+    assert read > n/5
