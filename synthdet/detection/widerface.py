@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..archives import open_tar, tar_members
+from ..archives import open_tar, read_member, tar_members
 from ..core import UserError, write_atomic
 from .evaluate import Curve, RULES
 from ..files import as_text, read_text
@@ -160,7 +160,7 @@ def _texts(path):
     try:
         with open_tar(path) as tar:
             for m in (m for m in tar_members(tar) if m.isfile() and m.name.endswith('.txt')):
-                where, data = f'{path}: {m.name}', tar.extractfile(m).read(1 << 28)
+                where, data = f'{path}: {m.name}', read_member(tar, m)
                 yield Path(m.name).parent.name, where, as_text(data, where)
     except (OSError, EOFError, tarfile.TarError, zlib.error, LZMAError) as e:
         raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of "
