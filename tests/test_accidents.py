@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from synthdet import core
-from synthdet.core import alone, append_jsonl, refused, tidy, UserError, writable, write_atomic
+from synthdet.core import alone, append_jsonl, refused, tidy, writable, write_atomic
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
@@ -39,7 +39,8 @@ def plain(row): return json.loads(json.dumps({k: v for k, v in row.items() if k 
 
 # files
 
-WRITERS = dict(write_atomic=lambda p: write_atomic(p, 'new'), writable=writable, append_jsonl=lambda p: append_jsonl(p, {}))
+WRITERS = dict(write_atomic=lambda p: write_atomic(p, "new"), writable=writable,
+               append_jsonl=lambda p: append_jsonl(p, {}))
 
 
 @pytest.fixture
@@ -200,3 +201,60 @@ def test_who_is_waited_for_is_told_and_taken_over_from_when_killed(world, tmp_pa
     row, = read_jsonl(results)
     assert [s for s, _ in row['curve']] == [*range(2, 401, 2)]
     assert not [p for p in tree(tmp_path) if '.tmp' in p or '.lock' in p]
+
+
+# kills and full disks
+
+def weights(out): return {str(p.relative_to(out)): p.read_bytes() for p in Path(out).rglob('*.safetensors')}
+
+
+def trained(world, out):
+    "In a fork: what a killed process was doing is gone with it."
+    run(arm(world, 40), out)
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_any_moment_ends_with_the_same_weights_and_one_row(world, tmp_path, one_thread):
+    g, fork, killed = np.random.default_rng(0), multiprocessing.get_context('fork'), 0
+    start = time.monotonic()
+    wanted = run(arm(world, 40), tmp_path/'whole')
+    usual = time.monotonic() - start
+    for turn in range(4):
+        out = tmp_path/f'{turn}'
+        for _ in range(4):
+            p = fork.Process(target=trained, args=(world, out))
+            p.start()
+            p.join(usual*g.uniform(.02, .4))
+            killed += p.is_alive()
+            p.kill()
+            p.join()
+        row = run(arm(world, 40), out)
+        assert plain(row) == plain(wanted) and len(read_jsonl(out/'results.jsonl')) == 1
+        assert tree(out) == tree(tmp_path/'whole'), 'no lock, no temporary file'
+        assert weights(out) == weights(tmp_path/'whole')
+    assert killed >= 4
+
+
+FULL = '''
+import resource, sys, torch
+from synthdet.core import UserError
+from synthdet.evidence.phases import run
+from tests.test_accidents import arm
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try: run(arm(sys.argv[1]), sys.argv[2])
+except UserError as e: sys.exit(f'refused: {e}')
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('limit', [50, 3_000_000]) # bytes: nothing fits; weights do (1.9 MB), a state (5.7 MB) does not
+def test_a_disk_that_is_full_in_the_middle_of_a_training_is_one_line_and_it_goes_on(world, tmp_path, limit, one_thread):
+    p = process(FULL, world, tmp_path/'out', limit)
+    err = p.communicate(timeout=200)[1]
+    lines = [l for l in err.splitlines() if 'refused: ' in l]
+    assert p.returncode == 1 and len(lines) == 1 and 'cannot write' in lines[0] and 'free some space' in lines[0], err
+    assert not [f for f in tree(tmp_path) if '.tmp' in f or '.lock' in f]
+    assert plain(run(arm(world), tmp_path/'out')) == plain(run(arm(world), tmp_path/'whole'))
+    assert weights(tmp_path/'out') == weights(tmp_path/'whole')

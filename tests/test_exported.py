@@ -13,10 +13,25 @@ import torch
 from torch import nn
 
 from synthdet.core import UserError
+from synthdet.objects import child
 from synthdet.objects.exported import load_exported, OPERATIONS
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+KEPT = {}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    "Starting a process takes seconds, so that the files of these tests are read in the same one while it lives."
+    start = child._Process
+    def started(path, modules=()):
+        kept = KEPT.get(tuple(modules))
+        if kept is None or not kept.living(): kept = KEPT[tuple(modules)] = start(path, modules)
+        return kept
+    monkeypatch.setattr(child, "_Process", started)
 
 
 class Deep(nn.Module):
@@ -298,6 +313,7 @@ def test_onnx_is_computed(four, dtype, kind, batch, tmp_path):
     assert (G.nz, G.flat) == (5, not four)
     for noise in (z, z[..., None, None]): assert torch.allclose(G(noise), expected, atol=1e-6)
     with pytest.raises(UserError, match=r"expected floats \[B,5\]"): G(torch.randn(2, 6))
+    with pytest.raises(UserError, match="of length 5, not 6"): load_exported(tmp_path/"g.onnx", 6)
     assert torch.equal(pickle.loads(pickle.dumps(G))(z), G(z))
 
 
@@ -313,7 +329,8 @@ NO_GENERATORS = dict(
     outputs=(lambda p: onnx(p, [node("Neg", "z", "y"), node("Abs", "z", "x")], [Z], [Y, value("x")]),
              ["gives 2 outputs (y, x)"]),
     random=(lambda p: small(p, tail=("RandomNormalLike", "r", "y")), ["draws noise of its own"]),
-    unknown=(lambda p: small(p, tail=("Nothing", "r", "y")), ["cannot be read"]))
+    long=(lambda p: small(p, 10**9), ["takes noise [1000000000, 5]"]),
+    unknown=(lambda p: small(p, tail=("Nothing", "r", "y")), ["is refused: it uses Nothing"]))
 
 
 @pytest.mark.parametrize("make,words", NO_GENERATORS.values(), ids=NO_GENERATORS)

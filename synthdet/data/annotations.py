@@ -17,7 +17,8 @@ from .images import leftover, progress, write_image
 from .labelled import annotation, dataset, DetectionDataset
 from .settings import FORMATS
 from .voc import read_voc
-from .yolo import beside, first_label, Folder, ignored, may_be_yolo, pictures, read_yolo, split_of, SPLITS, tree
+from .yolo import beside, first_label, Folder, ignored, may_be_yolo, pictures, read_yolo
+from .yolo import split_of, SPLITS, tree
 from ..files import read_text
 
 # %% ../../nbs/1_data/07_annotations.ipynb #76602d06
