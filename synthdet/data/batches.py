@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..boxes import hwc, unwrap
 from ..core import generator, processes, UserError
 from .ahead import Bank
+from .labelled import trainable
 from ..ranks import equal_share
 
 # %% ../../nbs/1_data/16_batches.ipynb #a9333ce2
@@ -183,12 +184,14 @@ def collate(samples) -> tuple:
 
 # %% ../../nbs/1_data/16_batches.ipynb #194c0fb0
 def _collated(samples, numbers):
-    "Images and targets of some samples, drawn where they stay if they can be."
+    "Images and targets of some samples, drawn where they stay if they can be; without the boxes that are marked."
     size = getattr(samples, 'draws', None)
-    if not size: return collate([samples[i] for i in numbers])
-    memory = _memory(len(numbers), *size)
-    targets = [draw_into(samples, i, out) for i, out in zip(numbers, memory.numpy())]
-    return memory.permute(0, 3, 1, 2), targets
+    if size:
+        memory = _memory(len(numbers), *size)
+        targets = [draw_into(samples, i, out) for i, out in zip(numbers, memory.numpy())]
+        images = memory.permute(0, 3, 1, 2)
+    else: images, targets = collate([samples[i] for i in numbers])
+    return images, list(map(trainable, targets))
 
 @contextmanager
 def _one_core():
@@ -344,7 +347,7 @@ def batches(samples, batch_size:int, start:int=0, workers:int=0, *, part=(0, 1),
 
     Returns
     -------
-    iterator : of (uint8 [B,3,H,W], list of targets), or of what `prepare` made of them
+    iterator : of (uint8 [B,3,H,W], list of targets without marked boxes), or of what `prepare` made of them
 
     Raises
     ------

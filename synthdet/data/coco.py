@@ -84,7 +84,8 @@ class _Found:
         self.boxes.append(box)
         self.names.append(name)
         for m, flags in self.marks.items():
-            flags.append(flag(a.get(m), m, where) or m == 'difficult' and flag(a.get('ignore'), 'ignore', where))
+            keys = (m, 'ignore', 'iscrowd') if m == 'difficult' else (m,)
+            flags.append(any([flag(a.get(k), k, where) for k in keys]))
 
 def _coco_boxes(labels, names, ids, path, strict):
     "What each image holds, by its id, and the number of annotations without a box."
@@ -178,7 +179,8 @@ def read_coco(path, images=None, strict:bool=False) -> tuple:
     found, bare = _coco_boxes(labels, names, ids, path, strict)
     places = _pictures(path, images)
     records = [_coco_record(p, i, found[i], places, path) for p, i in progress(list(zip(pictures, ids)), path.name)]
-    notes = Counter({'annotations without a box left out': bare}) + places.told(path)
+    notes = Counter({'crowd regions skipped': 0, **places.told(path)})  # a note of earlier versions; none is, today
+    if bare: notes['annotations without a box left out'] = bare
     return records, list(dict.fromkeys(names.values())), notes
 
 # %% ../../nbs/1_data/04_coco.ipynb #58e9a391

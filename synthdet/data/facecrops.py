@@ -14,6 +14,7 @@ from ..boxes import chw, hwc, wrap
 from ..core import generator
 from .batches import Loop
 from .images import Held, Resized
+from .labelled import trainable
 
 # %% ../../nbs/1_data/17_facecrops.ipynb #e4f81b36
 def plain(images, size:int, seed:int=0) -> Loop:
@@ -134,7 +135,7 @@ WAYS = cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2
 # %% ../../nbs/1_data/17_facecrops.ipynb #6a21c8ea
 def _arrays(item):
     "A photograph and what its target says of each face, as arrays, and its number."
-    image, target = item
+    image, target = item[0], trainable(item[1])
     of_faces = lambda v: isinstance(v, torch.Tensor) and v.dim() and len(v) == len(target['labels'])
     return hwc(image), {k: v.numpy() for k, v in target.items() if of_faces(v)}, target.get('image_id')
 

@@ -422,11 +422,12 @@ def _square(item, size, antialias):
     old, new = image.shape[1:], (size, size)
     how = cv2.INTER_AREA if antialias and size < min(old) else cv2.INTER_LINEAR
     image = chw(cv2.resize(hwc(image), new, interpolation=how))
-    found = {k: target[k] for k in ('labels', 'image_id') if k in target}
+    found = {k: target[k] for k in ('labels', 'image_id', 'difficult', 'iscrowd') if k in target}
     return image, dict(boxes=resize_boxes(torch.as_tensor(target['boxes']), old, new), **found)
 
 class Resized(Dataset):
-    """`dataset` at size x size, decoded once and held in memory: `ds[i] -> (image, {boxes, labels, image_id})`.
+    """`dataset` at size x size, decoded once and held in memory: `ds[i] -> (image, {boxes, labels, image_id})`, marks
+    of boxes (difficult, iscrowd) along.
 
     Parameters
     ----------

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Subset
 from ..core import digest, generator, named, UserError
+from .labelled import trainable
 from .settings import Labels, ORDERS
 
 # %% ../../nbs/1_data/13_labels.ipynb #0321f5eb
 def _strata(dataset):
-    "The rarest class of each picture, -1 where it has no box; None where the boxes are not known in advance."
+    "The rarest class to learn from in each picture, -1 where there is none; None where boxes are not known in advance."
     base, indices = (dataset.dataset, dataset.indices) if isinstance(dataset, Subset) else (dataset, None)
     targets = getattr(base, 'targets', None)
     if targets is None: return None
-    labels = [targets[i]['labels'].tolist() for i in (range(len(targets)) if indices is None else indices)]
+    labels = [trainable(targets[i])['labels'].tolist() for i in (range(len(targets)) if indices is None else indices)]
     often = Counter(l for ls in labels for l in set(ls))
     return [min(ls, key=lambda l: (often[l], l), default=-1) for ls in labels]
 

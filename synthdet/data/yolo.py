@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from ..core import folder as is_folder, short, UserError, write_atomic
 from .images import IMAGE_SUFFIXES, image_size, is_image, leftover, progress
-from .labelled import class_name, detections_of, Record
+from .labelled import class_name, detections_of, Record, without_marked
 from ..files import as_text, parse_yaml, read_json, read_text, read_yaml
 
 # %% ../../nbs/1_data/06_yolo.ipynb #294829a4
@@ -788,7 +788,7 @@ def ignored(names) -> Counter:
 def write_yolo(rows, folder, classes):
     "<folder>/labels/<name>.txt, one per image, and data.yaml with the names"
     from supervision.dataset.formats.yolo import detections_to_yolo_annotations
-    for row in rows:
+    for row in without_marked(rows, folder):
         lines = detections_to_yolo_annotations(detections_of(row), tuple(row['size']))
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))
     names = dict(train='images', val='images', nc=len(classes), names=classes)

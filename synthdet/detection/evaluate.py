@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from torchvision.ops import box_convert
 
 from ..core import choose, UserError
+from ..data.labelled import trainable
 from .train import as_floats, TYPES
 from ..ranks import gathered, rank, ranks
 
@@ -305,7 +306,8 @@ def coco_metrics(predictions, targets) -> dict:
     Parameters
     ----------
     predictions : list of {boxes, scores, labels}, one per image
-    targets : list of {boxes, labels} in the same order; `iscrowd` and `area` [N] optional
+    targets : list of {boxes, labels} in the same order; `iscrowd` and `area` [N] optional; COCO knows no difficult
+        boxes: they count like others
 
     Returns
     -------
@@ -357,7 +359,7 @@ def evaluate(predictions:list, targets:list) -> dict:
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cc82a0df
 def validator(dataset, batch_size=16, *, precision='fp32'):
-    """Make the function with which a training scores its model; raises `UserError` for a data set without a box.
+    """Make the function with which a training scores its model; raises `UserError` for a set without a box to find.
 
     Parameters
     ----------
@@ -370,7 +372,7 @@ def validator(dataset, batch_size=16, *, precision='fp32'):
     function of the model -> {ap50, ap50_authors}, each 0..1
     """
     targets = [dataset[i][1] for i in range(len(dataset))]
-    if not sum(len(t['boxes']) for t in targets):
+    if not sum(len(trainable(t)['boxes']) for t in targets):
         raise UserError(f"the validation set ({len(targets)} images) holds no box, so it can rank no model; give it "
                         "annotated images")
     images = getattr(dataset, 'images', dataset) # of one size: one tensor
