@@ -94,8 +94,10 @@ def _shipped(path):
 def _about(f, path):
     "(note, digest or None) of an open safetensors file; raises `UserError` for a note that is not what was written."
     entries = f.metadata() or {}
-    if 'synthdet' not in entries: return json.loads(entries['note']) if 'note' in entries else entries, None
+    named = 'synthdet' in entries or any(v.startswith('{"digest": ') for v in entries.values()) # if a bit of it turned
+    if not named: return json.loads(entries['note']) if 'note' in entries else entries, None
     about = json.loads(entries['synthdet'])
+    if about.keys() - {'digest', 'note', 'note_digest'}: raise changed(path, 'its note has other fields')
     if about.get('note_digest') in (None, digest(_text(about['note']))): return about['note'], about['digest']
     raise changed(path, 'its note has another digest than the file says')
 

@@ -10,6 +10,7 @@ import io, re, zipfile
 
 import torch
 
+from ..archives import open_zip
 from ..core import UserError
 from ..unpickle import Inert, plain_dict, Reader
 from ..weights import unreadable
@@ -21,11 +22,10 @@ _PART = re.compile(r'(data|constants)[.]pkl|([.]data/)?version|byteorder|(data|c
 def _unzipped(content, path):
     "name -> bytes of the parts of an archive that TorchScript needs."
     most = min(_LIMIT, (1 << 28) + 20*len(content))
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
+    with open_zip(io.BytesIO(content), path, limit=most) as file:
         entries = {i.filename.partition('/')[2]: i for i in file.infolist()}
-        if len(entries) < len(file.infolist()) or sum(i.file_size for i in file.infolist()) > most:
-            raise UserError(f'{path} is refused: it holds a part twice, or more than {most >> 20} MiB when unpacked; '
-                            'export the generator again')
+        if len(entries) < len(file.infolist()):
+            raise UserError(f'{path} is refused: it holds a part twice; export the generator again')
         return {n: file.read(i) for n, i in entries.items() if _PART.fullmatch(n)}
 
 def _parts(content, path):
