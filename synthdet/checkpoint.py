@@ -71,8 +71,8 @@ TENSORS = {
 
 # %% ../nbs/0_ground/07_checkpoint.ipynb #9204a729
 _DATA = 'argparse collections dataclasses datetime decimal enum fractions functools logging pathlib types typing uuid'
-_BUILTINS = ('bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple unicode '
-             'xrange').split()
+_BUILTINS = ('Ellipsis NotImplemented bool bytearray bytes complex dict float frozenset int list long object range set '
+             'slice str tuple unicode xrange').split()
 
 def _is_foreign(name):
     "May a file of weights mention this, so that it is left unmade?"

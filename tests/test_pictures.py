@@ -335,6 +335,7 @@ CHARTS = dict(
 
 @pytest.fixture
 def figures():
+    plt.close("all")
     yield lambda: [plt.figure(n) for n in plt.get_fignums()]
     plt.close("all")
 

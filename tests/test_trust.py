@@ -226,6 +226,20 @@ def body(): return {k: torch.full_like(v, .5) for k, v in make_backbone(BODY).bo
 def under(prefix, state=None): return {prefix + k: v for k, v in (state or body()).items()}
 
 
+def within(part, wrapper):
+    "Names as they are when a part of the network is wrapped."
+    return {k.replace(f'{part}.', f'{part}.{wrapper}.'): v for k, v in body().items()}
+
+
+def an_optimizer():
+    "One that has made a step, whole: its state has parameters for keys."
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([p], .1, momentum=.9)
+    p.sum().backward()
+    optimizer.step()
+    return optimizer
+
+
 def zeros(): return {k: torch.zeros_like(v) for k, v in body().items()}
 
 
@@ -249,7 +263,12 @@ PEOPLE = dict(
     several=dict(backbone=body(), head=dict(weight=torch.ones(3)), optimizer=METADATA['optimizer']),
     fp16={k: v.half() if v.is_floating_point() else v for k, v in body().items()},
     bf16={k: v.bfloat16() if v.is_floating_point() else v for k, v in body().items()},
-    untracked={k: v for k, v in body().items() if 'num_batches' not in k})
+    untracked={k: v for k, v in body().items() if 'num_batches' not in k},
+    compiled_parts=within('layer1', '_orig_mod'), fsdp=within('layer2', '_fsdp_wrapped_module'),
+    checkpointed=within('layer2.0', '_checkpoint_wrapped_module'), ddp_parts=under('model.', within('layer2', 'module')),
+    fsdp_both=under('_fsdp_wrapped_module.', within('layer1', '_checkpoint_wrapped_module')),
+    twice=dict(METADATA, state_dict=body(), model=body()), whole_optimizer=dict(model=body(), optimizer=an_optimizer()),
+    odd_values=dict(model=body(), crop=(..., NotImplemented), devices={torch.device('cpu'): 1}))
 
 
 def as_file(content, how, folder):
@@ -284,8 +303,8 @@ def test_what_was_chosen_is_said(name, tmp_path):
 
 
 UNCLEAR = {
-    'several times': dict(state_dict={**under('encoder_q.'), **under('encoder_k.')}),
-    'two students': dict(a=body(), b=body()), 'is missing': under('model.', {k: v for k, v in body().items() if k != 'conv1.weight'}),
+    'several times': dict(state_dict={**under('encoder_q.'), **under('encoder_k.', zeros())}),
+    'two students': dict(a=body(), b=zeros()), 'is missing': under('model.', {k: v for k, v in body().items() if k != 'conv1.weight'}),
     'expected [': {**under('module.'), 'module.conv1.weight': torch.ones(1)},
     'whole pickled network (torch.nn.modules.container.Sequential)': net(),
     'whole pickled network': dict(model=net(), epoch=3), 'does not hold a dictionary of tensors': dict(epoch=3)}

@@ -188,10 +188,12 @@ class Compiled:
         self.forward, self.path, self.held = forward, path, _held(forward, module)
 
     def __call__(self, z):
-        before, drawn = self.held(), self.forward(z)
-        if self.held() == before: return drawn
-        raise UserError(f'{self.path} changes what it holds while it draws, so that its pictures do not follow from '
-                        'their numbers; export it with torch.jit.trace, in evaluation mode')
+        held, random = self.held(), torch.get_rng_state()
+        drawn = self.forward(z)
+        if self.held() == held and torch.equal(torch.get_rng_state(), random): return drawn
+        what = 'changes what it holds while it draws' if self.held() != held else 'draws noise of its own'
+        raise UserError(f'{self.path} {what}, so that its pictures do not follow from their numbers; export it with '
+                        'torch.jit.trace, in evaluation mode, with constant noise')
 
 # %% ../../nbs/2_objects/07_torchscript.ipynb #96141108
 def compiled(content, path, operations=OPERATIONS) -> tuple:
