@@ -660,6 +660,30 @@ def test_an_export_of_another_name_is_told(tmp_path):
     assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
 
 
+def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):
+    "Darknet's paths count from where it is run; its sets are often validated on what they are trained on."
+    d = tmp_path/'data'
+    picture(d/'obj'/'a.jpg')
+    yolo(d/'obj'/'a.txt', BIRD)
+    text(d/'obj.names', 'bird\ncat\n')
+    for name in ('train', 'test'): text(d/f'{name}.txt', 'data/obj/a.jpg\n')
+    text(d/'obj.data', 'classes=2\ntrain=data/train.txt\nvalid=data/test.txt\nnames=data/obj.names\n')
+    for place, split in ((d, None), (d, 'train'), (d, 'val'), (d/'obj.data', 'val')):
+        assert held(read_detection(place, split=split), d) == {'obj/a.jpg': [BIRD]}
+    for name in ('/x/train', '/y/val'): assert not Path(name).exists()
+    text(d/'data.yaml', 'train: /x/obj\nval: /y/obj\nnames: [bird, cat]\n')
+    assert 'would be the same pictures' in refused(read_detection, d/'data.yaml', split='val')
+
+
+@pytest.mark.parametrize('n', [2, 5])
+def test_json_files_of_other_tools_are_no_annotations(tmp_path, n):
+    for i in range(n):
+        picture(tmp_path/f'{i}.jpg')
+        text(tmp_path/f'{i}.json', json.dumps(dict(version='5.4', shapes=[], imagePath=f'{i}.jpg')))
+    line = refused(read_detection, tmp_path)
+    assert 'holds no annotations' in line and '0.json' in line and 'export in one of these formats' in line
+
+
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
 
 PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0', '\ufeff', 'é', '{', '}',

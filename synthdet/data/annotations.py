@@ -73,7 +73,8 @@ def _whole(files):
 
 def _begun(folder, files):
     "The kinds that may be meant, though something is wrong or nothing is in it."
-    found = {_COCO: _near(files, '.json'), _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
+    texts = _near(files, '.json')                                  # of several that are none, none is meant
+    found = {_COCO: texts if len(texts) == 1 else [], _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
     return {kind: names for kind, names in found.items() if names}
 
 # %% ../../nbs/1_data/07_annotations.ipynb #717abc7b
@@ -129,7 +130,8 @@ def _in_folder(folder) -> Set:
     kinds = _begun(folder, files)
     if len(kinds) == 1: return _one(folder, files, kinds)
     found = ', '.join(list(files)[:3]) or 'nothing'
-    raise UserError(f"{folder}: holds no annotations; expected one of {', '.join(KINDS)}, found {found}, so add them")
+    raise UserError(f"{folder}: holds no annotations; expected one of {', '.join(KINDS)}, found {found}, so "
+                    "add them, or export in one of these formats")
 
 def _split_folders(folder, split=None):
     "Sub-folders called after a split that hold a whole set."

@@ -14,8 +14,7 @@ import numpy as np
 from defusedxml.ElementTree import fromstring
 from ..core import regular, short, UserError, write_atomic
 from .images import image_files, leftover, progress
-from .labelled import (class_name, detections_of, first_dir, flag, MARKS, no_image, number, Pictures,
-                                    Record, size_of)
+from .labelled import class_name, detections_of, flag, MARKS, number, Pictures, Record, size_of
 from ..files import as_text, read_text
 
 # %% ../../nbs/1_data/05_voc.ipynb #7a04d7cf
@@ -89,7 +88,9 @@ class _Matched:
         files = self.by_path.get(x.relative_to(self.base).with_suffix('').as_posix()) or self.by_stem[x.stem]
         if len(files) > 1: files = [f for f in files if f.name == filename] or files
         if not files and filename: files = [self.by_name.find(filename, x)]
-        if not files: raise no_image(x)
+        if not files:
+            raise UserError(f"{x}: its image is missing; expected {x.stem}.jpg or the like, so add the image or remove "
+                            "the annotation")
         if len(files) > 1:
             raise UserError(f"{x}: may be about {files[0]} or {files[1]}; expected one picture of that name, so remove "
                             "the other or name it in <filename>")
@@ -98,6 +99,10 @@ class _Matched:
         raise UserError(f"{x}: is about {files[0]}, as {other} is; expected one annotation per picture, so remove one")
 
 # %% ../../nbs/1_data/05_voc.ipynb #f5e16090
+def _first_dir(folder, *names):
+    "The first of these sub-folders that exists, else the folder itself."
+    return next((folder/n for n in names if (folder/n).is_dir()), folder)
+
 def _few(paths): return ', '.join(p.name for p in paths[:3]) + ', ...'*(len(paths) > 3)
 
 def _annotations(base, folder):
@@ -129,7 +134,8 @@ def read_voc(folder, images=None, strict:bool=False, lists=()) -> tuple:
     UserError : naming the file that cannot be read, or has no picture
     """
     folder = Path(folder)
-    base, place = first_dir(folder, 'annotations', 'Annotations'), images or first_dir(folder, 'images', 'JPEGImages')
+    base = _first_dir(folder, 'annotations', 'Annotations')
+    place = images or _first_dir(folder, 'images', 'JPEGImages')
     found, others = _annotations(base, folder)
     match = _Matched(base, Path(place))
     files = [match.find(x, (root.findtext('filename') or '').strip()) for x, root in found]

@@ -584,7 +584,7 @@ class Folder:
         "Names of pictures of each split that is there: 'train', 'val', 'test' -> list."
         entries = self._lists() | _entries(self.told, self.where)
         found = {s: self._under(paths, s) for s, paths in entries.items()}
-        _no_twins(found, entries, self.where)
+        if self.notes['paths taken by their ends']: _no_twins(found, entries, self.where)
         if any(found.values()): return {s: names for s, names in found.items() if names}
         self.notes['splits whose paths are not there'] += len(found)
         found = {s: [] for s in SPLITS}
@@ -611,7 +611,8 @@ class Folder:
         "Names of the pictures that paths mean: folders, lists of pictures, pictures."
         base = self.where.parent if self.where else self.folder
         root = str(self.told.get('path') or '').strip().replace('\\', '/')
-        bases = [base/root]*bool(root) + [base]
+        darknet = self.where is not None and self.where.suffix.lower() == '.data' # counts from where it is run
+        bases = [base/root]*bool(root) + [base] + [base.parent]*darknet
         places = {path: _meant(path, bases) for path in paths}
         found = dict.fromkeys(n for at in places.values() if at for n in self._names(at[0], bases))
         self.notes['paths taken by their ends'] += sum(at[1] for at in places.values() if at)
