@@ -160,9 +160,7 @@ def _part(folder, split) -> Set:
     if inside: return _in_folder(min(inside, key=lambda p: _rank(p.name, split)))
     files = tree(folder)
     if first_label(files) and split in Folder(folder).splits(): return Set(_YOLO, folder, split)
-    lists = [f'ImageSets/Main/{name}.txt' for name in SPLITS[split]]
-    found = _VOC in _whole(files) and next((n for n in lists if n in files), None)
-    return Set(_VOC, folder, split) if found else None
+    return Set(_VOC, folder, split) if _VOC in _whole(files) and _voc_lists(folder, split) else None
 
 def _rank(name, split): return [*SPLITS[split], name.lower()].index(name.lower())
 
@@ -185,15 +183,12 @@ def _records(found, images, strict):
     "What the reader of a set gives."
     if found.kind == _COCO: return read_coco(found.place, images, strict)
     if found.kind == _YOLO: return read_yolo(found.place, images, found.split)
-    return _voc_records(found.place, images, found.split, strict)
+    return read_voc(found.place, images, strict, _voc_lists(found.place, found.split))
 
-def _voc_records(folder, images, split, strict):
-    "Records of a Pascal VOC folder, of one split by its list."
-    records, names, notes = read_voc(folder, images, strict)
-    if split is None: return records, names, notes
-    files = [folder/'ImageSets'/'Main'/f'{name}.txt' for name in SPLITS[split]]
-    wanted = {l.split()[0].split('/')[-1] for f in files if f.is_file() for l in read_text(f).split('\n') if l.strip()}
-    return [r for r in records if r.file.stem in wanted], names, notes
+def _voc_lists(folder, split):
+    "The lists of a split that name some picture."
+    files = [folder/'ImageSets'/'Main'/f'{name}.txt' for name in SPLITS.get(split, ())]
+    return [f for f in files if f.is_file() and read_text(f, 'a list of pictures').strip()]
 
 # %% ../../nbs/1_data/07_annotations.ipynb #28afe18b
 def read_detection(path, images=None, classes=None, *, split:str=None, strict:bool=False,
