@@ -684,6 +684,17 @@ def test_json_files_of_other_tools_are_no_annotations(tmp_path, n):
     assert 'holds no annotations' in line and '0.json' in line and 'export in one of these formats' in line
 
 
+def test_a_set_without_any_label_is_told(tmp_path):
+    for i in range(2): picture(tmp_path/'images'/f'{i}.png')
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')
+    with pytest.warns(UserWarning, match='none of 2 pictures has a label file.* 0.txt'): data = read_detection(tmp_path)
+    assert held(data, tmp_path) == {'images/0.png': [], 'images/1.png': []}
+    for i in range(2): text(tmp_path/'labels'/f'{i}.txt', '')       # backgrounds, as somebody meant
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(read_detection(tmp_path)) == 2
+
+
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
 
 PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0', '\ufeff', 'é', '{', '}',

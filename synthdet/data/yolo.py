@@ -773,8 +773,14 @@ def read_yolo(place, images=None, split=None) -> tuple:
     used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, *found.lists, found.where}
     notes = +found.notes                                           # those that are not 0
     notes['images without a label file'] = list(paired.values()).count(None)
+    if not any(paired.values()): _warn_of_none(place, shown)
     notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
     return records, list(classes.names.values()), notes
+
+def _warn_of_none(place, shown):
+    "Say that no picture has a label file."
+    warnings.warn(f"{place}: none of {len(shown)} pictures has a label file, so they count as pictures without "
+                  f"objects; where there are some, see why {Path(shown[0]).stem}.txt is not found, or add it")
 
 def _record(found, name, text, rows, reading, names, i):
     "The record of one picture."
