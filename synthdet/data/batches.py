@@ -268,6 +268,7 @@ def _deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 def _check_alive(crew, sure=False):
     "Raise `UserError` when a worker has died."
+    for p in crew if sure else (): p.join(.5) # how it ended is known a moment after that it ended
     codes = [p.exitcode for p in crew if p.exitcode] # 0: it is through
     if not codes and not sure: return
     code = codes[0] if codes else 0
