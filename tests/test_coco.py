@@ -139,7 +139,8 @@ def test_annotations_without_a_box_are_counted(tmp_path):
     content = data()
     content['annotations'] += [dict(id=2, image_id=1, caption='a bird'), dict(id=3, image_id=1, keypoints=[1, 2, 2])]
     path = written(tmp_path, content)
-    assert '2 annotations without a box left out' in repr(read_detection(path))
+    with pytest.warns(UserWarning, match='2 of 3 annotations have no box and are left out; the first: annotation 2'):
+        assert '2 annotations without a box left out' in repr(read_detection(path))
     assert 'annotation 2: has no box' in refused(read_detection, path, strict=True)
 
 
@@ -300,3 +301,10 @@ def test_any_bytes_are_read_or_refused(tmp_path):
         path.write_bytes(bytes(bad))
         read += right_or_refused(path)
     assert 50 < read < 1900, read
+
+
+def test_the_folder_data_of_fiftyone_is_a_usual_place(tmp_path):
+    written(tmp_path, data(), 'labels.json', ['data/a.png'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert read_detection(tmp_path).files == [tmp_path / 'data' / 'a.png']

@@ -192,3 +192,41 @@ def test_any_bytes_are_read_or_refused(tmp_path):
         (tmp_path / 'a.xml').write_bytes(bytes(bad))
         read += right_or_refused(tmp_path)
     assert 50 < read < 1900, read
+
+
+LINES = ['my bird', '"my bird"', 'my bird.png', 'my bird  1', 'my bird -1', 'JPEGImages/my bird.png', 'd/my bird',
+         './JPEGImages/my bird.png', 'C:\\\\data\\\\JPEGImages\\\\my bird.png', '/content/VOC2007/JPEGImages/my bird']
+
+
+def parts(d, train, val='x/1\n'):
+    for n in ('my bird', 'x/1', 'y/1', 'v.2'): written(d, xml(head=''), f'Annotations/{n}.xml', f'JPEGImages/{n}.png')
+    written(d, train, 'ImageSets/Main/train.txt', None)
+    written(d, val, 'ImageSets/Main/val.txt', None)
+    return d
+
+
+@pytest.mark.parametrize('line', LINES)
+def test_a_list_names_pictures_as_tools_do(tmp_path, line):
+    d = parts(tmp_path, f'{line}\n\nv.2\r\n')
+    assert [f.name for f in read_detection(d, split='train').files] == ['my bird.png', 'v.2.png']
+    assert read_detection(d, split='val').files == [d / 'JPEGImages' / 'x' / '1.png']
+    assert len(read_detection(d)) == 4
+
+
+@pytest.mark.parametrize('line', ['gone', '1', 'my', 'z/'])
+def test_a_line_that_names_no_picture_or_two_is_told(tmp_path, line):
+    told = core.refused(read_detection, parts(tmp_path, f'v.2\n{line}'), split='train')
+    assert 'train.txt' in told and f'({line})' in told and 'correct the list' in told
+
+
+def test_an_empty_list_is_no_split_and_all_classes_count(tmp_path):
+    d = parts(tmp_path, 'v.2', '')
+    assert 'has no val set' in core.refused(read_detection, d, split='val')
+    written(d, xml(name='cat'), 'Annotations/x/1.xml', None)
+    assert read_detection(d, split='train').classes == ('bird', 'cat')
+    save(d / 'JPEGImages' / 'bare.png')                             # of a list: told when it is asked for
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(read_detection(d, split='train')) == 1
+    written(d, 'v.2\nbare', 'ImageSets/Main/train.txt', None)
+    with pytest.warns(UserWarning, match='without an XML file .bare.png.'): read_detection(d, split='train')

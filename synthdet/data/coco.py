@@ -6,7 +6,7 @@
 __all__ = ['read_coco', 'write_coco']
 
 # %% ../../nbs/1_data/04_coco.ipynb #627c9952
-import json, re
+import json, re, warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -109,6 +109,9 @@ def _coco_boxes(labels, names, ids, path, strict):
     if bare and (strict or len(bare) == len(labels)):
         raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {len(labels)} annotations; expected bbox: x, y, "
                         "width, height, so export boxes (captions, keypoints and segments are none)")
+    if bare:
+        warnings.warn(f"{path}: {len(bare)} of {len(labels)} annotations have no box and are left out; the first: "
+                      f"{bare[0].removeprefix(f'{path}, ')}; export boxes for them")
     return found, len(bare)
 
 # %% ../../nbs/1_data/04_coco.ipynb #cd6fa81f
@@ -119,7 +122,7 @@ def _pictures(path, images):
     usual = [here/'images', here, here/path.stem, above/'images', above]
     named = [place/n for n in names for place in (above, above/'images', here, here/'images')]
     aside = here.name.lower() in ('annotations', 'annotation', 'labels')
-    return Pictures(usual + named, [above if aside else here])
+    return Pictures(usual + named + [here/'data'], [above if aside else here])
 
 def _name(picture, where):
     "The name of a picture, or the end of its address."

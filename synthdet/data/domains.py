@@ -19,7 +19,7 @@ from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
 from .images import image_files, listing, passed_over, read_image, write_image
-from .labelled import class_name
+from .labelled import class_name, unique
 from .settings import DataSource, DOMAINS, OPTIONS
 from ..settings import opt, read_value
 
@@ -104,7 +104,9 @@ def _class_files(folder):
     if folders and images:
         raise UserError(f"{folder}: holds {images[0].name} beside the sub-folder {folders[0].name}; expected images "
                         "(one class) or sub-folders (one per class), so move the file or the folder")
-    files = {p.name: image_files(p) for p in folders} or {None: image_files(folder)}
+    names = [class_name(p.name, p) for p in folders]
+    unique(names, 'the class (blanks and Unicode form aside)', folder)
+    files = dict(zip(names, map(image_files, folders))) or {None: image_files(folder)}
     inner = [q for p in folders for q in listing(p)[1]]
     passed_over([p for p in others if p not in folders] + inner, folder)
     return files

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'DetectionDataset', 'trainable', 'Record', 'checked_boxes', 'dataset', 'class_name', 'number', 'flag',
-           'size_of', 'Pictures', 'need', 'unique', 'first_dir', 'by_stem', 'no_image', 'annotation', 'without_marked',
-           'detections_of']
+           'size_of', 'Pictures', 'need', 'unique', 'annotation', 'without_marked', 'detections_of']
 
 # %% ../../nbs/1_data/03_labelled.ipynb #a258fb03
 import os, re, unicodedata, warnings
@@ -400,21 +399,6 @@ def unique(ids, what, where):
     (most, n), = Counter(map(str, ids)).most_common(1) or [('', 0)]
     if n > 1: raise UserError(f"{where}: {what} {most} occurs {n} times; expected each once, "
                               "so renumber or remove the copies")
-
-# %% ../../nbs/1_data/03_labelled.ipynb #8ab7fe03
-def first_dir(folder, *names):
-    "The first of these sub-folders that exists, else the folder itself."
-    return next((folder/n for n in names if (folder/n).is_dir()), folder)
-
-def by_stem(files):
-    "Files by name without suffix; raises `UserError` when two share one."
-    unique([p.stem for p in files], 'the image name (without suffix)', files[0].parent)
-    return {p.stem: p for p in files}
-
-def no_image(path):
-    "The error for an annotation without its image."
-    return UserError(f"{path}: its image is missing; expected {path.stem}.jpg or the like, "
-                     f"so add the image or remove the annotation")
 
 # %% ../../nbs/1_data/03_labelled.ipynb #e7a750f7
 def annotation(file, image, target) -> dict:
