@@ -187,11 +187,11 @@ def test_arms_that_share_a_pretraining_train_it_once(world, tmp_path, one_thread
 @pytest.mark.slow
 def test_who_is_waited_for_is_told_and_taken_over_from_when_killed(world, tmp_path, one_thread):
     out, results = tmp_path/'out', tmp_path/'rows.jsonl'
-    first = process(RUN, world, 400, out, results, 'scratch')
+    first = process(RUN, world, 120, out, results, 'scratch')
     print(file=first.stdin, flush=True)
     while not [*out.rglob('state.pt')]: time.sleep(.05)
     first.send_signal(signal.SIGSTOP)
-    second = process(RUN, world, 400, out, results, 'scratch')
+    second = process(RUN, world, 120, out, results, 'scratch')
     print(file=second.stdin, flush=True)
     told = next(line for line in second.stderr if 'waiting for another' in line)
     assert f'(process {first.pid} on ' in told and '.lock' in told and first.poll() is None
@@ -199,7 +199,7 @@ def test_who_is_waited_for_is_told_and_taken_over_from_when_killed(world, tmp_pa
     first.wait()
     assert second.communicate(timeout=300) and second.returncode == 0
     row, = read_jsonl(results)
-    assert [s for s, _ in row['curve']] == [*range(2, 401, 2)]
+    assert [s for s, _ in row['curve']] == [*range(2, 121, 2)]
     assert not [p for p in tree(tmp_path) if '.tmp' in p or '.lock' in p]
 
 

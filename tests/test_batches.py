@@ -160,7 +160,7 @@ if __name__ == '__main__':
 @pytest.mark.parametrize('how', ['spawn', 'forkserver', 'fork'])
 def test_workers_give_the_same_however_they_are_started(how):
     code = """from tests.test_stream import make
-    for stream in (Numbers(), Mixed(Loop(Numbers(n=4), seed=3), Numbers(100), .25), STREAMS['unforkable']):
+    for stream in (Mixed(Loop(Numbers(n=4), seed=3), Numbers(100), .25), STREAMS['unforkable']):
         assert numbers(take(3, stream, 2)) == numbers(take(3, stream, 2, workers=1))
     here, there = (take(2, make(), 2, workers=w)[1] for w in (0, 1))
     assert torch.equal(here[0], there[0]) and torch.equal(here[1][0]['boxes'], there[1][0]['boxes'])
