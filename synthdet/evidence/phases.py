@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from ..core import alone, append_jsonl, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
-from ..files import read_jsonl
+from ..files import own_rows
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -261,7 +261,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
 
 def _found(results, ident):
     "The row of a run; None when there is none yet."
-    rows = [r for r in read_jsonl(results) if r.get('id') == ident] if main() else []
+    rows = [r for r in own_rows(results, 'arm') if r.get('id') == ident] if main() else []
     return heard(rows[-1] if rows else None)
 
 def _made(arm, out, results, ident, planned, loaded, workers):
