@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'existing', 'unreadable', 'unpacked_limit', 'refuse', 'open_zip', 'is_tar', 'open_tar', 'tar_members',
-           'safetensors_header']
+           'read_member', 'safetensors_header']
 
 # %% ../nbs/0_ground/05_archives.ipynb #bb65a94f
 import bz2, gzip, lzma, tarfile, zipfile
@@ -183,6 +183,25 @@ def tar_members(tar, *, members:int=100_000):
         if m.size > tar.fileobj.limit:
             raise refuse(tar.path, f'with {m.name[:100]!r} it unpacks to {m.size >> 20} MiB')
         yield m
+
+def read_member(tar, m) -> bytearray:
+    """Read a member of a tar, piece by piece.
+
+    Parameters
+    ----------
+    tar : of `open_tar`
+    m : one of `tar_members`, a file
+
+    Raises
+    ------
+    EOFError : it is cut short
+    """
+    content, source = bytearray(), tar.extractfile(m)
+    while len(content) < m.size:
+        part = source.read(min(2**20, m.size - len(content)))
+        if not part: raise EOFError('cut short')
+        content += part
+    return content
 
 # %% ../nbs/0_ground/05_archives.ipynb #d0be7665
 def safetensors_header(path) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .archives import existing, is_tar, LIMIT, open_tar, open_zip, refuse, tar_members, unreadable
+from .archives import existing, is_tar, LIMIT, open_tar, open_zip, read_member, refuse, tar_members, unreadable
 from .core import UserError
 from .unpickle import Foreign, Inert, NUMPY, plain_dict, plain_set, Reader, read_pickle, RefusedName
 
@@ -71,8 +71,8 @@ TENSORS = {
 
 # %% ../nbs/0_ground/07_checkpoint.ipynb #9204a729
 _DATA = 'argparse collections dataclasses datetime decimal enum fractions functools logging pathlib types typing uuid'
-_BUILTINS = ('bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple unicode '
-             'xrange').split()
+_BUILTINS = ('Ellipsis NotImplemented bool bytearray bytes complex dict float frozenset int list long object range set '
+             'slice str tuple unicode xrange').split()
 
 def _is_foreign(name):
     "May a file of weights mention this, so that it is left unmade?"
@@ -201,20 +201,11 @@ def _plain_files(tar):
                             'archive; expected plain files')
         if m.isfile(): yield m, name
 
-def _whole(source, size):
-    "A member in memory, read in pieces."
-    content = bytearray()
-    while len(content) < size:
-        part = source.read(min(2**20, size - len(content)))
-        if not part: raise EOFError('cut short')
-        content += part
-    return io.BytesIO(content)
-
 def _only_checkpoint(path):
     "The one .pth or .pt file in a tar archive, in memory; raises `UserError` for several or none."
     with open_tar(path) as tar:
         found = [m for m, name in _plain_files(tar) if name.suffix in ('.pth', '.pt') and name.name[0] != '.']
-        if len(found) == 1: return _whole(tar.extractfile(found[0]), found[0].size)
+        if len(found) == 1: return io.BytesIO(read_member(tar, found[0]))
     names = ', '.join(repr(m.name[:100]) for m in found[:5]) or 'none'
     raise UserError(f'{path} holds {len(found)} checkpoints ({names}); expected exactly one .pth or .pt file, '
                     'so unpack it and give the one you want')

@@ -470,7 +470,7 @@ def alone(path, what:str):
     path : lock file; made when missing, and taken away at the end
     what : is done by the process that is waited for, for the message: 'trains the same phase'
     """
-    with _THREADS[os.path.realpath(path)]:
+    with _THREADS[os.path.realpath(plain_path(path))]:
         try: lock = _take(_target(path), what)
         except OSError as e: raise disk_refused(path, e) from None
         with lock:

@@ -9,6 +9,7 @@ __all__ = ['NUMPY', 'RefusedName', 'Inert', 'Foreign', 'plain_dict', 'plain_set'
 import io, pickle, pickletools, re, reprlib
 
 import numpy as np
+import torch
 
 from .archives import existing, unreadable
 from .core import UserError
@@ -64,11 +65,11 @@ class _Name:
     def __init__(self, stand_in): self.stand_in = stand_in
 
 # %% ../nbs/0_ground/06_unpickle.ipynb #50ca743b
-_KEYS = str, int, bytes, float, bool, type(None)
+_KEYS = str, int, bytes, float, bool, type(None), Inert, Foreign, _Name, torch.Tensor
 
 def _key(k):
-    "`k` when it is plain text, a number, None, a flat tuple of them, or nothing that was made."
-    if type(k) in (*_KEYS, Foreign, _Name) or type(k) is tuple and all(type(x) in _KEYS for x in k): return k
+    "`k` when it is plain text, a number, None, what is equal to itself alone, or a flat tuple of them."
+    if type(k) in _KEYS or type(k) is tuple and all(type(x) in _KEYS for x in k): return k
     raise ValueError(f'a {type(k).__name__} as a key')
 
 # %% ../nbs/0_ground/06_unpickle.ipynb #800f8201

@@ -94,8 +94,10 @@ def _shipped(path):
 def _about(f, path):
     "(note, digest or None) of an open safetensors file; raises `UserError` for a note that is not what was written."
     entries = f.metadata() or {}
-    if 'synthdet' not in entries: return json.loads(entries['note']) if 'note' in entries else entries, None
+    named = 'synthdet' in entries or any(v.startswith('{"digest": ') for v in entries.values()) # if a bit of it turned
+    if not named: return json.loads(entries['note']) if 'note' in entries else entries, None
     about = json.loads(entries['synthdet'])
+    if about.keys() - {'digest', 'note', 'note_digest'}: raise changed(path, 'its note has other fields')
     if about.get('note_digest') in (None, digest(_text(about['note']))): return about['note'], about['digest']
     raise changed(path, 'its note has another digest than the file says')
 
@@ -229,6 +231,21 @@ def _fits(own, state, prefix):
     "Is all of a network there?"
     return all(prefix + k in state and _shape(own[k]) == _shape(state[prefix + k]) for k in _needed(own))
 
+_WRAPPERS = re.compile(r'(?:^|(?<=[.]))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[.]')
+
+def _unwrapped(state):
+    "Names without those of PyTorch's wrappers; as they are where two would be one."
+    found = {_WRAPPERS.sub('', k): v for k, v in state.items()}
+    return found if len(found) == len(state) else state
+
+def _found(own, state):
+    "The prefixes below which all of a network is; of several that hold the same the first."
+    fits = []
+    for p in _prefixes(own, state):
+        same = lambda q: all(torch.equal(state[p + k], state[q + k]) for k in _needed(own))
+        if _fits(own, state, p) and not any(map(same, fits)): fits.append(p)
+    return fits
+
 def own_part(own:dict, state:dict, path) -> dict:
     """Find a network among the tensors of a file, whatever wrappers put before its names.
 
@@ -246,9 +263,10 @@ def own_part(own:dict, state:dict, path) -> dict:
 
     Raises
     ------
-    UserError : the network is there several times; an averaged one (EMA) among them is taken, with a warning
+    UserError : different ones are there several times; an averaged one (EMA) among them is taken, with a warning
     """
-    fits = [p for p in _prefixes(own, state) if _fits(own, state, p)]
+    fits, plain = _found(own, state), _unwrapped(state)
+    if not fits and plain.keys() != state.keys() and _found(own, plain): return own_part(own, plain, path)
     if not fits or '' in fits: return state
     average = [p for p in fits if _AVERAGED.search(p.lower())]
     if len(fits) > 1 and len(average) != 1:

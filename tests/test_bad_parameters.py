@@ -14,6 +14,8 @@ from dataclasses import fields, replace
 from operator import attrgetter
 from pathlib import Path
 
+import pytest
+
 from synthdet.core import short, takes, UserError
 from synthdet.data.catalogue import place_of
 from synthdet.data.settings import DataSource, DOMAINS, OPTIONS
@@ -202,6 +204,24 @@ def test_odd_parameters_are_refused_in_a_line_or_right(tmp_path):
     print(json.dumps(found["counts"], indent=1))
     assert sum(found["counts"].values()) >= 400 and not found["faults"], "\n".join(found["faults"])
     assert not found["torch"] and not run.stderr, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x"*300, "x/"*3000, "\ud800", ""], ids=["NUL", "long", "deep", "half", "empty"])
+def test_what_cannot_be_a_folder_is_no_output(name, tmp_path, monkeypatch):
+    from synthdet.core import alone, refused, writable, write_atomic
+    from synthdet.data.domains import load_domain, write_domain
+    from synthdet.evidence.phases import run
+    from synthdet.synthesis.disk import write_stream
+    from synthdet.synthesis.stream import make_samples
+    monkeypatch.chdir(tmp_path)
+    domain = load_domain("butterflies", n_class_images=4, n_backgrounds=2, image_size=64)
+    samples = make_samples(domain, make_arms("pretrain", "recipe.image_size=64")[0].synthesis, seed=1)
+    if name:                                                     # nothing is this folder, as everywhere
+        refused(write_domain, domain, name, 1, 1, 1)
+        refused(run, make_arms("scratch", "steps=1")[0], name)
+    refused(write_stream, samples, name, 1)
+    for write in (writable, lambda path: write_atomic(path, "x"), lambda path: alone(path, "waits").__enter__()): refused(write, name)
+    assert not any(tmp_path.iterdir())
 
 
 if __name__ == "__main__": print(json.dumps(odd_parameters(int(sys.argv[1]), Path.cwd())))

@@ -129,7 +129,19 @@ class Counts(Plain):
         return self.start(z).view(-1, 3, 4, 4) + self.n.floor_divide(5.)
 
 
-HOSTILE = [(Remainder, "SIGFPE: a whole number is divided by zero"), (Overflow, "SIGFPE"), (Divided, "division by 0"),
+class Attends(Plain):
+    "An attention that leaves out a share; the same picture twice now and then."
+    def forward(self, z):
+        kept = nn.functional.scaled_dot_product_attention(z, z, z, dropout_p=0.02)
+        return self.start(z).view(-1, 3, 4, 4) + kept.sum()
+
+
+class Drops(Plain):
+    def forward(self, z): return self.start(nn.functional.dropout(z, 0.001, training=True)).view(-1, 3, 4, 4)
+
+
+HOSTILE = [(Attends, "draws noise of its own"), (Drops, "draws noise of its own"),
+           (Remainder, "SIGFPE: a whole number is divided by zero"), (Overflow, "SIGFPE"), (Divided, "division by 0"),
            (Whole, "ZeroDivisionError"), (Loops, "it took more than"), (Takes, "needs more than"),
            (Hoards, "needs more than"), (Wide, "more than 1024 MiB"), (Grey, "expected pictures [B,3,H,W]"),
            (Nan, "returned NaN"), (Listed, "returned a list"), (Complex, "complex64"), (Counts, "changes what it holds")]

@@ -1,6 +1,7 @@
 "Domains of one's own as people lay them out, parts that are missing, other processes, real photographs."
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,14 @@ def test_real_gan_images():
     d = load_domain('folder', root, class_images=root/'gan_images')
     assert len(d.class_images) == 1500 and d.class_images_from == 'gan_images'
     assert d.class_images[0].image.shape == (3, 128, 128) and d.class_images[0].origin.startswith('gan_images/')
+
+
+def test_class_folders_are_named_as_the_annotations_mean(tmp_path):
+    "Archives from a Mac spell accents in two signs; blanks around a name are nobody's intention."
+    labelled(tmp_path/'detection'/'train', ['Käfer', 'cat'])
+    save(tmp_path/'class_images'/unicodedata.normalize('NFD', 'Käfer')/'0.png')
+    save(tmp_path/'class_images'/'cat '/'0.png')
+    domain = load_domain('folder', tmp_path)
+    assert set(domain.classes) == {'Käfer', 'cat'} == {domain.classes[i.label-1] for i in domain.class_images}
+    save(tmp_path/'class_images'/'cat'/'0.png')
+    assert 'cat occurs 2 times' in refused(load_domain, 'folder', tmp_path)

@@ -286,7 +286,7 @@ def test_zip_that_should_not_be_trusted(tmp_path):
 
 def test_bombs(tmp_path):
     big = make_zip(tmp_path/'bomb.zip', {'a/zeros': bytes(150_000_000)})
-    assert 'far more than its size promises' in refused(extract, big, tmp_path/'out')
+    assert 'it unpacks to' in refused(extract, big, tmp_path/'out')
     raw = bytearray(big.read_bytes())                         # a header that promises ten bytes
     for at in (raw.find(b'PK\x01\x02') + 24, 22): raw[at:at+4] = (10).to_bytes(4, 'little')
     (tmp_path/'liar.zip').write_bytes(raw)

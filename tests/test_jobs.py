@@ -17,7 +17,7 @@ from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import load
 
 TINY = 'n_real=4 steps=2 pretrain_steps=2 eval_every=2 batch_size=2 model.image_size=64 n_fake=4'
-TIMED = ('seconds', 'threads', 'commit')
+TIMED = ('seconds', 'threads', 'commit', 'digest')
 
 
 def plain(row): return json.loads(json.dumps({k: v for k, v in row.items() if k not in TIMED}))

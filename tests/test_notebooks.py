@@ -260,7 +260,9 @@ CALL = "import sys; from synthdet.evidence.notebooks import run_notebook; print(
 
 @pytest.mark.slow
 def test_killed_or_two_at_once(tmp_path):
-    book, out = tiny(tmp_path/"n.ipynb", "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(6)"), tmp_path/"out.ipynb"
+    gate, out = tmp_path.with_name("gate"), tmp_path/"out.ipynb"
+    first, then = "import os, time\nprint(os.getpid(), flush=True)", f"while not os.path.exists({str(gate)!r}): time.sleep(.1)"
+    book = notebook(tmp_path/"n.ipynb", cell("word:str = 'a'  # which", "parameters"), cell(first), cell(then), cell("print(os.getpid())"))
     start = lambda: subprocess.Popen([sys.executable, "-c", CALL, book, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running = lambda: sorted(p.name for p in tmp_path.glob("out.running*") if '"text": [' in p.read_text())
 
@@ -281,6 +283,7 @@ def test_killed_or_two_at_once(tmp_path):
     else: raise AssertionError("the kernel goes with the command")
     two = [start(), start()]
     wait(["out.running.ipynb", "out.running1.ipynb"])
+    gate.touch()
     said = [p.communicate() for p in two]
     assert [p.returncode for p in two] == [0, 0] and said[0][0] != said[1][0], said
     assert files(tmp_path).keys() == {"n.ipynb", "out.ipynb"} and nbformat.read(out, 4).metadata.papermill.end_time

@@ -450,6 +450,40 @@ def test_a_row_that_is_none_is_named(tmp_path, row):
     assert '1.txt, line 1' in line, line
 
 
+def test_label_files_in_capitals(tmp_path):
+    "As cameras and Windows name them; passed over they would make negatives of everything."
+    d = rows_set(tmp_path, B, B)
+    (d/'labels'/'0.txt').rename(d/'labels'/'0.TXT')
+    assert held(read_detection(d), d) == {'images/0.png': [BIRD], 'images/1.png': [BIRD]}
+    text(d/'labels'/'2.TXT', B)
+    assert '2.TXT: its image is missing' in refused(read_detection, d)
+
+
+@pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
+def test_a_single_track_is_no_corner_of_an_outline(tmp_path, names):
+    "Of one animal followed through a film each row ends in 1."
+    line = refused(read_detection, rows_set(tmp_path, B + ' .9 1', B + ' .8 1', names=names))
+    assert 'outlines' in line and 'boxes with confidence and track' in line and '0.txt, line 1' in line
+    box = B + ' .9 1\n' + B + ' .4 2'                              # another track decides
+    assert held(read_detection(rows_set(tmp_path, box, B + ' .8 1', names=names)), tmp_path)['images/1.png'] == [BIRD]
+
+
+@pytest.mark.parametrize('shape', ['[2, 3]', '"[2, 3]"', '"2,3"'])
+@pytest.mark.parametrize('behind', ['', ' .87', ' .87 3'])
+def test_predicted_keypoints_have_confidences_and_tracks(tmp_path, shape, behind):
+    d = rows_set(tmp_path, B + ' .3 .3 .91 .6 .6 .12' + behind, names='data.yaml')
+    text(d/'data.yaml', f'names: [bird, cat]\nkpt_shape: {shape}\n')
+    assert held(read_detection(d), d) == {'images/0.png': [BIRD]}
+    text(d/'labels'/'0.txt', B + ' .3 .3 2 .6 .6 1 .4 .4')          # neither three keypoints nor a track
+    assert 'or 11 as kpt_shape says' in refused(read_detection, d)
+
+
+@pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
+def test_keypoints_may_lie_outside_their_box(tmp_path, names):
+    far = ' .05 .9 1 .95 .1 0 .5 .5 1 .4 .6 1'                      # hands and feet; all numbers are at most 1
+    assert held(read_detection(rows_set(tmp_path, B + far, names=names)), tmp_path) == {'images/0.png': [BIRD]}
+
+
 # ---- pictures and labels without each other --------------------------------------------------------------------------
 
 def test_pictures_without_labels_count_and_labels_without_pictures_do_not(tmp_path):
@@ -624,6 +658,41 @@ def test_an_export_of_another_name_is_told(tmp_path):
     picture(tmp_path/'class_images'/'a.png')
     train = load_domain('folder', tmp_path).train
     assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
+
+
+def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):
+    "Darknet's paths count from where it is run; its sets are often validated on what they are trained on."
+    d = tmp_path/'data'
+    picture(d/'obj'/'a.jpg')
+    yolo(d/'obj'/'a.txt', BIRD)
+    text(d/'obj.names', 'bird\ncat\n')
+    for name in ('train', 'test'): text(d/f'{name}.txt', 'data/obj/a.jpg\n')
+    text(d/'obj.data', 'classes=2\ntrain=data/train.txt\nvalid=data/test.txt\nnames=data/obj.names\n')
+    for place, split in ((d, None), (d, 'train'), (d, 'val'), (d/'obj.data', 'val')):
+        assert held(read_detection(place, split=split), d) == {'obj/a.jpg': [BIRD]}
+    for name in ('/x/train', '/y/val'): assert not Path(name).exists()
+    text(d/'data.yaml', 'train: /x/obj\nval: /y/obj\nnames: [bird, cat]\n')
+    assert 'would be the same pictures' in refused(read_detection, d/'data.yaml', split='val')
+
+
+@pytest.mark.parametrize('n', [2, 5])
+def test_json_files_of_other_tools_are_no_annotations(tmp_path, n):
+    for i in range(n):
+        picture(tmp_path/f'{i}.jpg')
+        text(tmp_path/f'{i}.json', json.dumps(dict(version='5.4', shapes=[], imagePath=f'{i}.jpg')))
+    line = refused(read_detection, tmp_path)
+    assert 'holds no annotations' in line and '0.json' in line and 'export in one of these formats' in line
+
+
+def test_a_set_without_any_label_is_told(tmp_path):
+    for i in range(2): picture(tmp_path/'images'/f'{i}.png')
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')
+    with pytest.warns(UserWarning, match='none of 2 pictures has a label file.* 0.txt'): data = read_detection(tmp_path)
+    assert held(data, tmp_path) == {'images/0.png': [], 'images/1.png': []}
+    for i in range(2): text(tmp_path/'labels'/f'{i}.txt', '')       # backgrounds, as somebody meant
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(read_detection(tmp_path)) == 2
 
 
 # ---- fuzz ------------------------------------------------------------------------------------------------------------

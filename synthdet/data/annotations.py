@@ -73,7 +73,8 @@ def _whole(files):
 
 def _begun(folder, files):
     "The kinds that may be meant, though something is wrong or nothing is in it."
-    found = {_COCO: _near(files, '.json'), _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
+    texts = _near(files, '.json')                                  # of several that are none, none is meant
+    found = {_COCO: texts if len(texts) == 1 else [], _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
     return {kind: names for kind, names in found.items() if names}
 
 # %% ../../nbs/1_data/07_annotations.ipynb #717abc7b
@@ -129,7 +130,8 @@ def _in_folder(folder) -> Set:
     kinds = _begun(folder, files)
     if len(kinds) == 1: return _one(folder, files, kinds)
     found = ', '.join(list(files)[:3]) or 'nothing'
-    raise UserError(f"{folder}: holds no annotations; expected one of {', '.join(KINDS)}, found {found}, so add them")
+    raise UserError(f"{folder}: holds no annotations; expected one of {', '.join(KINDS)}, found {found}, so "
+                    "add them, or export in one of these formats")
 
 def _split_folders(folder, split=None):
     "Sub-folders called after a split that hold a whole set."
@@ -160,9 +162,7 @@ def _part(folder, split) -> Set:
     if inside: return _in_folder(min(inside, key=lambda p: _rank(p.name, split)))
     files = tree(folder)
     if first_label(files) and split in Folder(folder).splits(): return Set(_YOLO, folder, split)
-    lists = [f'ImageSets/Main/{name}.txt' for name in SPLITS[split]]
-    found = _VOC in _whole(files) and next((n for n in lists if n in files), None)
-    return Set(_VOC, folder, split) if found else None
+    return Set(_VOC, folder, split) if _VOC in _whole(files) and _voc_lists(folder, split) else None
 
 def _rank(name, split): return [*SPLITS[split], name.lower()].index(name.lower())
 
@@ -185,15 +185,12 @@ def _records(found, images, strict):
     "What the reader of a set gives."
     if found.kind == _COCO: return read_coco(found.place, images, strict)
     if found.kind == _YOLO: return read_yolo(found.place, images, found.split)
-    return _voc_records(found.place, images, found.split, strict)
+    return read_voc(found.place, images, strict, _voc_lists(found.place, found.split))
 
-def _voc_records(folder, images, split, strict):
-    "Records of a Pascal VOC folder, of one split by its list."
-    records, names, notes = read_voc(folder, images, strict)
-    if split is None: return records, names, notes
-    files = [folder/'ImageSets'/'Main'/f'{name}.txt' for name in SPLITS[split]]
-    wanted = {l.split()[0].split('/')[-1] for f in files if f.is_file() for l in read_text(f).split('\n') if l.strip()}
-    return [r for r in records if r.file.stem in wanted], names, notes
+def _voc_lists(folder, split):
+    "The lists of a split that name some picture."
+    files = [folder/'ImageSets'/'Main'/f'{name}.txt' for name in SPLITS.get(split, ())]
+    return [f for f in files if f.is_file() and read_text(f, 'a list of pictures').strip()]
 
 # %% ../../nbs/1_data/07_annotations.ipynb #28afe18b
 def read_detection(path, images=None, classes=None, *, split:str=None, strict:bool=False,

@@ -6,7 +6,7 @@
 __all__ = ['read_coco', 'write_coco']
 
 # %% ../../nbs/1_data/04_coco.ipynb #627c9952
-import json, re
+import json, re, warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -84,7 +84,8 @@ class _Found:
         self.boxes.append(box)
         self.names.append(name)
         for m, flags in self.marks.items():
-            flags.append(flag(a.get(m), m, where) or m == 'difficult' and flag(a.get('ignore'), 'ignore', where))
+            keys = (m, 'ignore', 'iscrowd') if m == 'difficult' else (m,)
+            flags.append(any([flag(a.get(k), k, where) for k in keys]))
 
 def _coco_boxes(labels, names, ids, path, strict):
     "What each image holds, by its id, and the number of annotations without a box."
@@ -108,6 +109,9 @@ def _coco_boxes(labels, names, ids, path, strict):
     if bare and (strict or len(bare) == len(labels)):
         raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {len(labels)} annotations; expected bbox: x, y, "
                         "width, height, so export boxes (captions, keypoints and segments are none)")
+    if bare:
+        warnings.warn(f"{path}: {len(bare)} of {len(labels)} annotations have no box and are left out; the first: "
+                      f"{bare[0].removeprefix(f'{path}, ')}; export boxes for them")
     return found, len(bare)
 
 # %% ../../nbs/1_data/04_coco.ipynb #cd6fa81f
@@ -118,7 +122,7 @@ def _pictures(path, images):
     usual = [here/'images', here, here/path.stem, above/'images', above]
     named = [place/n for n in names for place in (above, above/'images', here, here/'images')]
     aside = here.name.lower() in ('annotations', 'annotation', 'labels')
-    return Pictures(usual + named, [above if aside else here])
+    return Pictures(usual + named + [here/'data'], [above if aside else here])
 
 def _name(picture, where):
     "The name of a picture, or the end of its address."
@@ -178,7 +182,8 @@ def read_coco(path, images=None, strict:bool=False) -> tuple:
     found, bare = _coco_boxes(labels, names, ids, path, strict)
     places = _pictures(path, images)
     records = [_coco_record(p, i, found[i], places, path) for p, i in progress(list(zip(pictures, ids)), path.name)]
-    notes = Counter({'annotations without a box left out': bare}) + places.told(path)
+    notes = Counter({'crowd regions skipped': 0, **places.told(path)})  # a note of earlier versions; none is, today
+    if bare: notes['annotations without a box left out'] = bare
     return records, list(dict.fromkeys(names.values())), notes
 
 # %% ../../nbs/1_data/04_coco.ipynb #58e9a391

@@ -19,7 +19,7 @@ from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
 from .images import image_files, listing, passed_over, read_image, write_image
-from .labelled import class_name
+from .labelled import class_name, unique
 from .settings import DataSource, DOMAINS, OPTIONS
 from ..settings import opt, read_value
 
@@ -104,21 +104,12 @@ def _class_files(folder):
     if folders and images:
         raise UserError(f"{folder}: holds {images[0].name} beside the sub-folder {folders[0].name}; expected images "
                         "(one class) or sub-folders (one per class), so move the file or the folder")
-    names = _of_folders(folders)
-    files = {names[p]: image_files(p) for p in folders} or {None: image_files(folder)}
+    names = [class_name(p.name, p) for p in folders]
+    unique(names, 'the class (blanks and Unicode form aside)', folder)
+    files = dict(zip(names, map(image_files, folders))) or {None: image_files(folder)}
     inner = [q for p in folders for q in listing(p)[1]]
     passed_over([p for p in others if p not in folders] + inner, folder)
     return files
-
-def _of_folders(folders):
-    "dict folder -> the class it is called after; raises `UserError` where two mean the same."
-    names = {p: class_name(p.name, p.parent) for p in folders}
-    for p, name in names.items():
-        same = [q.name for q in folders if names[q] == name]
-        if len(same) == 1: continue
-        raise UserError(f"{p.parent}: the sub-folders {' and '.join(map(ascii, same))} are one class by name; expected "
-                        "one sub-folder per class, so rename one or put their images together")
-    return names
 
 def pictures(place, below:bool=False) -> 'Images':
     """The pictures of a folder; what else is there is told.
@@ -203,8 +194,7 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
     wanted = classes.split(',') if isinstance(classes, str) and classes else classes
     wanted = [class_name(c, 'classes') for c in wanted]
-    twice = next((c for c in wanted if wanted.count(c) > 1), None)
-    if twice is not None: raise UserError(f"classes: {twice!r} stands {wanted.count(twice)} times; give each class once")
+    unique(wanted, 'the class', 'classes')
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(
         found.name, names, _own_class_images(place, files, names), _backgrounds(root, backgrounds),

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
+from ..archives import open_tar, open_zip, tar_members
 from ..core import choose, hash_file, interactive, UserError, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
@@ -184,10 +185,12 @@ def _check_link(name, to, archive):
         raise _distrusted(archive, f'the link {name!r} to {to!r}, outside the folder')
 
 # %% ../../nbs/1_data/14_download.ipynb #1ac7fd03
+_MEMBERS = 1_000_000 # of an archive; the largest data sets have some hundred thousand pictures
+
 def _tar_members(archive, tar):
     """(path, function that opens it) of the files of a tar, and (path, None) of its symbolic links; raises `EOFError`
     when the archive has no end."""
-    for m in tar:
+    for m in tar_members(tar, members=_MEMBERS):
         path = _inside(m.name, archive)
         if m.isdir(): continue
         if not (m.isfile() or m.issym() or m.islnk()):
@@ -204,6 +207,7 @@ def _zip_members(archive, z):
     for m in z.infolist():
         path, link = _inside(m.filename, archive), stat.S_ISLNK(m.external_attr >> 16)
         if m.is_dir(): continue
+        if link and m.file_size > 4096: raise _distrusted(archive, f'a link {m.filename!r} to an endless name')
         if link: _check_link(m.filename, z.read(m).decode(errors='replace'), archive)
         yield path, None if link else lambda m=m: z.open(m)
 
@@ -215,13 +219,14 @@ class _Torn(UserError):
     "An archive is damaged."
 
 @contextmanager
-def _members(archive):
+def _members(archive, limit):
     "The members of an archive; what is wrong with it as a `UserError`."
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z: yield _zip_members(archive, z)
+            with open(archive, 'rb') as f, open_zip(f, archive, members=_MEMBERS, limit=limit) as z:
+                yield _zip_members(archive, z)
         else:
-            with tarfile.open(archive) as t: yield _tar_members(archive, t)
+            with open_tar(archive, 2*limit) as t: yield _tar_members(archive, t) # headers count there, too
     except _DAMAGE as e:
         why = ' '.join(str(e).split()) or type(e).__name__
         raise _Torn(f"{archive}: cannot be unpacked ({why}); it is torn, encrypted or no archive, "
@@ -231,7 +236,7 @@ def _members(archive):
 def _unpack(archive, folder, limit):
     "Write the files of an archive below `folder`, counting bytes; how many symbolic links were left out."
     left, links = limit, 0
-    with _members(archive) as members:
+    with _members(archive, limit) as members:
         for path, opened in members:
             target, links = folder/path, links + (opened is None)
             if opened is None: continue

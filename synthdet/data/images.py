@@ -118,7 +118,7 @@ def _decoded(file, keep=False):
         with suppress(Exception): found = _shown(io.BytesIO(some + end), keep=True)
         if found: break
     if not found: raise fault
-    if not keep: raise _Some(fault)
+    if not keep: raise _Some(str(fault) or type(fault).__name__)
     return found, True
 
 class _Some(Exception):
@@ -149,8 +149,9 @@ def _with(path, read):
         why = ' '.join(str(e).split()).removesuffix(', could be decompression bomb DOS attack.') or type(e).__name__
         if isinstance(e, Image.UnidentifiedImageError): why = _instead(Path(path))
         some = ", or take what is there with truncated=keep" if isinstance(e, _Some) else ''
-        raise UserError(f"{path}: cannot be read ({why}); expected a whole JPEG, PNG, WebP, BMP, TIFF, GIF or PPM of "
-                        f"8 or 16 bits and at most {MAX_PIXELS:,} pixels, so replace or remove the file{some}") from None
+        raise UserError(f"{path}: cannot be read ({why}); expected a whole JPEG, PNG, WebP, BMP, "
+                        f"TIFF, GIF or PPM of 8 or 16 bits and at most {MAX_PIXELS:,} pixels, so replace or remove "
+                        f"the file{some}") from None
 
 # %% ../../nbs/1_data/01_images.ipynb #c6ef2602
 def read_image(path, alpha:bool=False, truncated:str='error') -> torch.Tensor:
@@ -239,7 +240,7 @@ def image_size(path) -> tuple:
 # %% ../../nbs/1_data/01_images.ipynb #ca8c3b17
 _LEFT = {'thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'desktop.ini', 'icon\r', 'picasa.ini', '__macosx',
          '__pycache__', 'lost+found', 'system volume information', '$recycle.bin', '#recycle', '#snapshot', '@recycle',
-         '@tmp', 'network trash folder', 'temporary items', '_vti_cnf'}       # not cvs, recycled: a class may be so called
+         '@tmp', 'network trash folder', 'temporary items', '_vti_cnf'}  # not cvs, recycled: they may be classes
 _LEFT_ENDS = ('~', '.part', '.partial', '.filepart', '.crdownload', '.download', '.opdownload', '.aria2', '.!ut',
               '.!qb', '.tmp', '.temp', '.swp', '.bak', '.lnk', '.url', '.webloc', '.pyc', '@synoresource',
               '@synoeastream')

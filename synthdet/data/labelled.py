@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'DetectionDataset', 'trainable', 'Record', 'checked_boxes', 'dataset', 'class_name', 'number', 'flag',
-           'size_of', 'Pictures', 'need', 'unique', 'first_dir', 'by_stem', 'no_image', 'annotation', 'without_marked',
-           'detections_of']
+           'size_of', 'Pictures', 'need', 'unique', 'annotation', 'without_marked', 'detections_of']
 
 # %% ../../nbs/1_data/03_labelled.ipynb #a258fb03
 import os, re, unicodedata, warnings
@@ -99,7 +98,8 @@ class Record(NamedTuple):
 # %% ../../nbs/1_data/03_labelled.ipynb #b2e41ad8
 _USELESS = ('without finite numbers', 'without area', 'outside their picture')
 _LEFT_OUT = tuple(f'boxes {u} left out' for u in _USELESS)
-_CUT, _FAR = 'boxes cut at the border', 'boxes cut to less than half at the border'
+_CUT = 'boxes cut at the border by up to a pixel', 'boxes cut at the border'
+_FAR = 'boxes cut to less than half at the border'
 
 def checked_boxes(boxes, size):
     """Cut boxes at the border of their picture, and tell what became of each.
@@ -123,9 +123,10 @@ def checked_boxes(boxes, size):
         sides, left = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
         share = (left/sides).prod(1)
         thin = (np.float32(inside[:, 2:]) <= np.float32(inside[:, :2])).any(1) # boxes are kept as float32
-    faults = [~np.isfinite(boxes).all(1), ~(sides > 0).all(1), ~(left > 0).all(1), thin, share < .5,
-              np.abs(boxes - inside).max(1, initial=0) > 1e-3]
-    return inside, np.select(faults, [*_LEFT_OUT, _LEFT_OUT[1], _FAR, _CUT], '').tolist()
+        out = np.abs(boxes - inside).max(1, initial=0)
+    faults = [~np.isfinite(boxes).all(1), ~(sides > 0).all(1), ~(left > 0).all(1), thin, share < .5, out > 1,
+              out > 1e-3]
+    return inside, np.select(faults, [*_LEFT_OUT, _LEFT_OUT[1], _FAR, *_CUT[::-1]], '').tolist()
 
 # %% ../../nbs/1_data/03_labelled.ipynb #659416c4
 def _corners(box): return f"x1 y1 x2 y2 = {' '.join(f'{v:g}' for v in box)}"
@@ -144,7 +145,7 @@ def _tell(records, checked):
     "Count what became of the boxes of a set; one warning for those that are not as they were written."
     counts = Counter(k for _, what in checked for k in what if k)
     odd = [f'{r.file.name} ({_corners(b)})' for r, (_, what) in zip(records, checked)
-           for b, k in zip(np.reshape(r.boxes, (-1, 4)), what) if k and k != _CUT]
+           for b, k in zip(np.reshape(r.boxes, (-1, 4)), what) if k and k not in _CUT]
     total, lost = sum(len(what) for _, what in checked), sum(counts[k] for k in _LEFT_OUT)
     told = ', '.join(f'{counts[k]} {k}' for k in (*_LEFT_OUT, _FAR) if counts[k])
     told = f"{told} (of {total}); the first: {', '.join(odd[:3])}"
@@ -200,7 +201,7 @@ def dataset(records, classes, notes, strict:bool=False) -> DetectionDataset:
         for r, c in zip(records, checked): _refuse_any(r, *c)
     label = {c: k for k, c in reversed(list(enumerate(classes, 1)))} # of two of one name the first
     targets = _mark_all([_target(r, c, label) for r, c in zip(records, checked)])
-    notes.update(_tell(records, checked))
+    notes.update({_CUT[0]: 0, **_tell(records, checked)})
     return DetectionDataset([r.file for r in records], targets, classes, notes)
 
 # %% ../../nbs/1_data/03_labelled.ipynb #e661075d
@@ -398,21 +399,6 @@ def unique(ids, what, where):
     (most, n), = Counter(map(str, ids)).most_common(1) or [('', 0)]
     if n > 1: raise UserError(f"{where}: {what} {most} occurs {n} times; expected each once, "
                               "so renumber or remove the copies")
-
-# %% ../../nbs/1_data/03_labelled.ipynb #8ab7fe03
-def first_dir(folder, *names):
-    "The first of these sub-folders that exists, else the folder itself."
-    return next((folder/n for n in names if (folder/n).is_dir()), folder)
-
-def by_stem(files):
-    "Files by name without suffix; raises `UserError` when two share one."
-    unique([p.stem for p in files], 'the image name (without suffix)', files[0].parent)
-    return {p.stem: p for p in files}
-
-def no_image(path):
-    "The error for an annotation without its image."
-    return UserError(f"{path}: its image is missing; expected {path.stem}.jpg or the like, "
-                     f"so add the image or remove the annotation")
 
 # %% ../../nbs/1_data/03_labelled.ipynb #e7a750f7
 def annotation(file, image, target) -> dict:

@@ -14,9 +14,8 @@ import numpy as np
 from defusedxml.ElementTree import fromstring
 from ..core import regular, short, UserError, write_atomic
 from .images import image_files, leftover, progress
-from .labelled import (class_name, detections_of, first_dir, flag, MARKS, no_image, number, Pictures,
-                                    Record, size_of)
-from ..files import as_text
+from .labelled import class_name, detections_of, flag, MARKS, number, Pictures, Record, size_of
+from ..files import as_text, read_text
 
 # %% ../../nbs/1_data/05_voc.ipynb #7a04d7cf
 _DECLARED = re.compile(rb'\s*<\?xml[^>]{0,200}?encoding\s*=\s*["\']([A-Za-z0-9._-]{1,40})')
@@ -89,7 +88,9 @@ class _Matched:
         files = self.by_path.get(x.relative_to(self.base).with_suffix('').as_posix()) or self.by_stem[x.stem]
         if len(files) > 1: files = [f for f in files if f.name == filename] or files
         if not files and filename: files = [self.by_name.find(filename, x)]
-        if not files: raise no_image(x)
+        if not files:
+            raise UserError(f"{x}: its image is missing; expected {x.stem}.jpg or the like, so add the image or remove "
+                            "the annotation")
         if len(files) > 1:
             raise UserError(f"{x}: may be about {files[0]} or {files[1]}; expected one picture of that name, so remove "
                             "the other or name it in <filename>")
@@ -98,6 +99,10 @@ class _Matched:
         raise UserError(f"{x}: is about {files[0]}, as {other} is; expected one annotation per picture, so remove one")
 
 # %% ../../nbs/1_data/05_voc.ipynb #f5e16090
+def _first_dir(folder, *names):
+    "The first of these sub-folders that exists, else the folder itself."
+    return next((folder/n for n in names if (folder/n).is_dir()), folder)
+
 def _few(paths): return ', '.join(p.name for p in paths[:3]) + ', ...'*(len(paths) > 3)
 
 def _annotations(base, folder):
@@ -110,7 +115,7 @@ def _annotations(base, folder):
     raise UserError(f"{what}; expected Pascal VOC files of <annotation> with <object>, <name> and <bndbox>, so export "
                     "them again")
 
-def read_voc(folder, images=None, strict:bool=False) -> tuple:
+def read_voc(folder, images=None, strict:bool=False, lists=()) -> tuple:
     """Read a folder of Pascal VOC files.
 
     Parameters
@@ -118,6 +123,7 @@ def read_voc(folder, images=None, strict:bool=False) -> tuple:
     folder : of XML files, or with a folder `annotations` of them; sub-folders are read, too
     images : folder of the pictures; None: `images` or `JPEGImages`, or the same folder
     strict : refuse pictures without an XML file
+    lists : texts that name the pictures to take, as those in ImageSets/Main do; by default all
 
     Returns
     -------
@@ -128,19 +134,21 @@ def read_voc(folder, images=None, strict:bool=False) -> tuple:
     UserError : naming the file that cannot be read, or has no picture
     """
     folder = Path(folder)
-    base, place = first_dir(folder, 'annotations', 'Annotations'), images or first_dir(folder, 'images', 'JPEGImages')
+    base = _first_dir(folder, 'annotations', 'Annotations')
+    place = images or _first_dir(folder, 'images', 'JPEGImages')
     found, others = _annotations(base, folder)
-    match, records = _Matched(base, Path(place)), []
-    for x, root in found:
-        file = match.find(x, (root.findtext('filename') or '').strip())
-        records.append(_record(root, x, file, len(records)))
-    bare = [f for f in match.files if f not in match.meant]
+    match = _Matched(base, Path(place))
+    files = [match.find(x, (root.findtext('filename') or '').strip()) for x, root in found]
+    wanted = {f for path in lists for f in _listed(path, files, match.files)} if lists else {*match.files, *files}
+    every = [_record(root, x, f, i) for i, ((x, root), f) in enumerate(zip(found, files))]
+    records = [r for r in every if r.file in wanted]
+    bare = [f for f in match.files if f not in match.meant and f in wanted]
     if strict and bare: raise _without_xml(bare[0])
     if bare or others: warnings.warn(_passed(folder, bare, others))
     zero = sum(int((r.boxes[:, :2] == -1).any(1).sum()) for r in records)
     notes = {'images without an XML file left out': len(bare), 'XML files of another kind passed over': len(others),
              'boxes from 0, where Pascal VOC counts from 1': zero}
-    return records, sorted({n for r in records for n in r.names}), Counter(notes) + match.by_name.told(folder)
+    return records, sorted({n for r in every for n in r.names}), Counter(notes) + match.by_name.told(folder)
 
 def _without_xml(file):
     "The error for a picture that was not annotated."
@@ -152,6 +160,36 @@ def _passed(folder, bare, others):
     told = [f'{len(bare)} images without an XML file ({_few(bare)})'] if bare else []
     if others: told.append(f'{len(others)} XML files of another kind ({_few(others)})')
     return f"{folder}: {' and '.join(told)} left out; annotate them (an empty <annotation/> says that nothing is there)"
+
+# %% ../../nbs/1_data/05_voc.ipynb #3d7b80c2
+def _ways(line):
+    "The names that a line of a list may mean, the plainest first."
+    for name in (line, re.sub(r'\s+-?\d+$', '', line)): yield name.strip().strip('"\'').replace('\\', '/')
+
+def _by_name(files):
+    "Files by their names, with and without suffix."
+    found = defaultdict(list)
+    for f in files:
+        for name in {f.name, f.stem}: found[name].append(f)
+    return found
+
+def _listed(path, files, others):
+    "The pictures that a list names, those with annotations first."
+    lines = [l.strip() for l in read_text(path, 'a list of pictures').split('\n') if l.strip()]
+    first, second = _by_name(files), _by_name({*others} - {*files})
+    found = [_meant(line, first) or _meant(line, second) for line in lines]
+    lost = [line for line, f in zip(lines, found) if f is None]
+    if not lost: return found
+    raise UserError(f"{path}: the pictures of {len(lost)} lines are missing, or several fit ({', '.join(lost[:3])}); "
+                    "expected the name of one picture in each, with its folder where needed, so correct the list")
+
+def _meant(line, by_name):
+    "The one picture that a line means; None when there is none or several."
+    for name in _ways(line):
+        parts = name.split('/')
+        for n in range(len(parts), 0, -1):                         # the longest end that fits
+            fit = [f for f in by_name.get(parts[-1], ()) if f.parts[-n:-1] == tuple(parts[-n:-1])]
+            if fit: return fit[0] if len(fit) == 1 else None
 
 # %% ../../nbs/1_data/05_voc.ipynb #9e98ac7f
 def write_voc(rows, folder, classes):

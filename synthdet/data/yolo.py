@@ -114,14 +114,16 @@ def has_rows(path) -> bool:
 # %% ../../nbs/1_data/06_yolo.ipynb #62200da2
 _PICTURES = 'images', 'jpegimages'
 
+def _is_text(name): return name.lower().endswith('.txt')
+
 def _places(name):
     "Names that the label file of a picture may have."
     *at, file = name.split('/')
     swaps = [i for i in reversed(range(len(at))) if at[i].lower() in _PICTURES]
     swapped = [[*at[:i], word, *at[i+1:]] for i in swaps for word in ('labels', 'Labels')]
     put = [[*at[:i], 'labels', *at[i:]] for i in reversed(range(len(at)+1))]
-    text = os.path.splitext(file)[0] + '.txt'
-    return dict.fromkeys('/'.join([*p, text]) for p in (*swapped, at, *put))
+    stem = os.path.splitext(file)[0]
+    return dict.fromkeys('/'.join([*p, stem + kind]) for p in (*swapped, at, *put) for kind in ('.txt', '.TXT'))
 
 def _label_of(name, files):
     "The name of a picture's label file, or None; raises `UserError` where two say different things."
@@ -344,7 +346,8 @@ def _pose(v, d):
     "Is this a box with keypoints of `d` numbers in it or left out, the third of them 0, 1 or 2?"
     if len(v) < 4+d or (len(v)-4) % d or not _box_inside(v) or d == 3 and not set(v[6::3]) <= {0, 1, 2}: return False
     near = lambda x, y: x == y == 0 or abs(x-v[0]) <= .75*v[2] and abs(y-v[1]) <= .75*v[3]
-    return all(map(near, v[4::d], v[5::d]))
+    inside = lambda x, y: -.02 <= x <= 1.02 and -.02 <= y <= 1.02  # where every third number tells, so much will do
+    return all(map(inside if d == 3 and len(v) > 7 else near, v[4::d], v[5::d]))
 
 class Reading(NamedTuple):
     """What a long row may mean.
@@ -354,7 +357,7 @@ class Reading(NamedTuple):
     what : for messages
     fits : function of the numbers behind the class: may they be this?
     drop : how many numbers at the end are no corner of an outline; None: the box stands in front
-    plain : is it what sets for training hold?
+    plain : may it be meant where a data.yaml describes the set?
     """
     what: str
     fits: object
@@ -366,11 +369,11 @@ READINGS = (
     Reading('boxes with keypoints of x, y, visibility', lambda v: _pose(v, 3), None, True),
     Reading('boxes with keypoints of x, y', lambda v: _pose(v, 2), None, False),
     Reading('boxes with confidence and track', lambda v: len(v) == 6 and _box_inside(v) and _certain(v[4])
-            and _counted(v[5]), None, False),
+            and _counted(v[5]), None, True),
     Reading('outlines with confidence or track', lambda v: len(v) % 2 and _shares(v[:-1])
             and (_certain(v[-1]) or _counted(v[-1])), 1, False),
     Reading('outlines with confidence and track', lambda v: len(v) >= 8 and len(v) % 2 == 0 and _shares(v[:-1])
-            and _certain(v[-2]) and _counted(v[-1]), 2, False))
+            and _certain(v[-2]) and _counted(v[-1]), 2, True))
 
 # %% ../../nbs/1_data/06_yolo.ipynb #e238ca42
 def _odd_row(where, row, expected='class x y w h, or class and the corners of an outline, as shares of the image'):
@@ -392,6 +395,7 @@ def _check_row(where, row):
 def _keypoints(told, where):
     "How many numbers of keypoints a row has, as data.yaml says; None when it does not."
     if told is None: return None
+    if isinstance(told, str): told = told.strip(' []()').split(',')
     shape = [str(v).strip() for v in told] if isinstance(told, list) else []
     if len(shape) == 2 and all(v.isdecimal() and len(v) < 5 for v in shape) and shape[1] in ('2', '3'):
         return int(shape[0])*int(shape[1])
@@ -400,6 +404,7 @@ def _keypoints(told, where):
 def _left(left, long, kinds):
     "Readings of long rows that all fit, by what else is known of the set."
     if len(long) > 1: left = [r for r in left if r.drop is not None]         # boxes have rows of one length
+    if READINGS[1] in left and min(long) > 13: return READINGS[1:2]          # no outline has three such thirds
     return [r for r in left if r.plain] or left if kinds else left
 
 def understood(rows, points=None, described:bool=False):
@@ -429,10 +434,12 @@ def understood(rows, points=None, described:bool=False):
     if 2*len(large) > n: raise _odd_row(*large[0], 'shares of the image between 0 and 1; these look like pixels')
     return _one(_left(left, long, described), long) if long else None
 
+def _tracked(row, n): return len(row) == n and _certain(row[-2]) and _counted(row[-1])
+
 def _fitting(left, where, row, points, how):
     "The readings that fit one more row."
     if points is not None:
-        if len(row) in (5+points, 6+points): return READINGS[1:2]
+        if len(row) in (5+points, 6+points) or _tracked(row, 7+points): return READINGS[1:2]
         raise _odd_row(where, row, f'5 numbers, or {5+points} as kpt_shape says')
     fit = [r for r in left if r.fits(row[1:])]
     if fit: return fit
@@ -444,7 +451,8 @@ def _one(left, long):
     (n, where), *_ = long.items()
     kinds = ' or '.join(r.what for r in left) or 'nothing we know'
     raise UserError(f"{where}: rows of {n} numbers may be {kinds}; for keypoints put kpt_shape: [number, 2 or 3] into "
-                    "data.yaml, for outlines a data.yaml with the names, or take the numbers behind the box away")
+                    "data.yaml, for outlines a data.yaml with the names; take confidences and tracks away, or begin an "
+                    "outline that ends in 1 at another corner")
 
 # %% ../../nbs/1_data/06_yolo.ipynb #b8ccbd24
 def boxes_of(rows, reading, size) -> np.ndarray:
@@ -522,7 +530,7 @@ def may_be_yolo(folder, files) -> list:
     folder : of the files
     files : dict name -> Path, as of `tree`
     """
-    texts = [n for n in files if n.endswith('.txt') and has_rows(files[n])]
+    texts = [n for n in files if _is_text(n) and has_rows(files[n])]
     if texts or _twin(folder, _PICTURES, ('labels',)) and pictures(files): return texts or [Path(folder).name]
     empty = [n for n in files if 'labels' in n.lower().split('/')[:-1]]
     names = [n for n, p in files.items() if '/' not in n and n.lower() in ('data.yaml', 'data.yml', 'classes.txt')]
@@ -552,7 +560,7 @@ class Folder:
 
     def _elsewhere(self, images):
         "Add the folder of pictures or labels that belongs to this one; that folder or None."
-        shown, texts = pictures(self.files), [n for n in self.files if n.endswith('.txt')]
+        shown, texts = pictures(self.files), list(filter(_is_text, self.files))
         if images is None and not shown: images = other = _twin(self.folder, ('labels',), _PICTURES)
         elif images is None: other = None if texts else _twin(self.folder, _PICTURES, ('labels',))
         else: other = is_folder(images, 'a folder of pictures')
@@ -576,7 +584,7 @@ class Folder:
         "Names of pictures of each split that is there: 'train', 'val', 'test' -> list."
         entries = self._lists() | _entries(self.told, self.where)
         found = {s: self._under(paths, s) for s, paths in entries.items()}
-        _no_twins(found, entries, self.where)
+        if self.notes['paths taken by their ends']: _no_twins(found, entries, self.where)
         if any(found.values()): return {s: names for s, names in found.items() if names}
         self.notes['splits whose paths are not there'] += len(found)
         found = {s: [] for s in SPLITS}
@@ -586,7 +594,7 @@ class Folder:
 
     def _lists(self):
         "Lists of pictures called after splits: train.txt."
-        texts = {n: p for n, p in self.files.items() if '/' not in n and n.endswith('.txt') and _is_list(p)}
+        texts = {n: p for n, p in self.files.items() if '/' not in n and _is_text(n) and _is_list(p)}
         return {split_of(n[:-4]): [n] for n in texts if split_of(n[:-4])}
 
     def shown(self) -> list:
@@ -603,7 +611,8 @@ class Folder:
         "Names of the pictures that paths mean: folders, lists of pictures, pictures."
         base = self.where.parent if self.where else self.folder
         root = str(self.told.get('path') or '').strip().replace('\\', '/')
-        bases = [base/root]*bool(root) + [base]
+        darknet = self.where is not None and self.where.suffix.lower() == '.data' # counts from where it is run
+        bases = [base/root]*bool(root) + [base] + [base.parent]*darknet
         places = {path: _meant(path, bases) for path in paths}
         found = dict.fromkeys(n for at in places.values() if at for n in self._names(at[0], bases))
         self.notes['paths taken by their ends'] += sum(at[1] for at in places.values() if at)
@@ -687,7 +696,7 @@ def _paired(found, shown):
     "The label file of each picture; raises `UserError` for labels without one."
     paired = pair(shown, found.files)
     used = {_label_of(n, found.files) for n in pictures(found.files) if n not in paired}.union(paired.values())
-    spare = [n for n in found.files if n.endswith('.txt') and n not in used]
+    spare = [n for n in found.files if _is_text(n) and n not in used]
     if not any(paired.values()):
         spare = [n for n in spare if has_rows(found.files[n])]
         paired = paired | _by_name(shown, spare)
@@ -764,8 +773,14 @@ def read_yolo(place, images=None, split=None) -> tuple:
     used = {found.files[n] for n in (*pictures(found.files), *rows)} | {*classes.sources, *found.lists, found.where}
     notes = +found.notes                                           # those that are not 0
     notes['images without a label file'] = list(paired.values()).count(None)
+    if not any(paired.values()): _warn_of_none(place, shown)
     notes.update(ignored([n for n, p in found.files.items() if n.count('/') < 2 and p not in used]))
     return records, list(classes.names.values()), notes
+
+def _warn_of_none(place, shown):
+    "Say that no picture has a label file."
+    warnings.warn(f"{place}: none of {len(shown)} pictures has a label file, so they count as pictures without "
+                  f"objects; where there are some, see why {Path(shown[0]).stem}.txt is not found, or add it")
 
 def _record(found, name, text, rows, reading, names, i):
     "The record of one picture."

@@ -113,13 +113,12 @@ def _pairs(n_found, n_truth, most=2**20):
         yield which, np.arange(len(which)) - np.repeat(np.cumsum(n[found]) - n[found] - first[found], n[found])
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #21f17842
-def _overlap(a, b, *, of_first=False):
-    "IoU of boxes pair by pair, float64 [P], or the share of the first; boxes without area overlap nothing."
+def _overlap(a, b):
+    "IoU of boxes pair by pair, float64 [P]; boxes without area overlap nothing."
     area = lambda x: (x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1])
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     shared = sides.clip(0).prod(1)
-    whole = area(a) if of_first else area(a) + area(b) - shared
-    with np.errstate(invalid='ignore', divide='ignore'): return np.nan_to_num(shared / whole)
+    with np.errstate(invalid='ignore', divide='ignore'): return np.nan_to_num(shared / (area(a) + area(b) - shared))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #f6b1ff4c
 class _Overlaps(NamedTuple):
@@ -128,30 +127,26 @@ class _Overlaps(NamedTuple):
     scores: np.ndarray
     which: np.ndarray
     iou: np.ndarray   # -1 where its image holds no box of its class
-    truth: np.ndarray # class of each box, -1 for a crowd
+    truth: np.ndarray # class of each box
     hard: np.ndarray  # is it difficult?
-    crowd: np.ndarray # how much of the detection lies in one crowd of its class, 0..1
 
 def _overlaps(predictions, targets):
     "Compare every detection with the boxes of its image and class; among equal overlaps the first box counts."
     _paired(predictions, targets)
     labels, scores = (_column(predictions, k) for k in ('labels', 'scores'))
-    truth, hard, many = (_column(targets, k) for k in ('labels', 'difficult', 'iscrowd'))
+    truth, hard = (_column(targets, k) for k in ('labels', 'difficult'))
     (found, n_found), (boxes, n_truth) = _boxes(predictions), _boxes(targets)
-    which, best, crowd = np.zeros(len(labels), int), np.full(len(labels), -1.), np.zeros(len(labels))
+    which, best = np.zeros(len(labels), int), np.full(len(labels), -1.)
     for d, t in _pairs(n_found, n_truth):
         same = labels[d] == truth[t]
-        d, t, full = d[same], t[same], many[t[same]] > 0
-        np.maximum.at(crowd, d[full], _overlap(found[d[full]], boxes[t[full]], of_first=True))
-        d, t = d[~full], t[~full]
+        d, t = d[same], t[same]
         iou, start = _overlap(found[d], boxes[t]), np.flatnonzero(np.diff(d, prepend=-1))
         best[d[start]] = np.maximum.reduceat(iou, start)
         top = np.flatnonzero(iou == best[d])[::-1]
         which[d[top]] = t[top] # written last: the first
     order = np.argsort(-scores, kind='stable')
-    truth[many > 0] = -1
     return _Overlaps(labels[order].astype(int), scores[order], which[order], best[order], truth.astype(int),
-                     hard.astype(bool), crowd[order])
+                     hard.astype(bool))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #96723244
 class Matches(NamedTuple):
@@ -162,7 +157,7 @@ class Matches(NamedTuple):
     labels : int64 [N]
     scores : float64 [N]
     tp : bool [N]: found a box that was free
-    ignored : bool [N]: found a difficult box, or no free one and lies in a crowd, so it counts neither way
+    ignored : bool [N]: found a difficult box, so it counts neither way
     positives : class -> number of boxes to find
     """
     labels: np.ndarray
@@ -194,8 +189,7 @@ def _verdicts(found, iou, *, difficult):
     ignored = hit & np.append(hard, False)[found.which] # the last stands for a set without boxes
     claims, tp = np.flatnonzero(hit & ~ignored), np.zeros(len(hit), bool)
     tp[claims[np.unique(found.which[claims], return_index=True)[1]]] = True
-    ignored |= ~tp & (found.crowd >= iou)
-    classes, n = np.unique(found.truth[~hard & (found.truth >= 0)], return_counts=True)
+    classes, n = np.unique(found.truth[~hard], return_counts=True)
     return Matches(found.labels, found.scores, tp, ignored, dict(zip(classes.tolist(), n.tolist())))
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #cef3c6c2

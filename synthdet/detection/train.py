@@ -260,6 +260,20 @@ def _finished(run):
     return heard(whole and run.at['step'] == run.config['steps'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #5e7a11c2
+def _checked(path, expected, do):
+    "The tensors of a file that this training wrote; raises `UserError` when they are others than its record says."
+    try: state = read_weights(path)
+    except UserError: state = None
+    if state is not None and expected in ('', digest(state)): return state
+    raise UserError(f'{path} is damaged, lost or of another training; {do}')
+
+def _best(run):
+    "The best weights."
+    path, last = run.out/'best.safetensors', run.at['best_step'] == run.at['step']
+    again = 'delete it and run again: it is made anew from state.pt' if last else \
+        f'delete {run.out} and run again: this training starts over, other ones are kept'
+    return _checked(path, run.at['best_weights'], again)
+
 def _tidy(run):
     "Take away the sign of an end, perhaps of a shorter run, and write the best weights if a kill came before that."
     (run.out/'last.safetensors').unlink(missing_ok=True)
@@ -363,12 +377,14 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     on_one_disk(out)
     with alone(out/'.lock', 'trains in the same folder') if main() else nullcontext(): # rank 0 holds it for all
         run = _start(model, config, out, device)
-        if not _finished(run):
+        if _finished(run):
+            _checked(out/'last.safetensors', digest(model.state_dict()), 'delete it and run again: it is made anew')
+        else:
             if main(): _tidy(run)
             with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
                 _fit(run, batches, validate, save_every)
             if main(): save_weights(model, out/'last.safetensors', step=steps)
             gathered(None) # the files are there for all
-        fit_weights(model, read_weights(out/'best.safetensors'), out/'best.safetensors').eval()
+        fit_weights(model, _best(run), out/'best.safetensors').eval()
     return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')},
                 ranks=run.at.get('ranks', 1))

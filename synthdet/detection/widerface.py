@@ -7,12 +7,14 @@ __all__ = ['SETTINGS', 'GroundTruth', 'read_ground_truth', 'wider_name', 'write_
            'wider_ap']
 
 # %% ../../nbs/5_detection/07_widerface.ipynb #859662c4
-import tarfile, warnings
+import tarfile, warnings, zlib
+from lzma import LZMAError
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..archives import open_tar, read_member, tar_members
 from ..core import UserError, write_atomic
 from .evaluate import Curve, RULES
 from ..files import as_text, read_text
@@ -156,11 +158,11 @@ def _texts(path):
         for p in sorted(path.rglob('*.txt')): yield p.parent.name, str(p), read_text(p, 'a file of predictions')
         return
     try:
-        with tarfile.open(path) as tar:
-            for m in (m for m in tar if m.isfile() and m.name.endswith('.txt')):
-                where, data = f'{path}: {m.name}', tar.extractfile(m).read(1 << 28)
+        with open_tar(path) as tar:
+            for m in (m for m in tar_members(tar) if m.isfile() and m.name.endswith('.txt')):
+                where, data = f'{path}: {m.name}', read_member(tar, m)
                 yield Path(m.name).parent.name, where, as_text(data, where)
-    except (OSError, EOFError, tarfile.TarError) as e:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, LZMAError) as e:
         raise UserError(f"{path}: cannot be read ({type(e).__name__}); expected a folder or a tar archive of "
                         "prediction files, so check the path") from None
 

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, append_jsonl, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
-from ..files import own_rows
+from ..core import alone, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
+from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain
@@ -261,7 +261,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
 
 def _found(results, ident):
     "The row of a run; None when there is none yet."
-    rows = [r for r in own_rows(results, 'arm') if r.get('id') == ident] if main() else []
+    rows = [r for r in read_rows(results) if r.get('id') == ident] if main() else []
     return heard(rows[-1] if rows else None)
 
 def _made(arm, out, results, ident, planned, loaded, workers):
@@ -281,8 +281,7 @@ def _made(arm, out, results, ident, planned, loaded, workers):
     row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, done),
                best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name,
                ranks=[d['ranks'] for d in done], **run_info())
-    append_jsonl(results, row)
-    return heard(row)
+    return heard(write_row(results, row))
 
 def _scores(model, test):
     "The scores of a model on the test images; none where there are none."

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from ..core import UserError
-from ..files import read_jsonl
+from .rows import read_rows
 from .arm import Arm, ARMS, resolved
 from ..masks.settings import own_gate
 from ..settings import columns, leaves, override, text_of
@@ -63,7 +63,7 @@ def load_rows(path, **where) -> pd.DataFrame:
     ------
     UserError : when there are none
     """
-    found = read_jsonl(path)
+    found = [{k: v for k, v in row.items() if k != 'digest'} for row in read_rows(path)]
     if not found: raise UserError(f"{path} holds no rows; run an experiment first")
     rows = pd.DataFrame([_row(r) for r in found]).drop_duplicates('id', keep='last')
     for k, v in where.items(): rows = rows[rows[k] == v]

@@ -19,7 +19,7 @@ from ..core import alone, device as default_device, digest, generator, interacti
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..settings import opt, SEEDS, Settings
-from ..weights import save_weights
+from ..weights import changed, read_weights, save_weights, weights_digest
 
 # %% ../../nbs/3_masks/02_redo.ipynb #8e093364
 def redraw(images, masks, regions):
@@ -383,7 +383,10 @@ def _known(val, size):
 def _kept(run):
     "The path of the mask encoder, written when it is not there; raises `UserError` when there is none to write."
     path, at, c = run.out/'mask_encoder.safetensors', run.at, run.config
-    if path.exists(): return path
+    if path.exists():
+        found, ours = (weights_digest(x) for x in (read_weights(path), run.encoder.state_dict()))
+        if at['ended'] == 'collapsed' or found == ours: return path
+        raise changed(path, 'it is not what the state beside it says')
     if at['ended'] != 'collapsed': return _export(run)
     raise UserError(f"{run.out}: ReDO collapsed at step {at['rows'][-1]['step']}, before there were weights to keep; "
                     f"delete the folder and use another seed, more images, or a lower lr_mask (now {c.lr_mask:g})")

@@ -23,7 +23,7 @@ from ..core import (
 from .gan64 import draw, Generator64, lrelu, Scaled, WIDTHS
 from .settings import GanConfig
 from ..resume import AMP, as_batch, load_state, pick, save_state
-from ..weights import fit_weights, read_weights, save_weights
+from ..weights import changed, fit_weights, read_weights, save_weights, weights_digest
 
 # %% ../../nbs/2_objects/13_gantrain.ipynb #fd8ff1cd
 def _variety(x, group=4):
@@ -295,9 +295,20 @@ def _look(run, real, features):
     picture = make_grid(draw(run.average, range(40), run.c.seed), nrow=10, padding=1, pad_value=255)
     write_atomic(run.out/'sheets'/f"{run.at['step']:06d}.png", bytes(encode_png(picture).numpy()))
     if features: run.at['rows'][-1].update(_score(run, real, features))
-    save_weights(run.average, run.out/'generator.safetensors', nz=run.c.nz, widths=run.average.widths,
-                 step=run.at['step'], seed=run.c.seed)
+    _export(run)
     save_state(run.out, run.at, run.config, **run.things)
+
+def _export(run):
+    "Write the generator; its path."
+    return save_weights(run.average, run.out/'generator.safetensors', nz=run.c.nz, widths=run.average.widths,
+                        step=run.at['step'], seed=run.c.seed)
+
+def _kept(run):
+    "The path of the generator, written when it is not there; raises `UserError` when it is another one."
+    path = run.out/'generator.safetensors'
+    if not path.exists(): return _export(run)
+    if weights_digest(read_weights(path)) == weights_digest(run.average.state_dict()): return path
+    raise changed(path, 'it is not what the state beside it says')
 
 # %% ../../nbs/2_objects/13_gantrain.ipynb #5cf9fc07
 def _advance(run, to, pictures, bar):
@@ -345,5 +356,6 @@ def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, feature
             while run.at['step'] < c.steps:
                 _advance(run, min(c.steps, (run.at['step']//c.check_every + 1)*c.check_every), pictures, bar)
                 _look(run, real, features)
+        path = _kept(run)
     at = run.at
-    return dict(path=run.out/'generator.safetensors', history=at['rows'], step=at['step'], seconds=at['seconds'])
+    return dict(path=path, history=at['rows'], step=at['step'], seconds=at['seconds'])

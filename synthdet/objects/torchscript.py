@@ -10,6 +10,7 @@ import io, re, zipfile
 
 import torch
 
+from ..archives import open_zip
 from ..core import UserError
 from ..unpickle import Inert, plain_dict, Reader
 from ..weights import unreadable
@@ -21,11 +22,10 @@ _PART = re.compile(r'(data|constants)[.]pkl|([.]data/)?version|byteorder|(data|c
 def _unzipped(content, path):
     "name -> bytes of the parts of an archive that TorchScript needs."
     most = min(_LIMIT, (1 << 28) + 20*len(content))
-    with zipfile.ZipFile(io.BytesIO(content)) as file:
+    with open_zip(io.BytesIO(content), path, limit=most) as file:
         entries = {i.filename.partition('/')[2]: i for i in file.infolist()}
-        if len(entries) < len(file.infolist()) or sum(i.file_size for i in file.infolist()) > most:
-            raise UserError(f'{path} is refused: it holds a part twice, or more than {most >> 20} MiB when unpacked; '
-                            'export the generator again')
+        if len(entries) < len(file.infolist()):
+            raise UserError(f'{path} is refused: it holds a part twice; export the generator again')
         return {n: file.read(i) for n, i in entries.items() if _PART.fullmatch(n)}
 
 def _parts(content, path):
@@ -188,10 +188,12 @@ class Compiled:
         self.forward, self.path, self.held = forward, path, _held(forward, module)
 
     def __call__(self, z):
-        before, drawn = self.held(), self.forward(z)
-        if self.held() == before: return drawn
-        raise UserError(f'{self.path} changes what it holds while it draws, so that its pictures do not follow from '
-                        'their numbers; export it with torch.jit.trace, in evaluation mode')
+        held, random = self.held(), torch.get_rng_state()
+        drawn = self.forward(z)
+        if self.held() == held and torch.equal(torch.get_rng_state(), random): return drawn
+        what = 'changes what it holds while it draws' if self.held() != held else 'draws noise of its own'
+        raise UserError(f'{self.path} {what}, so that its pictures do not follow from their numbers; export it with '
+                        'torch.jit.trace, in evaluation mode, with constant noise')
 
 # %% ../../nbs/2_objects/07_torchscript.ipynb #96141108
 def compiled(content, path, operations=OPERATIONS) -> tuple:

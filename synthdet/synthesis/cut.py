@@ -138,7 +138,7 @@ def masks_of(images, segment) -> list:
     for i, x in enumerate(images):
         check_image(x, f'image {i}')
         side = max(x.shape[-2:])
-        if side < 8: masks[i] = torch.zeros(x.shape[-2:])          # a tracking pixel of the web, a box of the far distance
+        if side < 8: masks[i] = torch.zeros(x.shape[-2:])          # a tracking pixel of the web, a far box
         else: groups.setdefault((len(x), side), []).append(i)
     for members in groups.values():
         found = segment(torch.stack([_squared(images[i]) for i in members]))[:, 0].float().cpu() # [B,S,S]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from tqdm.auto import tqdm
+from ..archives import open_zip
 from ..boxes import chw, hwc
 from ..core import alone, cache_dir, digest, disk_refused, interactive, processes, tidy, UserError, VERSIONS
 from ..core import write_atomic
@@ -130,6 +131,7 @@ def _save(path, part):
 
 def _read(path):
     "The `Part` in a file; raises one of `_DAMAGE` when it is not whole."
+    with open(path, 'rb') as f: open_zip(f, path) # within bounds
     with np.load(path, allow_pickle=False) as f: part = Part(*(f[k] for k in Part._fields))
     if (part.rows.dtype, part.lost.dtype) == (_ROW, _LOST): return part
     raise ValueError('its columns are not those of a pool')

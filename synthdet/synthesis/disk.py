@@ -10,7 +10,8 @@ import json, re
 from contextlib import suppress
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import alone, append_jsonl, choose, digest, interactive, regular, tidy, UserError, write_atomic
+from ..core import (alone, append_jsonl, choose, digest, interactive, plain_path, regular, tidy, UserError,
+                           write_atomic)
 from ..data.annotations import annotation, FORMATS, write_annotations
 from ..data.images import write_image
 from ..settings import to_row
@@ -98,7 +99,7 @@ def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
     ------
     UserError : for a wrong choice, for a folder with other content or more images, and when the disk refuses
     """
-    folder = Path(folder)
+    folder = plain_path(folder, 'folder')
     _check(samples, n, format, suffix)
     text = _about(samples, format, suffix)
     _check_folder(folder, text, n, suffix)
