@@ -6,7 +6,7 @@
 __all__ = ['run', 'preview', 'synth', 'data']
 
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
-import argparse, errno, os, shlex, sys
+import argparse, errno, os, shlex, sys, warnings
 from pathlib import Path
 from .core import choose, plain_path, short, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
@@ -29,14 +29,19 @@ def _unheard(e):
     with open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return True
 
+def _warning(message, *_, **__):
+    "A warning as one line, without the place in the code."
+    return f'warning: {UserError(str(message))}\n'
+
 def _end(code, line=''):
     "End the process with an exit code, and a line on stderr."
     if line: print(line, file=sys.stderr)
     sys.exit(code)
 
 def _guarded(main, argv):
-    "Call `main(argv)`; a mistake becomes one line on stderr and exit code 2."
+    "Call `main(argv)`; a mistake becomes one line on stderr and exit code 2, a warning is a line, too."
     _opened()
+    usual, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         try: main(argv)
         finally: sys.stdout.flush()
@@ -47,6 +52,7 @@ def _guarded(main, argv):
         where = 'standard output' if _unheard(e) else e.filename or type(e).__name__
         if e.errno == errno.EPIPE: _end(141)                             # as every program that is piped into `head`
         _end(2, f"error: {UserError(f'{where}: {e.strerror or e}')}")
+    finally: warnings.formatwarning = usual
 
 # %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
 class _Parser(argparse.ArgumentParser):

@@ -220,7 +220,8 @@ def unfit(path, *wanted) -> str:
         return 'a link to what is not there' if path.is_symlink() else f'no such {wanted[0][2:]}'
     if found not in wanted: return f'is {found}'
     if f'{os.path.realpath(path)}/'.startswith(('/proc/', '/sys/')): return f'is {found} of the system, not of data'
-    return '' if os.access(path, os.R_OK) else 'cannot be read (Permission denied)'
+    needed = os.R_OK | os.X_OK*(found == 'a folder')
+    return '' if os.access(path, needed) else 'cannot be read (Permission denied)'
 
 def regular(path, what='a file', do='check the path') -> Path:
     """The path of a file that is there and can be read to its end; raises `UserError` for any other.

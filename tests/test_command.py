@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from synthdet import cli
+from synthdet.core import UserError
 from synthdet.data.domains import load_domain, write_domain
+from synthdet.evidence.arm import make_arms
+from synthdet.evidence.phases import run
 
 BIN = Path(sys.executable).parent
 BOOK = Path(__file__).resolve().parents[1]/"nbs"/"experiments"/"run_experiment.ipynb"
@@ -161,3 +164,24 @@ def test_odd_values_through_papermill(bystanders):
         refused_in_one_line(done, "UserError: ")
         told = json.loads((bystanders/f"out {k}.ipynb").read_text())
         assert not any("torch" in "".join(c["source"]) and c["execution_count"] for c in told["cells"] if c["cell_type"] == "code"), "said before torch is imported"
+
+
+# what a command says beside its result, and where rows go
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(tmp_path):
+    mine = write_domain(load_domain("butterflies", n_class_images=8, n_backgrounds=3), tmp_path/"mine", n_labelled=2)
+    (mine/"backgrounds"/"read\nme.txt").write_text("notes")
+    done = shell('$SYNTHDET preview domain=folder root=mine recipe.image_size=64 -n 1', tmp_path)
+    said = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 0 and said == ["warning: mine/backgrounds: 1 is no picture and passed over: read\\nme.txt"], done.stderr
+
+
+@pytest.mark.parametrize("held", ["buy milk", '{\n "cells": []\n}\n', '{"cells": [], "nbformat": 4}', "a,b\n1,2\n", '["x"]\n'])
+def test_rows_are_added_to_no_file_of_somebody_else(capsys, tiny, tmp_path, monkeypatch, held):
+    monkeypatch.chdir(tmp_path)
+    Path("notes").write_text(held)
+    words = [*tiny[:2], "arms=scratch", "results=notes", "protocol=quick"]
+    assert "notes" in refusal(capsys, "run", *words) and Path("notes").read_text() == held
+    with pytest.raises(UserError, match="notes"): run(make_arms("scratch", "", domain="folder", root=tiny[1][5:])[0], results="notes")
+    assert Path("notes").read_text() == held

@@ -1,5 +1,5 @@
 "Strangers' pictures and names: what is read, what is refused in a line, and what is only text."
-import io, random, struct, subprocess, threading, warnings, zlib
+import io, os, random, struct, subprocess, threading, warnings, zlib
 from collections import Counter
 from dataclasses import replace
 import matplotlib
@@ -351,3 +351,67 @@ def test_names_are_text_and_no_formulas(chart, name, figures, monkeypatch):
     told = [t for t in figure.findobj(Text) if name.replace("\udce9", "?") in t.get_text()]
     assert told, "the name is shown as it is"
     assert not any(t.get_parse_math() or t.get_usetex() for t in told)
+
+
+# ---- what strangers' folders hold, too -------------------------------------------------------------------------------
+
+def bitmap(alpha):
+    "A bitmap of 32 bits whose header says that the fourth byte is transparency."
+    pixels = np.dstack([TRUTH[::-1, :, ::-1], np.full((H, W), alpha, np.uint8)]).tobytes()
+    info = struct.pack("<IiiHHIIiiII4I", 108, W, H, 1, 32, 3, len(pixels), 0, 0, 0, 0, 0xff0000, 0xff00, 0xff, 0xff000000)
+    info = info.ljust(108, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(pixels), 0, 0, 14 + len(info)) + info + pixels
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bitmap_whose_transparency_nobody_wrote_is_no_white_picture(alpha, tmp_path):
+    (tmp_path/"a.bmp").write_bytes(bitmap(alpha))
+    assert np.array_equal(read_image(tmp_path/"a.bmp").permute(1, 2, 0).numpy(), TRUTH)
+
+
+def test_a_truncated_picture_says_how_to_have_what_is_there_and_a_lost_one_does_not(tmp_path):
+    data = encoded(Image.fromarray(TRUTH), "BMP")
+    (tmp_path/"half").write_bytes(data[:len(data)//2])
+    (tmp_path/"lost").write_bytes(data[:60])
+    assert refused(read_image, tmp_path/"half").endswith("or take what is there with truncated=keep")
+    assert "keep" not in refused(read_image, tmp_path/"lost")
+
+
+def test_files_that_cannot_be_read_say_why_and_nothing_waits_for_a_pipe(tmp_path):
+    for name, make, line in (("pipe", os.mkfifo, "is a pipe"), ("gone", lambda p: os.symlink("nowhere", p), "a link to what is not there"),
+                             ("self", lambda p: os.symlink(p.name, p), "a link that leads to itself"),
+                             ("zero", lambda p: os.symlink("/dev/zero", p), "is a device")):
+        root = own(tmp_path/name)
+        make(root/"backgrounds"/"z.jpg")
+        assert line in refused(folder, root) and not is_image(root/"backgrounds"/"z.jpg")
+
+
+def as_somebody(f, line):
+    "Run `f` in a process that is not root's, as a user; where the tests are not root's either, they are that."
+    pid = os.fork()
+    if not pid:
+        try:
+            if not os.getuid(): os.setuid(65534)
+            os._exit(0 if line in refused(f) else 1)
+        except BaseException: os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("locked", ["class_images/bee/0.png", "class_images/bee", "class_images", "."])
+def test_what_may_not_be_read_is_said_to_be_so(locked, tmp_path):
+    for above in (tmp_path, *tmp_path.parents[:3]): os.chmod(above, 0o755)
+    root = own(tmp_path/"set")
+    folder(root)                                                   # imports what it needs
+    os.chmod(root/locked, 0o444 if locked == "class_images" else 0)
+    try: assert as_somebody(lambda: folder(root), "cannot be read (Permission denied)")
+    finally: os.chmod(root/locked, 0o755)
+
+
+@pytest.mark.parametrize("names, found", [((" bee ", "moth"), ("bee", "moth")), (("$x_{", "a#b"), ("$x_{", "a#b")),
+                                         (("recycled", "CVS"), ("CVS", "recycled"))])
+def test_folders_of_classes_are_called_as_annotations_call_them(names, found, tmp_path):
+    assert folder(own(tmp_path/"set", classes=names)).classes == found
+
+
+def test_a_class_that_is_given_twice_is_refused(tmp_path):
+    assert "the class bee occurs 2 times" in refused(folder, own(tmp_path/"set"), classes="bee,moth,bee")

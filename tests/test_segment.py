@@ -238,11 +238,16 @@ def test_other_weights_cut_again_though_the_file_has_the_same_name(files, untrai
     (torch.zeros(1, 48, 40, dtype=torch.uint8), 'bad.jpg is torch.uint8 [1, 48, 40]; expected a uint8 tensor'),
     (torch.zeros(48, 48, dtype=torch.uint8), 'bad.jpg is torch.uint8 [48, 48]'),
     (torch.full((3, 48, 48), math.nan), 'bad.jpg is torch.float32'),
-    (torch.zeros(3, 0, 48, dtype=torch.uint8), 'bad.jpg is torch.uint8 [3, 0, 48]'),
-    (torch.zeros(3, 4, 5, dtype=torch.uint8), 'S of 8 pixels or more')])
+    (torch.zeros(3, 0, 48, dtype=torch.uint8), 'bad.jpg is torch.uint8 [3, 0, 48]')])
 @pytest.mark.parametrize('masks', ['grabcut', Masks('redo', 'butterflies')], ids=['grabcut', 'redo'])
 def test_a_picture_that_is_none_is_named(files, masks, image, line):
     assert line in refused(make_cutouts, [*objects(2), ClassImage(image, 1, 'bad.jpg')], masks)
+
+
+def test_a_picture_of_a_few_pixels_is_turned_down_and_counted(files):
+    pool = make_cutouts([*objects(2), *(ClassImage(torch.zeros(3, *hw, dtype=torch.uint8), 1, 'dot.gif')
+                                        for hw in ((1, 1), (4, 7)))], Masks('grabcut', gate=OPEN))
+    assert pool.report().endswith('2 rejected (empty 2)'), pool.report()
 
 
 def test_a_network_whose_every_mask_is_rejected_says_what_to_do(files, untrained):

@@ -150,7 +150,7 @@ def _used(dataset):
 def _class_names(root, folders, used, wanted):
     "The classes of a domain in order; raises `UserError` when folders, annotations and `wanted` do not agree."
     named = [c for c in folders if c is not None]
-    names = tuple(wanted or named or sorted(used) or [root.name])
+    names = tuple(wanted or named or sorted(used) or [class_name(root.name, root)])
     odd = sorted((used | set(named)) - set(names))
     if odd:
         where = 'annotations' if odd[0] in used else 'class_images'
@@ -194,6 +194,7 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
     wanted = classes.split(',') if isinstance(classes, str) and classes else classes
     wanted = [class_name(c, 'classes') for c in wanted]
+    unique(wanted, 'the class', 'classes')
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(
         found.name, names, _own_class_images(place, files, names), _backgrounds(root, backgrounds),

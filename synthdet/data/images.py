@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, interactive, regular, UserError, write_atomic
+from ..core import choose, interactive, regular, unfit, UserError, write_atomic
 from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
@@ -63,7 +63,8 @@ def _eight_bit(im):
         values = np.asarray(im)
         if im.mode == 'F' or values.min() < 0 or values.max() > 65535: raise ValueError('pixels of 32 bits')
         im = Image.fromarray((values/257).round().astype(np.uint8))
-    return im.convert('RGBA' if im.has_transparency_data else 'RGB')
+    unused = im.format == 'BMP' and im.mode == 'RGBA' and not im.getchannel('A').getbbox() # as screenshots leave it
+    return im.convert('RGBA' if im.has_transparency_data and not unused else 'RGB')
 
 def _shown(file, keep=False):
     "An open file as a viewer shows it; `keep` takes what was decoded before the fault."
@@ -108,14 +109,20 @@ def _decoded(file, keep=False):
     try: return _shown(file), False
     except Exception as e: fault = e
     file.seek(0)
-    data = file.read()
+    data, found = file.read(), None
     bare = _bare(data)
     if bare != data:
         with suppress(Exception): return _shown(io.BytesIO(bare)), False
     end = b'\xff\xd9' if data.startswith(b'\xff\xd8') else b''     # without it a progressive JPEG shows nothing
-    for some in (data, bare) if keep else ():
-        with suppress(Exception): return _shown(io.BytesIO(some + end), keep), True
-    raise fault
+    for some in (data, bare):
+        with suppress(Exception): found = _shown(io.BytesIO(some + end), keep=True)
+        if found: break
+    if not found: raise fault
+    if not keep: raise _Some(str(fault) or type(fault).__name__)
+    return found, True
+
+class _Some(Exception):
+    "Some of a picture can be decoded, and not all."
 
 _INSTEAD = {rb'\s*<': 'a web page or XML', rb'....ftyp': 'HEIC, AVIF or a film: convert it', rb'%!PS': 'PostScript',
             rb'version https://git-lfs': 'a pointer of Git LFS: fetch the file', rb'%PDF': 'PDF', rb'\Z': 'empty'}
@@ -128,7 +135,8 @@ def _beginning(path):
 
 def _instead(path):
     "What a file is that should be a picture."
-    if not path.is_file(): return 'no file that can be read'
+    fault = unfit(path, 'a file')
+    if fault: return fault
     found = _beginning(path)
     return next((what for how, what in _INSTEAD.items() if re.match(how, found, re.DOTALL)), 'not an image')
 
@@ -140,9 +148,10 @@ def _with(path, read):
     except Exception as e: # a decoder of strangers' files raises whatever it stumbles over
         why = ' '.join(str(e).split()).removesuffix(', could be decompression bomb DOS attack.') or type(e).__name__
         if isinstance(e, Image.UnidentifiedImageError): why = _instead(Path(path))
+        some = ", or take what is there with truncated=keep" if isinstance(e, _Some) else ''
         raise UserError(f"{path}: cannot be read ({why}); expected a whole JPEG, PNG, WebP, BMP, "
                         f"TIFF, GIF or PPM of 8 or 16 bits and at most {MAX_PIXELS:,} pixels, so replace or remove "
-                        "the file") from None
+                        f"the file{some}") from None
 
 # %% ../../nbs/1_data/01_images.ipynb #c6ef2602
 def read_image(path, alpha:bool=False, truncated:str='error') -> torch.Tensor:
@@ -230,8 +239,8 @@ def image_size(path) -> tuple:
 
 # %% ../../nbs/1_data/01_images.ipynb #ca8c3b17
 _LEFT = {'thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'desktop.ini', 'icon\r', 'picasa.ini', '__macosx',
-         '__pycache__', 'lost+found', 'system volume information', '$recycle.bin', 'recycler', 'recycled', '#recycle',
-         '#snapshot', '@recycle', '@tmp', 'network trash folder', 'temporary items', '_vti_cnf', 'cvs'}
+         '__pycache__', 'lost+found', 'system volume information', '$recycle.bin', '#recycle', '#snapshot', '@recycle',
+         '@tmp', 'network trash folder', 'temporary items', '_vti_cnf'}  # not cvs, recycled: they may be classes
 _LEFT_ENDS = ('~', '.part', '.partial', '.filepart', '.crdownload', '.download', '.opdownload', '.aria2', '.!ut',
               '.!qb', '.tmp', '.temp', '.swp', '.bak', '.lnk', '.url', '.webloc', '.pyc', '@synoresource',
               '@synoeastream')
@@ -268,12 +277,12 @@ def is_image(path) -> bool:
     path : of a file or folder
     """
     path = Path(path)
-    return not _left(path.name) and path.is_file() and _BEGINS.match(_beginning(path)) is not None
+    return not _left(path.name) and os.path.isfile(path) and _BEGINS.match(_beginning(path)) is not None
 
 # %% ../../nbs/1_data/01_images.ipynb #bdc22ffc
 def _walk(folder, below):
     "What lies in a folder, and below it, without leftovers; links to folders are not followed."
-    for entry in os.scandir(folder):
+    for entry in os.scandir(existing(folder, 'a folder of images')):
         if _left(entry.name): continue
         if below and entry.is_dir(follow_symlinks=False): yield from _walk(entry.path, below)
         else: yield Path(folder, entry.name)
@@ -294,11 +303,11 @@ def listing(folder, below:bool=False) -> tuple:
     ------
     UserError : when there is no such folder, and for a file that ends like a picture and is none
     """
-    inside = sorted(_walk(existing(folder, 'a folder of images'), below))
+    inside = sorted(_walk(folder, below))
     images = [p for p in inside if is_image(p)]
     others = sorted(set(inside) - set(images))
     for p in others:
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir():
+        if p.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(p):
             raise UserError(f"{p}: {_instead(p)}; expected an image, as its name says, so replace or remove it")
     return images, others
 
@@ -311,7 +320,7 @@ def passed_over(others, folder):
     folder : that was read
     """
     if not others: return
-    names = ', '.join(p.relative_to(folder).as_posix() for p in others[:3])
+    names = ', '.join(p.relative_to(folder).as_posix() + '/'*os.path.isdir(p) for p in others[:3])
     what = '1 is' if len(others) == 1 else f'{len(others):,} are'
     warnings.warn(f"{folder}: {what} no picture and passed over: {names}{', ...'*(len(others) > 3)}", stacklevel=2)
 

@@ -16,6 +16,7 @@ from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
 from .arm import Arm, check_arm, make_arms
+from .rows import read_rows
 from ..ranks import equal_share
 from ..settings import find, text_of
 try: import fcntl
@@ -211,7 +212,7 @@ def _check(whole):
     "Raise `UserError` for parameters with which a notebook cannot be run, as far as names and files tell."
     if {'arms', 'more'} <= whole.keys() and all(map(_is_setting, given(whole))):
         for arm in make_arms(whole['arms'], whole['more'], **given(whole)): check_arm(arm)
-        if whole.get('results'): writable(whole['results'])
+        if whole.get('results'): read_rows(writable(whole['results']))
     elif {'domain', 'root'} <= whole.keys():
         source = DataSource(whole['domain'], whole['root'], whole.get('class_images', ''))
         if source.root: place_of(source)

@@ -9,7 +9,7 @@ __all__ = ['named_row', 'write_row', 'read_rows']
 import json
 from pathlib import Path
 
-from ..core import append_jsonl, digest, UserError
+from ..core import append_jsonl, digest, plain_path, UserError
 from ..files import read_jsonl
 
 # %% ../../nbs/6_evidence/00_rows.ipynb #90e44f0a
@@ -51,6 +51,15 @@ def _line(path, k):
     lines = Path(path).read_bytes().split(b'\n')
     return [n for n, line in enumerate(lines, 1) if line.strip()][k]
 
+def _check_begin(path):
+    "Raise `UserError` for a file that begins otherwise than a row does."
+    path = plain_path(path, 'results')
+    if not path.is_file(): return
+    with open(path, 'rb') as f: begins = f.read(2)
+    if not b'{"'.startswith(begins): raise UserError(f'{path}: {_NONE}')
+
+_NONE = 'not a row of results; expected a file that runs have written, or a new one, so choose another name'
+
 def read_rows(path) -> list:
     """Read the rows of a results file.
 
@@ -62,8 +71,10 @@ def read_rows(path) -> list:
     ------
     UserError : a line is no row, or was changed since it was written
     """
+    _check_begin(path)
     rows = read_jsonl(path)
     for k, row in enumerate(rows):
+        if 'id' not in row: raise UserError(f'{path}, line {_line(path, k)}: {_NONE}')
         if _whole(row): continue
         raise UserError(f'{path}, line {_line(path, k)}: the row was changed after it was written; delete the line and '
                         'run its arm again, other rows are kept')

@@ -119,7 +119,7 @@ def _back(mask, size):
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #c1d16fb2
 def masks_of(images, segment) -> list:
-    """Find the mask of every image at its own size, whatever the sizes in the list.
+    """Find the mask of every image at its own size, whatever the sizes in the list; under 8 pixels there is none.
 
     Parameters
     ----------
@@ -137,7 +137,9 @@ def masks_of(images, segment) -> list:
     groups, masks = {}, [None]*len(images)
     for i, x in enumerate(images):
         check_image(x, f'image {i}')
-        groups.setdefault((len(x), max(x.shape[-2:])), []).append(i)
+        side = max(x.shape[-2:])
+        if side < 8: masks[i] = torch.zeros(x.shape[-2:])          # a tracking pixel of the web, a far box
+        else: groups.setdefault((len(x), side), []).append(i)
     for members in groups.values():
         found = segment(torch.stack([_squared(images[i]) for i in members]))[:, 0].float().cpu() # [B,S,S]
         for i, m in zip(members, found): masks[i] = _back(m, tuple(images[i].shape[-2:]))
