@@ -67,7 +67,7 @@ def test_options_of_the_others(capsys, monkeypatch, tmp_path):
     for command, line, said in (("run", "--output=", "--output is empty"), ("run", "--notebook= lr=1", "--notebook is empty"), ("run", "--output x.txt lr=1", "no name of a notebook"),
                                 ("run", f"--output {BOOK} --notebook {BOOK}", "is the notebook itself"), ("synth", "-n 5", "are required: --output"),
                                 ("synth", "--output x -n 9999999999", "at most 1,000,000,000"), ("data", "list --root=", "--root is empty"), ("data", "", "are required: what"),
-                                ("data", "--root x list cars --quick nope", "data set 'nope' is unknown"), ("run", "workers=9999", "workers=9999 should be 0 or more, and at most 1,024"),
+                                ("data", "--root x list cars --quick nope", "data set 'nope' is unknown"), ("run", "workers=9999", "workers=9999: expected a whole number from 0 to"),
                                 ("run", f"out={BOOK}", "is a file; choose a folder")):
         assert said in refusal(capsys, command, *line.split())
     assert not files(tmp_path)

@@ -151,7 +151,8 @@ def test_values_are_what_they_plainly_mean_or_refused():
 
 def test_own_parameters_have_bounds(tmp_path):
     (tmp_path/"file").touch()
-    for given, line in ((dict(workers=1025), "at most 1,024"), (dict(jobs=10**30), "jobs="), (dict(workers=-1), "should be 0 or more"),
+    for given, line in ((dict(workers=10**6), "workers=1000000: expected a whole number from 0"), (dict(jobs=10**30), "jobs="),
+                        (dict(workers=-1), "workers=-1: expected"),
                         (dict(out=str(tmp_path/"file")), "is a file; choose a folder")):
         k, = given
         assert line in refused(sorted_out, {k: (type(given[k])(), "")}, given)

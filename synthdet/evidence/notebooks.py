@@ -11,7 +11,7 @@ import ast, io, itertools, math, os, shlex, sys, tokenize, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, disk_refused, plain_path, project, regular, short, UserError, writable
+from ..core import choose, disk_refused, plain_path, processes, project, regular, short, UserError, writable
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
@@ -221,9 +221,7 @@ def _check(whole):
 def _check_own(whole):
     "Raise `UserError` for what is no setting of an arm and cannot be: a folder that is a file, too many processes."
     for k in ('workers', 'jobs'):
-        v = whole.get(k, 0)
-        if type(v) is int and not 0 <= v <= 1024:
-            raise UserError(f"{k}={short(v)} should be 0 or more, and at most 1,024")
+        if type(whole.get(k)) is int: processes(whole[k], k)
     out = whole.get('out')
     if isinstance(out, str) and os.path.exists(out) and not os.path.isdir(out):
         raise UserError(f"out={out!r} is a file; choose a folder")
