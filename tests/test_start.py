@@ -65,7 +65,7 @@ REFUSED = dict(
         image_size=16 | setting 'image_size' is ambiguous
         workers=x | workers='x' should be int like the default 0
         workers=-1 | workers=-1: expected a whole number
-        jobs=-1 | jobs=-1 should be 0 or more
+        jobs=-1 | jobs=-1: expected a whole number
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
