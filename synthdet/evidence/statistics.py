@@ -6,7 +6,7 @@
 __all__ = ['REPEATS', 'MARGIN', 'CLAIMS', 'pairs', 'cell', 't_interval', 'sign_flip', 'contrast', 'interquartile_mean', 'suite',
            'improvement', 'equivalence', 'at_least', 'prediction_interval', 'labels_needed', 'verdict']
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #320e3cd8
+# %% ../../nbs/6_evidence/08_statistics.ipynb #12080fbf
 import re
 from math import inf, lcm
 import numpy as np
@@ -15,9 +15,9 @@ from scipy import stats
 from ..core import choose, generator, UserError
 from .tables import cells, command, grid, load_rows, paired_objects, segmenter_table
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #d3e65fc8
-_MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|ranks|boxes_spent|'
-                       r'id|digest|commit|synthdet|python|cpus|threads') # what a run gave, and where; no setting
+# %% ../../nbs/6_evidence/08_statistics.ipynb #d2d925ab
+_MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|boxes_spent|'
+                       r'ranks|id|digest|commit|synthdet|python|cpus|threads') # what a run gave, and where; no setting
 
 def _said(row, on): return ', '.join(f'{c}={row[c]}' for c in on)
 
@@ -37,12 +37,13 @@ def _text(value): return 'nothing' if value is None or value != value else repr(
 def _check_equal(x, y, but):
     "Raise `UserError` for two rows that differ in a setting outside `but`."
     names = [c for c in x.keys() | y.keys() if c not in but and not _MEASURED.fullmatch(c)]
-    unlike = [f'{c} ({_text(x.get(c))}, {_text(y.get(c))})' for c in sorted(names) if _text(x.get(c)) != _text(y.get(c))]
+    values = {c: (_text(x.get(c)), _text(y.get(c))) for c in sorted(names)}
+    unlike = [f'{c} ({a}, {b})' for c, (a, b) in values.items() if a != b]
     if unlike:
         raise UserError(f"rows {x['id']} and {y['id']} are no pair: they differ in {', '.join(unlike[:4])}; expected a "
                         "difference in nothing but what is compared")
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #3f6a5b39
+# %% ../../nbs/6_evidence/08_statistics.ipynb #a6613e5d
 def pairs(a, b, differ=('arm',), on=('domain', 'n_real', 'fold', 'seed'), score='ap50') -> pd.DataFrame:
     """Put two sides of a comparison together, run by run.
 
@@ -74,7 +75,7 @@ def pairs(a, b, differ=('arm',), on=('domain', 'n_real', 'fold', 'seed'), score=
         lines.append(dict(zip(on, key), a=va, b=vb, gain=vb - va, id_a=x['id'], id_b=y['id']))
     return pd.DataFrame(lines, columns=[*on, 'a', 'b', 'gain', 'id_a', 'id_b'])
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #c6c3d591
+# %% ../../nbs/6_evidence/08_statistics.ipynb #99cf4355
 def _values(scores):
     "Scores as float64 [n]; raises `UserError` when there are none, or one is no number."
     values = np.asarray(scores, float).ravel()
@@ -103,7 +104,7 @@ def cell(scores) -> dict:
     values = _values(scores)
     return dict(dots=values.tolist(), mean=float(values.mean()), sd=_sd(values), n=len(values))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #23950fd6
+# %% ../../nbs/6_evidence/08_statistics.ipynb #78c6358b
 def t_interval(values, level=.95) -> tuple:
     """Bound the mean of what the values were drawn from (Student's interval).
 
@@ -164,7 +165,7 @@ def contrast(gains) -> dict:
     low, high = t_interval(values)
     return dict(mean=float(values.mean()), sd=_sd(values), n=len(values), low=low, high=high, p=sign_flip(values))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #ead608bf
+# %% ../../nbs/6_evidence/08_statistics.ipynb #c4c428af
 REPEATS = 10_000 # draws of a bootstrap
 
 def _strata(scores, repeats, seed, name):
@@ -189,7 +190,8 @@ def interquartile_mean(groups) -> np.ndarray:
     float64 [...]
     """
     n = lcm(*(np.shape(g)[-1] for g in groups))
-    return stats.trim_mean(np.concatenate([np.repeat(g, n//np.shape(g)[-1], axis=-1) for g in groups], -1), .25, axis=-1)
+    alike = [np.repeat(g, n//np.shape(g)[-1], axis=-1) for g in groups]
+    return stats.trim_mean(np.concatenate(alike, -1), .25, axis=-1)
 
 def suite(scores, *, repeats=REPEATS, seed=0) -> dict:
     """Summarise several domains by the interquartile mean.
@@ -208,7 +210,7 @@ def suite(scores, *, repeats=REPEATS, seed=0) -> dict:
     low, high = _quantiles(interquartile_mean(list(_strata(scores, repeats, seed, 'suite'))))
     return dict(iqm=float(interquartile_mean(groups)), low=low, high=high, domains=len(groups), n=sum(map(len, groups)))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #22e7a572
+# %% ../../nbs/6_evidence/08_statistics.ipynb #e17464f0
 def _beaten(a, b):
     "How often values of b [...,m] exceed those of a [...,n]; equal ones count half."
     a, b = np.asarray(a)[..., :, None], np.asarray(b)[..., None, :]
@@ -231,14 +233,15 @@ def improvement(a, b, *, repeats=2000, seed=0) -> dict:
     ------
     UserError : other domains on the two sides
     """
-    if a.keys() != b.keys(): raise UserError(f'domains {list(a)} on one side, {list(b)} on the other; expected the same')
+    if a.keys() != b.keys():
+        raise UserError(f'domains {list(a)} on one side, {list(b)} on the other; expected the same')
     b = {d: b[d] for d in a}
     drawn = zip(_strata(a, repeats, seed, 'a'), _strata(b, repeats, seed, 'b'))
     low, high = _quantiles(np.mean([_beaten(x, y) for x, y in drawn], 0))
     here = np.mean([_beaten(_values(a[d]), _values(b[d])) for d in a])
     return dict(probability=float(here), low=low, high=high, domains=len(a))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #f6acc679
+# %% ../../nbs/6_evidence/08_statistics.ipynb #153f2206
 MARGIN = 3 # points of AP50 by which arms may differ and be called equal
 
 def _one_sided(gains, margin):
@@ -284,7 +287,7 @@ def at_least(gains, margin=MARGIN) -> dict:
     found, p = _one_sided(gains, margin)
     return dict(found, p=p[0], holds=p[0] < .05)
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #bff0a364
+# %% ../../nbs/6_evidence/08_statistics.ipynb #a956b531
 def prediction_interval(values, level=.95) -> dict:
     """Bound one new value, drawn as the values were.
 
@@ -299,12 +302,12 @@ def prediction_interval(values, level=.95) -> dict:
     """
     values = _values(values)
     if len(values) == 1: return dict(mean=float(values[0]), n=1, low=-inf, high=inf)
-    half = stats.t.ppf((1 + level)/2, len(values) - 1)*_sd(values)*np.sqrt(1 + 1/len(values))
-    return dict(mean=float(values.mean()), n=len(values), low=float(values.mean() - half), high=float(values.mean() + half))
+    mean, half = values.mean(), stats.t.ppf((1 + level)/2, len(values) - 1)*_sd(values)*np.sqrt(1 + 1/len(values))
+    return dict(mean=float(mean), n=len(values), low=float(mean - half), high=float(mean + half))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #b5147e74
+# %% ../../nbs/6_evidence/08_statistics.ipynb #c2f26888
 def _crossing(labels, curve, goal):
-    "The labels at which a curve first reaches a goal; the first of all when it does from the start, inf when it never does."
+    "The labels at which a curve first reaches a goal: the first of all if it does from the start, inf if never."
     reached = np.flatnonzero(curve >= goal)
     if not len(reached): return inf
     k = reached[0]
@@ -324,8 +327,8 @@ def labels_needed(labels, scores, goal, *, repeats=2000, seed=0) -> dict:
 
     Returns
     -------
-    dict : labels (of the mean curve; inf: not reached; labels[0]: reached from the start, so it may take fewer), low and
-        high (95%, bootstrap over runs), n
+    dict : labels (of the mean curve; inf: not reached; labels[0]: reached from the start, so it may take fewer), low
+        and high (95%, bootstrap over runs), n
 
     Raises
     ------
@@ -335,15 +338,15 @@ def labels_needed(labels, scores, goal, *, repeats=2000, seed=0) -> dict:
     if labels.min(initial=1) < 1 or (np.diff(labels) <= 0).any():
         raise UserError(f'labels {labels.tolist()}; expected counts from 1 that ascend')
     if scores.shape != (len(goal), len(labels)):
-        raise UserError(f'scores {list(scores.shape)} for {len(goal)} goals and {len(labels)} label counts; expected one '
-                        'for each run and count')
+        raise UserError(f'scores {list(scores.shape)} for {len(goal)} goals and {len(labels)} label counts; expected '
+                        'one for each run and count')
     _values(scores)
     drawn = generator(seed, 'labels').integers(len(goal), size=(repeats, len(goal)))
     needed = [_crossing(labels, c, t) for c, t in zip(scores[drawn].mean(1), goal[drawn].mean(1))]
     low, high = _quantiles(needed)
     return dict(labels=_crossing(labels, scores.mean(0), goal.mean()), low=low, high=high, n=len(goal))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #52e7c150
+# %% ../../nbs/6_evidence/08_statistics.ipynb #4fe2b5f3
 CLAIMS = dict(more=(0, inf), less=(-inf, 0), at_least=(-MARGIN, inf), equal=(-MARGIN, MARGIN)) # where a gain lies
 
 def _level(paper, level, surrogate):
