@@ -108,7 +108,7 @@ ODD = [
     (dict(annotation=dict(iscrowd=2)), 'iscrowd is 2; expected 0 or 1'),
     (dict(annotation=dict(iscrowd='maybe')), 'iscrowd is'),
     (dict(annotation=dict(ignore=[])), 'ignore is []'), (dict(annotation=dict(bbox=...)), 'has no box'),
-    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'has no box'),
+    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'add up to height x width'),
     (dict(annotation=dict(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
 ] + [(dict(category=dict(name=n)), 'cannot be one') for n in ('', ' ', '.', '..', 'a/b', 'a\\b', 'a\nb', '\0', 'b'*300,
                                                               None, [])]
