@@ -9,17 +9,11 @@ __all__ = ['SPLITS', 'tree', 'beside', 'pictures', 'ignored', 'split_of', 'ends'
 import os, re
 from collections import Counter
 from pathlib import Path
-from .images import IMAGE_SUFFIXES, is_image, leftover
+from .images import IMAGE_SUFFIXES, is_image, leftover, walk
 
 # %% ../../nbs/1_data/03_folders.ipynb #42675786
-def _loops(here, name):
-    "Does a link lead to a folder that it lies in?"
-    path = os.path.join(here, name)
-    if not os.path.islink(path): return False
-    return os.path.join(os.path.realpath(here), '').startswith(os.path.join(os.path.realpath(path), ''))
-
 def tree(folder) -> dict:
-    """The files in a folder and below it, links followed, without leftovers.
+    """The files in a folder and below it, links followed as `walk` does, without leftovers.
 
     Parameters
     ----------
@@ -29,13 +23,9 @@ def tree(folder) -> dict:
     -------
     dict : name relative to the folder, with slashes -> Path, in order of name
     """
-    found = {}
-    for here, inside, files in os.walk(str(folder), followlinks=True):
-        inside[:] = [d for d in inside if not leftover(d) and not _loops(here, d)]
-        at = '' if here == str(folder) else os.path.relpath(here, folder) + '/'
-        for f in files:
-            path, slashed = os.path.join(here, f), f.replace('\\', '/')
-            if os.path.isfile(path) and not leftover(slashed): found[at.replace('\\', '/') + slashed] = Path(path)
+    start = len(os.path.join(str(folder), ''))
+    found = {e.path[start:].replace('\\', '/'): Path(e.path) for e in walk(folder) if os.path.isfile(e.path)}
+    found = {name: p for name, p in found.items() if not leftover(name)} # some hold slashes only now
     return dict(sorted(found.items(), key=lambda f: f[0].split('/')))
 
 def beside(folder) -> list:

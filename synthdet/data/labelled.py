@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from ..boxes import wrap
 from ..core import choose, short, UserError
-from .images import image_size, leftover, read_image
+from .images import image_size, read_image, walk
 
 # %% ../../nbs/1_data/04_labelled.ipynb #f9b41f61
 MARKS = ('difficult', 'iscrowd')
@@ -295,6 +295,8 @@ def _shared(name, path):
     n = next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     return n, name.split('/')[-1] == path.split('/')[-1]
 
+def _place(path): return path.parent.parts, path.name # files of a folder come before those below it
+
 def _shown(name): return name if name.isprintable() and len(name) <= 120 else f'{ascii(name[:120])}'
 
 # %% ../../nbs/1_data/04_labelled.ipynb #7cb7b295
@@ -364,13 +366,12 @@ class Pictures:
         "(without the prefix of an upload?, name) -> files; read once, when a name is not found where it should be."
         if self._index is not None: return self._index
         found, seen = defaultdict(list), set()
-        for folder, inside, names in (w for b in self.below for w in os.walk(b)):
-            inside[:] = sorted(d for d in inside if not leftover(d))
-            for f in (Path(folder)/n for n in sorted(names) if not leftover(n)):
-                if os.path.realpath(f) in seen: continue
-                seen.add(os.path.realpath(f))
-                found[False, _folded(f.name)].append(f)
-                if _UPLOAD.match(f.name): found[True, _folded(_UPLOAD.sub('', f.name))].append(f)
+        inside = [f for b in self.below if b.is_dir() for f in sorted((Path(e.path) for e in walk(b)), key=_place)]
+        for f in inside:
+            if os.path.realpath(f) in seen: continue
+            seen.add(os.path.realpath(f))
+            found[False, _folded(f.name)].append(f)
+            if _UPLOAD.match(f.name): found[True, _folded(_UPLOAD.sub('', f.name))].append(f)
         self._index = dict(found)
         return self._index
 
