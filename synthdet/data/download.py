@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 from ..archives import open_tar, open_zip, tar_members
-from ..core import choose, hash_file, interactive, UserError, write_atomic
+from ..core import choose, hash_file, interactive, suffix_of, UserError, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource
@@ -367,7 +367,7 @@ def _to_fetch(name, root):
 # %% ../../nbs/1_data/14_download.ipynb #f506db13
 def _put(path, folder):
     "Unpack an archive into a folder, or move there what is none."
-    if path.name.endswith(('.zip', '.tar', '.tgz', '.gz')): return extract(path, folder)
+    if suffix_of(path) in ('.zip', '.tar', '.tgz', '.gz'): return extract(path, folder)
     goal = folder/path.name
     if goal.exists(): raise UserError(f"{goal}: is there already; move it away to get it anew")
     with _disk(folder):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import yaml
-from ..core import folder as is_folder, short, UserError, write_atomic
+from ..core import folder as is_folder, short, suffix_of, UserError, write_atomic
 from .images import IMAGE_SUFFIXES, image_size, is_image, leftover, progress
 from .labelled import class_name, detections_of, Record, without_marked
 from ..files import as_text, parse_yaml, read_json, read_text, read_yaml
@@ -57,7 +57,7 @@ def pictures(files) -> dict:
     ----------
     files : dict name -> Path
     """
-    kind = {name: os.path.splitext(name)[1].lower() for name in files}
+    kind = {name: suffix_of(name) for name in files}
     return {n: p for n, p in files.items() if kind[n] in IMAGE_SUFFIXES or kind[n] not in _TEXTS and is_image(p)}
 
 # %% ../../nbs/1_data/06_yolo.ipynb #922ec33f
@@ -114,7 +114,7 @@ def has_rows(path) -> bool:
 # %% ../../nbs/1_data/06_yolo.ipynb #62200da2
 _PICTURES = 'images', 'jpegimages'
 
-def _is_text(name): return name.lower().endswith('.txt')
+def _is_text(name): return suffix_of(name) == '.txt'
 
 def _places(name):
     "Names that the label file of a picture may have."
@@ -269,7 +269,7 @@ def names_in(path):
     ------
     UserError : when it should be one and is none
     """
-    kind, name = path.suffix.lower(), path.name.lower()
+    kind, name = suffix_of(path), path.name.lower()
     if kind in ('.yaml', '.yml'): found = _from_yaml(path)
     elif kind in ('.names', '.labels') or name in _LISTS: found = _from_list(path)
     elif name == 'notes.json': found = _from_notes(path)
@@ -488,7 +488,7 @@ def told_by(path) -> dict:
     ----------
     path : of the file
     """
-    return _data_of(path) if path.suffix.lower() == '.data' else _yaml_of(path)
+    return _data_of(path) if suffix_of(path) == '.data' else _yaml_of(path)
 
 def _twin(folder, words, others):
     "The folder beside one, called labels where it is called images, or the other way round; None when there is none."
@@ -509,7 +509,7 @@ def _is_list(path):
     "Does a text list pictures?"
     try: lines = (l.strip().lower() for l in read_text(path).split('\n'))
     except UserError: return False
-    return next(filter(None, lines), '').endswith(IMAGE_SUFFIXES)
+    return suffix_of(next(filter(None, lines), '')) in IMAGE_SUFFIXES
 
 # %% ../../nbs/1_data/06_yolo.ipynb #b6e9b192
 def first_label(files) -> list:
@@ -571,11 +571,11 @@ class Folder:
 
     def _told(self):
         "What the one data.yaml or obj.data in the folder says, and its path."
-        top = [p for n, p in self.files.items() if '/' not in n and n.lower().endswith(('.yaml', '.yml', '.data'))]
-        top.sort(key=lambda p: p.suffix.lower() == '.data')          # of both, data.yaml says more
+        top = [p for n, p in self.files.items() if '/' not in n and suffix_of(n) in ('.yaml', '.yml', '.data')]
+        top.sort(key=lambda p: suffix_of(p) == '.data')          # of both, data.yaml says more
         ours = lambda p, told: 'names' in told or p.stem.lower() in ('data', 'dataset')
         found = [(told, p) for p, told in ((p, told_by(p)) for p in top) if ours(p, told) and _entries(told, p)]
-        several = [p for _, p in found if p.suffix.lower() != '.data'][:2]
+        several = [p for _, p in found if suffix_of(p) != '.data'][:2]
         if len(several) < 2: return found[0] if found else ({}, None)
         raise UserError(f"{several[0]}: {several[1].name} names pictures, too; expected one such file, so give the "
                         "path of the one you mean")
@@ -611,7 +611,7 @@ class Folder:
         "Names of the pictures that paths mean: folders, lists of pictures, pictures."
         base = self.where.parent if self.where else self.folder
         root = str(self.told.get('path') or '').strip().replace('\\', '/')
-        darknet = self.where is not None and self.where.suffix.lower() == '.data' # counts from where it is run
+        darknet = self.where is not None and suffix_of(self.where) == '.data' # counts from where it is run
         bases = [base/root]*bool(root) + [base] + [base.parent]*darknet
         places = {path: _meant(path, bases) for path in paths}
         found = dict.fromkeys(n for at in places.values() if at for n in self._names(at[0], bases))
@@ -623,7 +623,7 @@ class Folder:
 
     def _names(self, path, bases):
         "Names of the pictures at a path; those of another folder are added to the files."
-        if path.suffix.lower() == '.txt': return self._listed(path, bases)
+        if suffix_of(path) == '.txt': return self._listed(path, bases)
         inside = os.path.relpath(path, self.folder)
         if inside == '.': return self.shown()
         if not inside.startswith('..'):
@@ -672,7 +672,7 @@ class Folder:
 def _opened(place, images):
     "The files of a set given by its folder, its data.yaml, or a list of its pictures."
     if place.is_dir(): return Folder(place, images)
-    if place.suffix.lower() == '.txt': return Folder(place.parent, images, dict(train=place.name), place)
+    if suffix_of(place) == '.txt': return Folder(place.parent, images, dict(train=place.name), place)
     told = told_by(place)
     if told: return Folder(place.parent, images, told, place)
     raise UserError(f"{place}: says nothing of pictures; expected path, train, val and names, so correct it or give "
@@ -732,7 +732,7 @@ def _classes(found, place, rows):
     own = [place] if not place.is_dir() and 'names' in found.told else None
     near = [p for n, p in found.files.items() if n.count('/') < 3 and n not in rows]
     classes = class_names([found.folder, *[found.other]*bool(found.other)], own or near)
-    sheets = [p for p in {*classes.sources, found.where} - {None} if p.suffix.lower() in ('.yaml', '.yml')]
+    sheets = [p for p in {*classes.sources, found.where} - {None} if suffix_of(p) in ('.yaml', '.yml')]
     return classes, {k: v for p in sheets for k, v in told_by(p).items()} if sheets else None
 
 def _named(rows, names, path):

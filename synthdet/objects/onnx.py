@@ -77,9 +77,13 @@ def _messages(content, kind='model', depth=0):
     for k, v in fields:
         if k in _MESSAGES[kind] and not isinstance(v, int): yield from _messages(v, _MESSAGES[kind][k], depth + 1)
 
+def _inner(fields, number):
+    "What is in the fields of a number, where it is bytes."
+    return [v for k, v in fields if k == number and not isinstance(v, int)]
+
 def _texts(fields, number):
     "The texts in the fields of a number."
-    return [str(v, 'utf-8') for k, v in fields if k == number and not isinstance(v, int)]
+    return [str(v, 'utf-8') for v in _inner(fields, number)]
 
 def _called(found, kind):
     "The full names of all functions, or of all that nodes call, among messages."
@@ -100,10 +104,10 @@ def _constants(found):
     "Pairs of name and `is it False` of what has a name: inputs, tensors, and what nodes give."
     for kind, fields in found:
         named, quiet = _GIVES.get(kind), False
-        if kind == 'graph': fields = [f for k, v in fields if k == 11 and not isinstance(v, int) for f in _fields(v)]
+        if kind == 'graph': fields = [f for v in _inner(fields, 11) for f in _fields(v)]
         if kind == 'tensor': quiet = _is_false(fields)
         if kind == 'node' and _texts(fields, 4) == ['Constant']:
-            inside = [f for k, v in fields if k == 5 for part, f in _messages(v, 'attribute') if part == 'tensor']
+            inside = [f for v in _inner(fields, 5) for part, f in _messages(v, 'attribute') if part == 'tensor']
             quiet = len(inside) == 1 and _is_false(inside[0])
         yield from ((name, quiet) for name in (_texts(fields, named) if named else ()))
 
