@@ -111,7 +111,7 @@ def _constants(found):
             quiet = len(inside) == 1 and _is_false(inside[0])
         yield from ((name, quiet) for name in (_texts(fields, named) if named else ()))
 
-_GIVES = dict(graph=1, function=4, tensor=8, node=2) # message -> its field with the names of values (graph: its inputs')
+_GIVES = dict(graph=1, function=4, tensor=8, node=2) # message -> its field with names of values
 
 def _drops(found):
     "Does a graph hold `Dropout` in training mode, or in one that is not constant?"
