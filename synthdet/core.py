@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['VERSIONS', 'UserError', 'short', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'plain_path', 'unfit',
            'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy', 'writable',
-           'append_jsonl', 'alone', 'project', 'shared', 'cores', 'processes', 'device', 'interactive', 'run_info']
+           'append_jsonl', 'alone', 'project', 'shared', 'cores', 'processes', 'device', 'interactive', 'memory_mb',
+           'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
 import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
@@ -534,6 +535,11 @@ def _commit():
         return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
 
 # %% ../nbs/0_ground/00_core.ipynb #fd5bb779
+def memory_mb() -> int:
+    "The most memory that this process has held so far, MB."
+    import resource
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10))
+
 def run_info() -> dict:
     "What a result must carry to be traced: commit, versions, machine."
     import torch
