@@ -222,7 +222,8 @@ def _about(arm, loaded):
     d, row = loaded.domain, dict(arm=arm.arm, domain=loaded.domain.name, settings=to_row(arm))
     for k in ('train', 'val', 'test', 'class_images', 'backgrounds'): row[f'data_{k}'] = fingerprint(getattr(d, k))
     if any(not isinstance(p.sees, Synthesis) for p in ARMS[arm.arm](arm)):
-        row['labels'] = label_digest(taken(arm.labels, d.train)[0])
+        part = taken(arm.labels, d.train)[0]
+        row.update(labels=label_digest(part), n_labels=len(part))
     return dict(row, class_images_from=d.class_images_from, boxes_spent=d.boxes_spent)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #ff23dbd0
