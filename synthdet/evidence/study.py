@@ -19,8 +19,8 @@ from .arm import Arm, ARMS, check_arm, resolved
 from .jobs import Processes, usual_jobs
 from .phases import run
 from .rows import read_rows
-from .statistics import command, flat_row
-from ..settings import leaves, override
+from .tables import command, flat_row
+from ..settings import elsewhere, leaves, override
 
 # %% ../../nbs/6_evidence/07_study.ipynb #84fa31df
 class Cell(NamedTuple):
@@ -63,6 +63,7 @@ class Study:
     seeds: tuple = (0, 1, 2)
     claims: tuple = ()
 
+    @elsewhere()
     def cells(self) -> list:
         "All cells; raises `UserError` when one place of the grid stands for two different arms."
         found = {}
@@ -144,6 +145,7 @@ def _said(settings):
     named = lambda l: isinstance(l.value, str) and l.field.metadata.get('file') or l.field.metadata.get('path')
     return {l.path: Path(l.value).name if named(l) else l.value for l in leaves(settings)}
 
+@elsewhere()
 def _prefixes(arm):
     "A name for the state of a training after each of its phases."
     arm, names = resolved(arm), []
@@ -164,6 +166,7 @@ def run_key(arm:Arm) -> str:
     """
     return _prefixes(arm)[-1]
 
+@elsewhere()
 def arm_of(row) -> Arm | None:
     """The arm of a row; None for a row of before, and for one whose settings there are no longer.
 
@@ -217,6 +220,7 @@ def placed(arm:Arm, data) -> Arm:
     return override(arm, {l.path: str(Path(data)/l.value) for l in leaves(arm) if there(l)})
 
 # %% ../../nbs/6_evidence/07_study.ipynb #a6ac2bdf
+@elsewhere()
 def _length(arm):
     "Steps of an arm."
     return sum(p.steps for p in ARMS[arm.arm](resolved(arm)))
