@@ -34,7 +34,8 @@ ARMS4 = ['scratch', 'scratch_long', 'pretrain', 'pretrain_only']
 
 def _both(few, many, photos=tuple(PHOTOGRAPHS), **over):
     "A grid on butterflies, with `many` labels, and one on photographs, with `few`."
-    return [dict(domain=BUTTERFLIES, n_real=many, **over, seed=FIVE), dict(domain=_of(photos), n_real=few, **over, seed=THREE)]
+    return [dict(domain=BUTTERFLIES, n_real=many, **over, seed=FIVE),
+            dict(domain=_of(photos), n_real=few, **over, seed=THREE)]
 
 def _fakes(n): return {'1x': f'n_fake={n}', '8x': f'n_fake={8*n}', 'infinite': f'n_fake=0 share={1/9:.4f}'}
 
@@ -72,8 +73,8 @@ reuse = Study('reuse', BASE, dict(
     domain=BUTTERFLIES, n_real=[25], seed=THREE, arm=['pretrain', 'pretrain_only'],
     objects={n: f'objects=gan n_objects={n}' for n in (10, 100, 1000)} | {'new ones': 'objects=gan n_objects=0'}))
 
-val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', 'kangaroos'), arm=['scratch', 'pretrain'],
-                                             val=['full', 'budget']))
+val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', 'kangaroos'),
+                                             arm=['scratch', 'pretrain'], val=['full', 'budget']))
 
 transfer = Study('transfer', BASE, [dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
     random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain'))])
