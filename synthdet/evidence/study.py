@@ -328,7 +328,8 @@ def run_again(arm:Arm, out, results) -> dict:
 def _workers(slots, client, how):
     "A function of (arm, out, results) -> Future of its row: on a client's workers, or in processes of this machine."
     if client is None:
-        with Processes(slots) as beside: yield lambda arm, *where: beside.submit(arm=arm, out=where[0], results=where[1])
+        with Processes(slots) as beside:
+            yield lambda arm, out, results: beside.submit(arm=arm, out=out, results=results)
         return
     with client.get_executor(pure=False, **{'retries': 3, **how}) as executor:
         yield lambda *request: executor.submit(run_again, *request)
