@@ -7,13 +7,14 @@ __all__ = ['butterflies', 'Images', 'ClassImages', 'pictures', 'folder', 'load_d
 
 # %% ../../nbs/1_data/15_domains.ipynb #40e429d4
 import inspect
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, hash_file, named, UserError
+from ..core import choose, finished, hash_file, named, UserError, whole_folder
 from .annotations import no_split, read_split, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
@@ -171,6 +172,8 @@ def _relabel(dataset, classes):
     return dataset
 
 # %% ../../nbs/1_data/15_domains.ipynb #8ae3e26e
+_PARTS = 'class_images', 'backgrounds', 'detection'
+
 def _listed(names): return names.split(',') if isinstance(names, str) and names else names
 
 def _without(dataset, names, root):
@@ -202,6 +205,7 @@ def folder(root, class_images='', backgrounds='', classes='', leave_out='', lice
     UserError : for what is there and wrong, and later for what is not there and asked for
     """
     found = own_place(root, class_images, backgrounds)
+    finished(*(Path(root)/part for part in _PARTS))
     root, place = Path(root), Path(class_images or Path(root)/'class_images')
     files = _class_files(place) if place.is_dir() else {}
     sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
@@ -276,14 +280,16 @@ def write_domain(domain, root, n_class_images=0, n_backgrounds=0, n_labelled=0, 
     format : of the boxes: 'coco', 'voc' or 'yolo'
     """
     root, first = Path(root), lambda part, n: range(min(n or len(part), len(part)))
-    for i in first(domain.class_images, n_class_images):
-        image, label, _ = domain.class_images[i]
-        kind = domain.classes[label-1] if len(domain.classes) > 1 else ''
-        write_image(root/'class_images'/kind/f'{i:06d}.png', image)
-    for i in first(domain.backgrounds, n_backgrounds):
-        write_image(root/'backgrounds'/f'{i:06d}.png', domain.backgrounds[i])
-    for split in ('train', 'val', 'test'):
-        part = getattr(domain, split)
-        few = Subset(part, first(part, n_labelled))
-        write_detection(few, root/'detection'/split, format, classes=domain.classes)
+    with ExitStack() as stack: # none has its name before all are whole
+        objects, backgrounds, sets = (stack.enter_context(whole_folder(root/part)) for part in _PARTS)
+        for i in first(domain.class_images, n_class_images):
+            image, label, _ = domain.class_images[i]
+            kind = domain.classes[label-1] if len(domain.classes) > 1 else ''
+            write_image(objects/kind/f'{i:06d}.png', image)
+        for i in first(domain.backgrounds, n_backgrounds):
+            write_image(backgrounds/f'{i:06d}.png', domain.backgrounds[i])
+        for split in ('train', 'val', 'test'):
+            part = getattr(domain, split)
+            few = Subset(part, first(part, n_labelled))
+            write_detection(few, sets/split, format, classes=domain.classes)
     return root
