@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'UserError', 'short', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'plain_path', 'unfit',
-           'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy', 'writable',
-           'append_jsonl', 'alone', 'project', 'shared', 'cores', 'processes', 'device', 'interactive', 'run_info']
+           'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy', 'half',
+           'whole_folder', 'finished', 'writable', 'append_jsonl', 'alone', 'project', 'shared', 'cores', 'processes',
+           'device', 'interactive', 'memory_mb', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
 import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
@@ -362,6 +363,69 @@ def tidy(folder, name:str=''):
             if fcntl: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             torn.unlink()
 
+# %% ../nbs/0_ground/00_core.ipynb #210d7860
+def half(path) -> Path:
+    """The name of a folder while it is written: with `.part` at its end.
+
+    Parameters
+    ----------
+    path : of the folder
+    """
+    return Path(path).with_name(f'{Path(path).name}.part')
+
+def _files_of(folder):
+    "What tells the files below a folder from others that come in their place."
+    return sorted((str(p), p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob('*') if p.is_file())
+
+def _called(old, new):
+    "Give a folder another name; raises `UserError` when the disk refuses."
+    try: os.rename(old, new)
+    except OSError as e: raise disk_refused(new, e) from None
+    _sync_folder(Path(new).parent)
+
+@contextmanager
+def whole_folder(path):
+    """A folder to write in, which bears its name when all is written, and until then that of `half`.
+
+    What is there already is written on; it gets its name back when nothing was changed.
+
+    Parameters
+    ----------
+    path : of the folder
+
+    Raises
+    ------
+    UserError : where both names are taken, and when the disk refuses
+    """
+    path, part = plain_path(path), half(path)
+    if path.is_dir() and part.is_dir():
+        raise UserError(f"{path}: is there, and so is {part.name}, which was not written to its end; delete one of "
+                        "them")
+    before = _files_of(path) if path.is_dir() else None
+    try:
+        if path.exists(): os.rename(folder(path), part)
+        part.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise disk_refused(path, e) from None
+    tidy(part)
+    try: yield part
+    except BaseException:
+        if before is not None and before == [(p.replace(str(part), str(path), 1), *of) for p, *of in _files_of(part)]:
+            _called(part, path)
+        raise
+    _called(part, path)
+
+def finished(*folders):
+    """Raise `UserError` where somebody began to write a folder and did not come to the end.
+
+    Parameters
+    ----------
+    *folders : as they would be called when they are whole
+    """
+    for part in map(half, folders):
+        if not part.is_dir(): continue
+        raise UserError(f"{part}: is not written to its end; expected a whole folder {part.stem}, so run again what "
+                        "writes it, or delete it")
+
 # %% ../nbs/0_ground/00_core.ipynb #77ad652b
 def writable(path) -> Path:
     """Give the path of a file that can be written, its folder made when missing; raises `UserError` when it cannot.
@@ -534,6 +598,11 @@ def _commit():
         return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
 
 # %% ../nbs/0_ground/00_core.ipynb #fd5bb779
+def memory_mb() -> int:
+    "The most memory that this process has held so far, MB."
+    import resource
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10))
+
 def run_info() -> dict:
     "What a result must carry to be traced: commit, versions, machine."
     import torch
