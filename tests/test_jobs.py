@@ -1,5 +1,4 @@
 "Arms side by side: the same rows and weights as one after the other, shared phases trained once, errors in one line."
-import json
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
+from helpers import lasting
 from synthdet.core import hash_file, refused
 from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain
@@ -17,10 +17,8 @@ from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import load
 
 TINY = 'n_real=4 steps=2 pretrain_steps=2 eval_every=2 batch_size=2 model.image_size=64 n_fake=4'
-TIMED = ('seconds', 'threads', 'commit', 'digest')
 
 
-def plain(row): return json.loads(json.dumps({k: v for k, v in row.items() if k not in TIMED}))
 
 
 @pytest.mark.slow
@@ -34,7 +32,7 @@ def test_side_by_side_equals_one_after_the_other(tmp_path, monkeypatch):
     try: one = jobs.run_all(arms, tmp_path/'one', loaded=loaded)
     finally: torch.set_num_threads(before)
     two = jobs.run_all(arms, tmp_path/'two', jobs=3, loaded=loaded, tell=told.append)
-    assert [plain(r) for r in one] == [plain(r) for r in two] and [r['arm'] for r in two] == [a.arm for a in arms]
+    assert [lasting(r) for r in one] == [lasting(r) for r in two] and [r['arm'] for r in two] == [a.arm for a in arms]
     assert sorted(r['arm'] for r in told) == sorted(r['arm'] for r in two)
     for a, b in zip(one, two):
         assert hash_file(tmp_path/'one'/a['weights_file']) == hash_file(tmp_path/'two'/b['weights_file'])

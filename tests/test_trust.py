@@ -17,12 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
 import synthdet
-from synthdet.checkpoint import read_checkpoint
 from synthdet.core import hash_file, refused, UserError
 from synthdet.data.download import extract
 from synthdet.detection.backbones import make_backbone
@@ -35,7 +33,7 @@ from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.objects.gantrain import GanConfig, train_gan
 from synthdet.resume import load_state, save_state
 from synthdet.unpickle import read_pickle
-from synthdet.weights import ASSETS, fit_weights, read_note, read_weights, save_weights
+from synthdet.weights import ASSETS, read_note, read_weights, save_weights
 
 FLIPS = 120
 
