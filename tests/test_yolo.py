@@ -1,6 +1,5 @@
 "Annotated folders as tools write them: what they hold, what is passed over, and what nobody could know."
 import json
-import os
 import random
 import warnings
 from pathlib import Path
