@@ -26,9 +26,9 @@ from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
 from synthdet.data.fixtures import make_fixture
 from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
-from synthdet.evidence import statistics
+from synthdet.evidence import tables
 from synthdet.evidence.phases import fit, load, phases, run
-from synthdet.evidence.statistics import load_rows, table
+from synthdet.evidence.tables import load_rows, table
 from synthdet.masks.segment import make_segmenter
 from synthdet.masks.settings import OPEN, shipped_weights
 from synthdet.settings import choices, leaves, override
@@ -505,7 +505,7 @@ def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
         m.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-        s = importlib.reload(statistics)
+        s = importlib.reload(tables)
         rows = s.load_rows(Path(__file__).parents[1]/"results"/"results.jsonl")
         old = rows[rows.synthdet < "0.3"]
         assert len(old) and set(old.precision) == {"fp32"} and not old.compile.any()
@@ -513,12 +513,12 @@ def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
         assert len(s.cells(old, study)) == 6 and all("precision=fp32" in s.command(a) for a in study)
         if has: assert "precision=bf16" in refused(s.cells, old, s.grid(Arm("pretrain")))
         else: assert len(s.cells(old, s.grid(Arm("pretrain")))) == 1
-    importlib.reload(statistics)
+    importlib.reload(tables)
 
 
 def test_rows_of_a_gpu_are_read_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    arm, = statistics.grid(Arm("pretrain"), precision=["fp16"])
-    assert "precision=fp16" in refused(statistics.cells, statistics.load_rows(
+    arm, = tables.grid(Arm("pretrain"), precision=["fp16"])
+    assert "precision=fp16" in refused(tables.cells, tables.load_rows(
         Path(__file__).parents[1]/"results"/"results.jsonl"), [arm])
     assert "precision='fp16' is for GPUs" in refused(run, arm)
