@@ -19,7 +19,7 @@ from torch import nn
 import synthdet
 from .archives import existing, safetensors_header, unreadable
 from .checkpoint import read_checkpoint
-from .core import choose, digest, hash_file, UserError, write_atomic
+from .core import choose, digest, hash_file, suffix_of, UserError, write_atomic
 from .unpickle import Foreign
 
 # %% ../nbs/0_ground/08_weights.ipynb #27230040
@@ -164,7 +164,7 @@ def is_safetensors(path) -> bool:
     """
     with open(path, 'rb') as f: head = f.read(2)
     other = head == b'PK' or head[:1] == b'\x80' or head == b'\x1f\x8b'
-    return bool(safetensors_header(path)) or Path(path).suffix == '.safetensors' and not other
+    return bool(safetensors_header(path)) or suffix_of(path) == '.safetensors' and not other
 
 # %% ../nbs/0_ground/08_weights.ipynb #6f1fad51
 _ASIDE = re.compile('optim|sched|scaler|rng|loop|callback|config|hyper|args|metric|loss|criterion')

@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'tree', 'beside', 'pictures', 'ignored', 'split_of', 'ends'
 import os, re
 from collections import Counter
 from pathlib import Path
+from ..core import suffix_of
 from .images import IMAGE_SUFFIXES, is_image, leftover
 
 # %% ../../nbs/1_data/03_folders.ipynb #42675786
@@ -57,7 +58,7 @@ def pictures(files) -> dict:
     ----------
     files : dict name -> Path
     """
-    kind = {name: os.path.splitext(name)[1].lower() for name in files}
+    kind = {name: suffix_of(name) for name in files}
     return {n: p for n, p in files.items() if kind[n] in IMAGE_SUFFIXES or kind[n] not in _TEXTS and is_image(p)}
 
 def ignored(names) -> Counter:

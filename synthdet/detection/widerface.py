@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..archives import open_tar, read_member, tar_members
-from ..core import UserError, write_atomic
+from ..core import suffix_of, UserError, write_atomic
 from .evaluate import Curve, RULES
 from ..files import as_text, read_text
 from ..matlab import read_mat
@@ -159,7 +159,7 @@ def _texts(path):
         return
     try:
         with open_tar(path) as tar:
-            for m in (m for m in tar_members(tar) if m.isfile() and m.name.endswith('.txt')):
+            for m in (m for m in tar_members(tar) if m.isfile() and suffix_of(m.name) == '.txt'):
                 where, data = f'{path}: {m.name}', read_member(tar, m)
                 yield Path(m.name).parent.name, where, as_text(data, where)
     except (OSError, EOFError, tarfile.TarError, zlib.error, LZMAError) as e:
