@@ -685,6 +685,13 @@ def test_a_path_that_is_not_there_leads_nowhere(tmp_path):
     assert 'has no train set; found val' in refused(read_detection, d/'data.yaml', split='train')
 
 
+def test_a_picture_has_one_name_wherever_a_path_comes_from(tmp_path):
+    d = simple(tmp_path/'up'/'set', BIRD)
+    text(d/'data.yaml', 'train: images\nval: ..\nnames: [bird, cat]')
+    assert held(read_detection(d/'data.yaml'), d) == {'images/a.png': [BIRD]}
+    assert len(read_detection(d/'data.yaml').files) == 1
+
+
 def test_names_with_back_slashes_are_found_in_any_format(tmp_path):
     "Unpacked by a tool that takes them for letters."
     picture(tmp_path/'images\\day\\a.png')

@@ -68,8 +68,8 @@ def _no_shared(found, paired):
         for key in {os.path.splitext(name)[0], text or name}:
             other = owner.setdefault(key, name)
             if other == name: continue
-            raise UserError(f"{found.files[name].parent}: the image name (without suffix) {Path(name).stem} occurs 2 times "
-                            f"({other}, {name}); expected each once, so rename or remove one")
+            raise UserError(f"{found.files[name].parent}: the image name (without suffix) {Path(name).stem} occurs 2 "
+                            f"times ({other}, {name}); expected each once, so rename or remove one")
 
 def _by_name(shown, texts):
     "Labels and pictures that alone have their name, when all labels find one."

@@ -154,7 +154,8 @@ class Folder:
             self.files = {n: p for n, p in self.files.items() if n not in shown} | pictures(tree(other))
             return other
         other = None if shown and any(map(is_text, self.files)) else _twin(self.folder)
-        if other: self.files = tree(other) | self.files
+        more = tree(other) if other else {}
+        self.files |= more if shown else pictures(more)
         return other
 
     def splits(self) -> dict:
@@ -207,13 +208,16 @@ class Folder:
         if inside == '.': return self.shown()
         if not inside.startswith('..'): return [n for n in pictures(self.files) if f'{n}/'.startswith(f'{inside}/')]
         more = {p.as_posix(): p for p in (tree(path).values() if path.is_dir() else [path])}
-        return [self._borrowed(n) for n in pictures(more)]
+        return [self._named(n) for n in pictures(more)]
 
-    def _borrowed(self, name):
-        "Add a picture from elsewhere and its label; its name."
-        text = next(filter(os.path.isfile, _places(name)), None)
-        self.files |= {n: Path(n) for n in (name, text) if n}
-        return name
+    def _named(self, full):
+        "The name of the picture at a path, None where there is none; one from elsewhere is added, with its label."
+        inside = os.path.relpath(full, self.folder).replace(os.sep, '/')
+        if inside in self.files: return inside
+        if not os.path.isfile(full): return None
+        text = next(filter(os.path.isfile, _places(full)), None)
+        self.files |= {n: Path(n) for n in (full, text) if n}
+        return full
 
     def _listed(self, path, bases):
         "Names of the pictures in a list."
@@ -230,10 +234,9 @@ class Folder:
     def _line(self, line, bases, by_name):
         "The name of the picture that a line means; None when there is none."
         line = line.replace('\\', '/')
-        for full in (os.path.normpath(os.path.join(b, line)) for b in bases):
-            name = os.path.relpath(full, self.folder).replace(os.sep, '/')
-            if name in self.files: return name
-            if os.path.isfile(full): return self._borrowed(full)
+        for b in bases:
+            name = self._named(os.path.normpath(os.path.join(b, line)))
+            if name: return name
         same = by_name.get(os.path.basename(line), [])
         name = next((e for e in ends(line) if e in self.files), same[0] if len(same) == 1 else None)
         self.notes['pictures of lists taken by their names'] += name is not None
