@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .archives import existing, is_tar, LIMIT, open_tar, open_zip, read_member, refuse, tar_members, unreadable
-from .core import UserError
+from .core import suffix_of, UserError
 from .unpickle import Foreign, Inert, NUMPY, plain_dict, plain_set, Reader, read_pickle, RefusedName
 
 # %% ../nbs/0_ground/07_checkpoint.ipynb #6dbcb0c6
@@ -204,7 +204,7 @@ def _plain_files(tar):
 def _only_checkpoint(path):
     "The one .pth or .pt file in a tar archive, in memory; raises `UserError` for several or none."
     with open_tar(path) as tar:
-        found = [m for m, name in _plain_files(tar) if name.suffix in ('.pth', '.pt') and name.name[0] != '.']
+        found = [m for m, name in _plain_files(tar) if suffix_of(name) in ('.pth', '.pt') and name.name[0] != '.']
         if len(found) == 1: return io.BytesIO(read_member(tar, found[0]))
     names = ', '.join(repr(m.name[:100]) for m in found[:5]) or 'none'
     raise UserError(f'{path} holds {len(found)} checkpoints ({names}); expected exactly one .pth or .pt file, '

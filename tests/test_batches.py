@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from fractions import Fraction
 
 import numpy as np
@@ -171,6 +172,29 @@ def test_workers_give_the_same_however_they_are_started(how):
     assert not err or 'Warning' in err, err
     assert len(out.splitlines()) == 2*(how != 'fork')
     for line in out.splitlines(): assert f'cannot go to a process started by {how}' in line
+
+
+def test_a_script_without_a_guard_is_one_line(tmp_path):
+    "Its copies in the workers would start workers, too; that ended in their tracebacks, or hung."
+    code = """import multiprocessing
+from synthdet import UserError
+from synthdet.data.batches import _check_guard
+def ask():
+    try: print(_check_guard('spawn', 2))
+    except UserError as e: print(e)
+ask()
+if __name__ == '__main__':
+    ask()
+"""
+    (tmp_path/'mine.py').write_text(code)
+    out = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    line, fine = out.splitlines()
+    assert 'workers=2: a process started by spawn runs' in line and 'mine.py again, up to line 7' in line and fine == 'None'
+    whole = "import multiprocessing\nmultiprocessing.set_start_method('forkserver')\nfrom tests.test_batches import *\n"
+    (tmp_path/'mine.py').write_text(whole + 'print(refused(take, 1, Numbers(), 2, workers=1))\n')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert 'runs' in done.stdout and 'mine.py again, up to line 4' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('by', [signal.SIGKILL, signal.SIGBUS, signal.SIGTERM])

@@ -5,6 +5,7 @@ import random
 import unicodedata
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,7 +108,7 @@ ODD = [
     (dict(annotation=dict(iscrowd=2)), 'iscrowd is 2; expected 0 or 1'),
     (dict(annotation=dict(iscrowd='maybe')), 'iscrowd is'),
     (dict(annotation=dict(ignore=[])), 'ignore is []'), (dict(annotation=dict(bbox=...)), 'has no box'),
-    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'has no box'),
+    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'add up to height x width'),
     (dict(annotation=dict(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
 ] + [(dict(category=dict(name=n)), 'cannot be one') for n in ('', ' ', '.', '..', 'a/b', 'a\\b', 'a\nb', '\0', 'b'*300,
                                                               None, [])]
@@ -308,3 +309,60 @@ def test_the_folder_data_of_fiftyone_is_a_usual_place(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert read_detection(tmp_path).files == [tmp_path / 'data' / 'a.png']
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+def masked(counts, size=(H, W), **more): return data(annotation=dict(bbox=..., segmentation=dict(size=list(size), counts=counts), **more))
+
+
+def lengths(mask):
+    "The uncompressed run lengths of a mask, one by one."
+    flat, runs, value = mask.T.reshape(-1).tolist(), [0], 0
+    for v in flat:
+        if v != value: runs, value = [*runs, 0], v
+        runs[-1] += 1
+    return runs
+
+
+def masks(g):
+    "Masks of every kind: empty, full, spots, a box, a line across the columns, noise."
+    for k in range(60):
+        mask = np.zeros((H, W), np.uint8)
+        y, x, h, w = (int(v) for v in g.integers((0, 0, 1, 1), (H, W, H, W)))
+        if k % 6 == 1: mask[:] = 1
+        if k % 6 == 2: mask[y, x] = 1
+        if k % 6 == 3: mask[y:y+h, x:x+w] = 1
+        if k % 6 == 4: mask.T.reshape(-1)[x*H+y:x*H+y+h+7] = 1
+        if k % 6 == 5: mask[:] = g.random((H, W)) < (.5, .002)[k % 4 > 1]
+        yield mask
+
+
+def test_the_box_of_a_mask_is_that_of_pycocotools(tmp_path):
+    from pycocotools import mask as coco_mask
+    for mask in masks(np.random.default_rng(0)):
+        run = coco_mask.encode(np.asfortranarray(mask))
+        x, y, w, h = coco_mask.toBbox(run).tolist()
+        for counts in (run['counts'].decode(), lengths(mask)):
+            content = masked(counts, iscrowd=1)
+            content['annotations'].append(dict(id=2, image_id=1, category_id=1, bbox=BOX))
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                target = read_detection(written(tmp_path, content)).targets[0]
+            assert target['boxes'].tolist() == [[x, y, x+w, y+h]]*bool(mask.any()) + [CORNERS]
+            assert not mask.any() or target['iscrowd'].tolist() == [True, False]
+
+
+GOOD = [0, 5, H*W-5]
+
+
+@pytest.mark.parametrize('counts, size', [
+    (GOOD, (W, H)), (GOOD, (10**9, 10**9)), (GOOD, (-H, -W)), (GOOD, (0, 0)), (GOOD, (H,)), (GOOD, 'x'), (GOOD, (True, H*W)),
+    ([0, 5], (H, W)), ([0, 5, H*W], (H, W)), ([5, -5, H*W], (H, W)), ([.5, H*W-.5], (H, W)), (['5', 'a'], (H, W)),
+    ([], (H, W)), ({}, (H, W)), (None, (H, W)), ('', (H, W)), ('ooooooooooooooo0', (H, W)), ('1P', (H, W)), ('é', (H, W)),
+    ('0'*99, (H, W)), ('Pl\x000', (H, W)), ([2**70, 1], (H, W)), ([2*H*W], (2*H, W))])
+def test_a_mask_that_is_none_is_one_line(tmp_path, counts, size):
+    content = masked(counts, () if size == 'x' else size)
+    if size == 'x': content['annotations'][0]['segmentation']['size'] = 'large'
+    told = refused(read_detection, written(tmp_path, content))
+    assert 'annotation 1: ' in told and 'so export it again' in told and len(told) < 500

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from synthdet import cli
-from synthdet.core import UserError
+from synthdet.core import refused, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
@@ -185,3 +186,35 @@ def test_rows_are_added_to_no_file_of_somebody_else(capsys, tiny, tmp_path, monk
     assert "notes" in refusal(capsys, "run", *words) and Path("notes").read_text() == held
     with pytest.raises(UserError, match="notes"): run(make_arms("scratch", "", domain="folder", root=tiny[1][5:])[0], results="notes")
     assert Path("notes").read_text() == held
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")
+@pytest.mark.parametrize("command", ["run", "preview", "synth", "data", ""])
+def test_help_that_is_lost_is_an_error(command):
+    "argparse keeps silent of it."
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "synthdet", *filter(None, [command]), "--help"], stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr == "error: standard output: No space left on device\n"
+
+
+def test_names_end_in_capitals_too(tmp_path, capsys):
+    "Cameras write .JPG."
+    from synthdet.evidence.notebooks import own_output
+    assert cli._picture(tmp_path/"a.JPG") == tmp_path/"a.JPG" and own_output(tmp_path/"a.IPYNB", tmp_path/"b").name == "a.IPYNB"
+    from synthdet.data.images import read_image, write_image
+    image = torch.full((3, 8, 8), 90, dtype=torch.uint8)
+    for name in ("a.PNG", "a.JPG", "a.WebP"):
+        assert read_image(write_image(tmp_path/name, image)).shape == (3, 8, 8)
+
+
+def test_an_arm_that_is_named_twice_is_refused():
+    "It stood in the table twice."
+    for arms in ("scratch,scratch", "pretrain, scratch,pretrain ", ["scratch", "scratch"]):
+        assert "twice; name each arm once" in refused(make_arms, arms)
+
+
+def test_it_is_said_where_settings_with_a_dot_go():
+    "papermill writes `-p model.image_size 96` as a line of Python, which fails before the notebook can say anything."
+    from synthdet.evidence.notebooks import experiment_notebook, parameters
+    assert "with a dot" in parameters(experiment_notebook())["more"][1]

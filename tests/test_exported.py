@@ -15,6 +15,7 @@ from torch import nn
 from synthdet.core import UserError
 from synthdet.objects import child
 from synthdet.objects.exported import load_exported, OPERATIONS
+from synthdet.objects.onnx import _checked, OPERATORS
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -331,6 +332,31 @@ NO_GENERATORS = dict(
     random=(lambda p: small(p, tail=("RandomNormalLike", "r", "y")), ["draws noise of its own"]),
     long=(lambda p: small(p, 10**9), ["takes noise [1000000000, 5]"]),
     unknown=(lambda p: small(p, tail=("Nothing", "r", "y")), ["is refused: it uses Nothing"]))
+
+
+def flag(name, on): return message((2, 9), (8, name), (9, bytes([on])))
+def constant(name, on): return node("Constant", [], [name]) + message((5, message((1, "value"), (5, flag("", on)), (20, 4))))
+NOT = node("Not", ["off"], ["on"])
+CALL = node("Drop", ["r", "", "on"], "y") + message((7, "somebody"))
+FUNCTION = message((1, "Drop"), (10, "somebody"), *((4, k) for k in ("x", "p", "off")), (5, "d"),
+                   (7, node("Dropout", ["x", "p", "off"], "d")))
+# name -> (nodes, tensors, functions, does it draw noise?)
+DROPS = dict(
+    initializer=([], [flag("on", 1)], [], True), off=([], [flag("on", 0)], [], False), node=([constant("on", 1)], [], [], True),
+    node_off=([constant("on", 0)], [], [], False), computed=([NOT], [flag("off", 0)], [], True),
+    twice=([constant("on", 1)], [flag("on", 0)], [], True), function=([CALL], [flag("on", 1), flag("off", 0)], [FUNCTION], True))
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_dropout_in_training_mode_is_seen_in_the_graph(name):
+    from synthdet.core import refused
+    nodes, tensors, functions, draws = DROPS[name]
+    last = [] if functions else [node("Dropout", ["r", "", "on"], "y")]
+    start = [node("MatMul", "zw", "m"), node("Reshape", ["m", "shape"], "r")]
+    graph = message(*((1, n) for n in (*start, *nodes, *last)), *((5, t) for t in (tensor("w", W), SHAPE, *tensors)))
+    content = message((7, graph), *((25, f) for f in functions))
+    if draws: assert "Dropout in training mode" in refused(_checked, content, "a.onnx", OPERATORS)
+    else: _checked(content, "a.onnx", OPERATORS)
 
 
 @pytest.mark.parametrize("make,words", NO_GENERATORS.values(), ids=NO_GENERATORS)

@@ -35,7 +35,7 @@ from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.objects.gantrain import GanConfig, train_gan
 from synthdet.resume import load_state, save_state
 from synthdet.unpickle import read_pickle
-from synthdet.weights import ASSETS, fit_weights, read_note, read_weights, save_weights
+from synthdet.weights import ASSETS, fit_weights, read_note, read_weights, save_weights, shipped
 
 FLIPS = 120
 
@@ -200,7 +200,7 @@ def test_states_of_before_are_read(tmp_path):
 
 def test_shipped_files_are_those_in_the_list(monkeypatch, tmp_path):
     assets = Path(synthdet.__file__).parent/'assets'
-    assert ASSETS == {p.name: hash_file(p, 'sha256') for p in assets.glob('*.safetensors')}
+    assert ASSETS == {p.name: hash_file(p, 'sha256') for p in assets.glob('*')}
     (tmp_path/'assets').mkdir()
     for name in ASSETS:
         content = bytearray((assets/name).read_bytes())
@@ -208,7 +208,12 @@ def test_shipped_files_are_those_in_the_list(monkeypatch, tmp_path):
         (tmp_path/'assets'/name).write_bytes(content)
     monkeypatch.setattr(synthdet, '__file__', str(tmp_path/'__init__.py'))
     for name in ASSETS:
-        for read in (read_note, read_weights): assert 'install synthdet again' in refused(read, tmp_path/'assets'/name)
+        if name.endswith('.safetensors'):
+            for read in (read_note, read_weights): assert 'install synthdet again' in refused(read, tmp_path/'assets'/name)
+        assert 'is damaged or was changed' in refused(shipped, name)
+        (tmp_path/'assets'/name).unlink()
+        assert 'is missing; install synthdet again' in refused(shipped, name)
+    assert "shipped file 'other' is unknown" in refused(shipped, 'other')
 
 
 # People's checkpoints

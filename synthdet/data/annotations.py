@@ -11,7 +11,7 @@ import mmap, os, re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, named, plain_path, UserError
+from ..core import choose, finished, half, named, plain_path, suffix_of, tidy, UserError, whole_folder
 from .coco import read_coco
 from .folders import beside, ignored, pictures, split_of, SPLITS, tree
 from .images import leftover, progress, write_image
@@ -59,7 +59,7 @@ _ASIDE = 'annotations', 'annotation'
 def _near(files, suffix, aside=_ASIDE):
     "Names of files with a suffix in the folder itself and below folders for annotations."
     at = lambda n: n.lower().split('/')
-    return [n for n in files if n.lower().endswith(suffix) and ('/' not in n or at(n)[0] in aside)]
+    return [n for n in files if suffix_of(n) == suffix and ('/' not in n or at(n)[0] in aside)]
 
 def _coco_files(files):
     "Names of the COCO files; of several for the same pictures that of the instances."
@@ -120,6 +120,7 @@ def _entered(folder):
 
 def _in_folder(folder) -> Set:
     "The set in a folder; raises `UserError` when there is none or there are several."
+    finished(folder/'images')
     files = tree(folder)
     kinds = _whole(files)
     if kinds: return _one(folder, files, kinds)
@@ -137,6 +138,7 @@ def _in_folder(folder) -> Set:
 def _split_folders(folder, split=None):
     "Sub-folders called after a split that hold a whole set."
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and split_of(p.name)]
+    finished(*(p/'images' for p in inside))
     return [p for p in inside if split in (None, split_of(p.name)) and _whole(tree(p))]
 
 # %% ../../nbs/1_data/11_annotations.ipynb #45d8eb56
@@ -170,7 +172,8 @@ def _rank(name, split): return [*SPLITS[split], name.lower()].index(name.lower()
 # %% ../../nbs/1_data/11_annotations.ipynb #701a0cbb
 def _at(path, split) -> Set:
     "The set at a path; None when the folder has no such split."
-    kind = path.suffix.lower()
+    kind = suffix_of(path)
+    finished((path if path.is_dir() else path.parent)/'images')
     if path.is_dir():
         folder = _entered(path)
         return _part(folder, split) if split else _in_folder(folder)
@@ -293,9 +296,21 @@ def write_detection(samples, folder, format:str='coco', classes=None, suffix:str
     classes = getattr(samples, 'classes', None) if classes is None else classes
     if not classes:
         raise UserError(f"{folder}: the samples carry no class names; list the class names as classes=")
-    rows = []
-    for i in progress(range(len(samples)), 'writing'):
-        image, target = samples[i]
-        file = write_image(Path(folder)/'images'/f'{i:06d}{suffix}', image)
-        rows.append(annotation(file.name, image, target))
-    write_annotations(rows, folder, format, classes)
+    images, names = plain_path(folder, 'folder')/'images', [f'{i:06d}{suffix}' for i in range(len(samples))]
+    _none_but(names, images)
+    for place in ('annotations', 'labels'): tidy(images.parent/place)
+    for name in ('annotations.json', 'data.yaml'): tidy(images.parent, name)
+    with whole_folder(images) as place:
+        rows = [_written(place/n, *samples[i]) for i, n in enumerate(progress(names, 'writing'))]
+        write_annotations(rows, folder, format, classes)
+
+def _written(file, image, target):
+    "Write a picture; the row of its annotations."
+    return annotation(write_image(file, image).name, image, target)
+
+def _none_but(names, images):
+    "Raise `UserError` for pictures of another set: they would be part of the one that is written."
+    there = [p for place in (images, half(images)) if place.is_dir() for p in place.iterdir() if not leftover(p.name)]
+    odd = min((p for p in there if p.name not in set(names)), default=None)
+    if odd is None: return
+    raise UserError(f"{odd}: is there already and belongs to another set; choose a new folder, or delete that one")

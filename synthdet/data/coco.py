@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from ..core import short, UserError, write_atomic
 from .folders import Finder
-from .images import progress
+from .images import MAX_PIXELS, progress
 from .labelled import (class_name, detections_of, flag, MARKS, need, number, Record,
                                     size_of, unique)
 from ..files import read_json
@@ -65,11 +65,46 @@ def _around(outlines):
     points = np.array(flat, np.float64).reshape(-1, 2)
     return [*points.min(0), *points.max(0)]
 
+def _runs(text):
+    "The run lengths in COCO's text: five bits a letter; from the fourth on the difference to the last but one."
+    runs = []
+    for word in re.findall('[P-o]*[0-O]', text):
+        bits = [ord(c) - 48 for c in word]
+        value = sum((b & 31) << 5*k for k, b in enumerate(bits)) - (bits[-1] >> 4 & 1)*(1 << 5*len(bits))
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+    return runs
+
+def _mask_runs(mask, where):
+    "Height of a mask, and where its runs end; raises `UserError` for one that is none."
+    size, runs = mask.get('size'), mask['counts']
+    if isinstance(runs, str) and re.fullmatch('([P-o]{0,6}[0-O])+', runs): runs = _runs(runs)
+    whole = lambda values: isinstance(values, list) and all(type(v) is int and 0 <= v <= MAX_PIXELS for v in values)
+    if whole(size) and len(size) == 2 and whole(runs) and 0 < size[0]*size[1] == sum(runs):
+        return size[0], np.cumsum(runs)
+    raise UserError(f"{where}: segmentation is {short(mask)}; expected size: [height, width], and counts: run lengths "
+                    "that add up to height x width, so export it again")
+
+def _around_mask(mask, where):
+    "The box around a mask that is told by run lengths; one without area around an empty one."
+    h, ends = _mask_runs(mask, where)
+    first, last = ends[:-1:2], ends[1::2] - 1 # its pixels, counted down the columns; an odd run is of the mask
+    first, last = first[last >= first], last[last >= first]
+    if not len(first): return [0, 0, 0, 0]
+    through = (first//h != last//h).any() # from one column into the next
+    rows = (0, h) if through else ((first % h).min(), (last % h).max() + 1)
+    return [first[0]//h, rows[0], last[-1]//h + 1, rows[1]]
+
+def _mask_of(a):
+    "The mask that tells the box of an annotation; None when something else does, or nothing."
+    mask = a.get('segmentation')
+    return mask if a.get('bbox') in (None, [], '') and isinstance(mask, dict) and 'counts' in mask else None
+
 def _box(a, where):
     "x1, y1, x2, y2 of an annotation; None when it has no box."
     box = a.get('bbox')
     if isinstance(box, str): box = box.strip(' []()').replace(',', ' ').split()
     if isinstance(box, dict): box = next(([box[k] for k in keys] for keys in _SIDES if set(keys) <= set(box)), box)
+    if _mask_of(a): return _around_mask(a['segmentation'], where)
     if box is None or box == []: return _around(a.get('segmentation'))
     if not isinstance(box, list) or len(box) != 4:
         raise UserError(f"{where}: bbox is {short(a['bbox'])}; expected four numbers x, y, width, height, so correct "
@@ -78,12 +113,13 @@ def _box(a, where):
     return [x, y, x+w, y+h]
 
 class _Found:
-    "Boxes, category names and marks of one picture."
-    def __init__(self): self.boxes, self.names, self.marks = [], [], {m: [] for m in MARKS}
+    "Boxes, category names and marks of one picture, and the sizes of masks that told boxes."
+    def __init__(self): self.boxes, self.names, self.marks, self.sizes = [], [], {m: [] for m in MARKS}, {}
 
     def add(self, box, name, a, where):
         self.boxes.append(box)
         self.names.append(name)
+        if mask := _mask_of(a): self.sizes.setdefault(tuple(mask['size']), where)
         for m, flags in self.marks.items():
             keys = (m, 'ignore', 'iscrowd') if m == 'difficult' else (m,)
             flags.append(any([flag(a.get(k), k, where) for k in keys]))
@@ -147,7 +183,12 @@ def _coco_record(picture, i, found, pictures, path):
     where = f'{path}, image {i}'
     declared = [_side(picture, k, where) for k in ('height', 'width')]
     file = pictures.find(name, path)
-    return Record(file, size_of(file, declared, path), np.array(found.boxes, np.float64).reshape(-1, 4), found.names, i,
+    size = size_of(file, declared, path)
+    for (h, w), whose in found.sizes.items():
+        if (h, w) == size: continue
+        raise UserError(f"{whose}: its mask is {w} x {h}, but {file.name} is {size[1]} x {size[0]}; expected a mask of "
+                        "the size of its picture, so export it again")
+    return Record(file, size, np.array(found.boxes, np.float64).reshape(-1, 4), found.names, i,
                   str(path), found.marks)
 
 # %% ../../nbs/1_data/05_coco.ipynb #cf4c2fa3

@@ -170,27 +170,40 @@ class Drawn(Dataset):
         "Draw it all, or read it where another process has drawn it; nothing without a source and a `draw` of a name."
         by = _drawn_by(self.draw)
         if not self.source or by is None or len(self.held.kept) == self.n: return
-        name = digest(by, self.n, self.source, VERSIONS['data'], [m.__version__ for m in (cv2, np, torch)])
+        name = digest(by, self.n, self.source, 'columns', VERSIONS['data'], [m.__version__ for m in (cv2, np, torch)])
         path = cache_dir()/'drawn'/f'{name}.safetensors'
         try: items = _unpacked(read_weights(path))
         except UserError: # not there, or not whole
             items = [self.held[i] for i in progress(range(self.n), 'drawing')]
-            with suppress(UserError): save_weights(_packed(items), path)
+            if _packs(items):
+                with suppress(UserError): save_weights(_packed(items), path)
         for i, item in enumerate(items): self.held.keep(i, item)
+
+def _form(target):
+    "What a target holds; None where that is more than a number and columns of its boxes."
+    columns = {k: v for k, v in target.items() if k != 'image_id'}
+    plain = all(isinstance(v, torch.Tensor) and v.dim() and len(v) == len(target['boxes']) for v in columns.values())
+    numbered = type(target.get('image_id')) is int
+    return {k: (v.dtype, v.shape[1:]) for k, v in columns.items()} if plain and numbered else None
+
+def _packs(items):
+    "Can a labelled set be kept as tensors: pictures of one size, targets of one form?"
+    (image, target), form = items[0], _form(items[0][1])
+    return form is not None and all(i.shape == image.shape and _form(t) == form for i, t in items)
 
 def _packed(items):
     "A labelled set as tensors."
     images, targets = zip(*items)
-    column = lambda k: torch.cat([t[k] for t in targets])
-    pixels = torch.stack([i.permute(1, 2, 0) for i in images])
-    return dict(images=pixels, boxes=column('boxes'), labels=column('labels'),
-                counts=torch.tensor([len(t['boxes']) for t in targets]))
+    columns = {f'column {k}': torch.cat([t[k] for t in targets]) for k in targets[0] if k != 'image_id'}
+    return dict(images=torch.stack([i.permute(1, 2, 0) for i in images]), **columns,
+                numbers=torch.tensor([(t['image_id'], len(t['boxes'])) for t in targets]))
 
 def _unpacked(state):
     "The labelled set again."
-    boxes, labels = (state[k].split(state['counts'].tolist()) for k in ('boxes', 'labels'))
-    items = enumerate(zip(state['images'].permute(0, 3, 1, 2), boxes, labels))
-    return [(im.clone(), dict(boxes=b.clone(), labels=l.clone(), image_id=i)) for i, (im, b, l) in items]
+    ids, counts = state['numbers'].T.tolist()
+    columns = {k[7:]: v.split(counts) for k, v in state.items() if k.startswith('column ')}
+    target = lambda i: {k: parts[i].clone() for k, parts in columns.items()} | dict(image_id=ids[i])
+    return [(im.clone(), target(i)) for i, im in enumerate(state['images'].permute(0, 3, 1, 2))]
 
 # %% ../../nbs/1_data/12_domain.ipynb #da415eaf
 def _drawn_by(draw):

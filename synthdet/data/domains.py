@@ -7,13 +7,14 @@ __all__ = ['butterflies', 'Images', 'ClassImages', 'pictures', 'folder', 'load_d
 
 # %% ../../nbs/1_data/15_domains.ipynb #40e429d4
 import inspect
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, hash_file, named, UserError
+from ..core import choose, finished, hash_file, named, UserError, whole_folder
 from .annotations import no_split, read_split, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
@@ -171,7 +172,21 @@ def _relabel(dataset, classes):
     return dataset
 
 # %% ../../nbs/1_data/15_domains.ipynb #8ae3e26e
-def folder(root, class_images='', backgrounds='', classes='', licence:str='not stated') -> Domain:
+_PARTS = 'class_images', 'backgrounds', 'detection'
+
+def _listed(names): return names.split(',') if isinstance(names, str) and names else names
+
+def _without(dataset, names, root):
+    "A labelled set without some of its pictures; raises `UserError` for names that it does not hold."
+    if not names: return dataset
+    there = [] if isinstance(dataset, Missing) else [Path(f).name for f in dataset.files]
+    lacking = sorted(set(names) - set(there))
+    if lacking: raise UserError(f"leave_out={lacking[0]}: no training picture of {root} has this name; check the name")
+    kept = [i for i, name in enumerate(there) if name not in names]
+    dataset.files, dataset.targets = ([part[i] for i in kept] for part in (dataset.files, dataset.targets))
+    return dataset
+
+def folder(root, class_images='', backgrounds='', classes='', leave_out='', licence:str='not stated') -> Domain:
     """Read a domain of your own images.
 
     Parameters
@@ -181,6 +196,8 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     backgrounds : another folder of backgrounds
     classes : class names in the order of labels 1..C, a sequence or 'cat,dog'; by default sub-folders, else
         annotations, in order of name
+    leave_out : names of training pictures that are left out (one that is a test picture, too), a sequence or
+        'a.jpg,b.jpg'
     licence : of the images, for the records
 
     Raises
@@ -188,12 +205,13 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     UserError : for what is there and wrong, and later for what is not there and asked for
     """
     found = own_place(root, class_images, backgrounds)
+    finished(*(Path(root)/part for part in _PARTS))
     root, place = Path(root), Path(class_images or Path(root)/'class_images')
     files = _class_files(place) if place.is_dir() else {}
     sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
-    wanted = classes.split(',') if isinstance(classes, str) and classes else classes
-    wanted = [class_name(c, 'classes') for c in wanted]
+    sets['train'] = _without(sets['train'], _listed(leave_out), root)
+    wanted = [class_name(c, 'classes') for c in _listed(classes)]
     unique(wanted, 'the class', 'classes')
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(
@@ -262,14 +280,16 @@ def write_domain(domain, root, n_class_images=0, n_backgrounds=0, n_labelled=0, 
     format : of the boxes: 'coco', 'voc' or 'yolo'
     """
     root, first = Path(root), lambda part, n: range(min(n or len(part), len(part)))
-    for i in first(domain.class_images, n_class_images):
-        image, label, _ = domain.class_images[i]
-        kind = domain.classes[label-1] if len(domain.classes) > 1 else ''
-        write_image(root/'class_images'/kind/f'{i:06d}.png', image)
-    for i in first(domain.backgrounds, n_backgrounds):
-        write_image(root/'backgrounds'/f'{i:06d}.png', domain.backgrounds[i])
-    for split in ('train', 'val', 'test'):
-        part = getattr(domain, split)
-        few = Subset(part, first(part, n_labelled))
-        write_detection(few, root/'detection'/split, format, classes=domain.classes)
+    with ExitStack() as stack: # none has its name before all are whole
+        objects, backgrounds, sets = (stack.enter_context(whole_folder(root/part)) for part in _PARTS)
+        for i in first(domain.class_images, n_class_images):
+            image, label, _ = domain.class_images[i]
+            kind = domain.classes[label-1] if len(domain.classes) > 1 else ''
+            write_image(objects/kind/f'{i:06d}.png', image)
+        for i in first(domain.backgrounds, n_backgrounds):
+            write_image(backgrounds/f'{i:06d}.png', domain.backgrounds[i])
+        for split in ('train', 'val', 'test'):
+            part = getattr(domain, split)
+            few = Subset(part, first(part, n_labelled))
+            write_detection(few, sets/split, format, classes=domain.classes)
     return root

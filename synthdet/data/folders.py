@@ -10,7 +10,7 @@ import os, re, unicodedata, warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from ..core import UserError
+from ..core import suffix_of, UserError
 from .images import IMAGE_SUFFIXES, is_image, leftover
 
 # %% ../../nbs/1_data/03_folders.ipynb #42675786
@@ -59,7 +59,7 @@ def pictures(files) -> dict:
     ----------
     files : dict name -> Path
     """
-    kind = {name: os.path.splitext(name)[1].lower() for name in files}
+    kind = {name: suffix_of(name) for name in files}
     return {n: p for n, p in files.items() if kind[n] in IMAGE_SUFFIXES or kind[n] not in _TEXTS and is_image(p)}
 
 def ignored(names) -> Counter:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 import segno
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -20,6 +21,7 @@ from .catalogue import FACTS, how_to_get, locate, none_of, NotHere, public_place
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from .domains import ClassImages, Images, pictures
 from .images import FORMATS, image_files, image_size, leftover, listing, passed_over, read_image
+from .labelled import trainable
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)
@@ -27,7 +29,8 @@ from .settings import BACKGROUNDS
 
 # %% ../../nbs/1_data/16_public.ipynb #d7a7ab6d
 class Crops(Dataset):
-    """Cut the objects of a labelled set out at their boxes, as class images; grey pictures are left out.
+    """Cut the objects of a labelled set out at their boxes, as class images; grey pictures, and boxes that are
+    marked (difficult, crowd) are left out.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ class Crops(Dataset):
     """
     def __init__(self, data):
         colour = [i for i, f in enumerate(data.files) if not _grey(f)]
-        self.data, self.items = data, [(i, k) for i in colour for k in range(len(data.targets[i]['boxes']))]
+        self.data, self.items = data, [(i, k) for i in colour for k in _whole(data.targets[i])]
         self.files = [Path(data.files[i]) for i, _ in self.items]
         self.labels = [int(data.targets[i]['labels'][k]) for i, k in self.items]
 
@@ -56,6 +59,10 @@ class Crops(Dataset):
         "What names these pictures, to be hashed: names and sizes of the files, and the boxes."
         names, sizes = [f.name for f in self.files], [f.stat().st_size for f in self.files]
         return ['crops', names, sizes, [self._box(n) for n in range(len(self))]]
+
+def _whole(target):
+    "Which boxes of a target hold one object to be learned from: not those that are marked."
+    return trainable({**target, 'number': torch.arange(len(target['boxes']))})['number'].tolist()
 
 def _grey(path):
     "Is this picture stored without colour?"

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml.ElementTree import fromstring
-from ..core import regular, short, UserError, write_atomic
+from ..core import regular, short, suffix_of, UserError, write_atomic
 from .folders import Finder
 from .images import image_files, leftover, progress
 from .labelled import class_name, detections_of, flag, MARKS, number, Record, size_of
@@ -108,7 +108,7 @@ def _few(paths): return ', '.join(p.name for p in paths[:3]) + ', ...'*(len(path
 
 def _annotations(base, folder):
     "(path, root element) of the annotations below a folder, and XML files that are none."
-    xmls = sorted(p for p in base.rglob('*') if p.suffix.lower() == '.xml' and not leftover(p, base) and p.is_file())
+    xmls = sorted(p for p in base.rglob('*') if suffix_of(p) == '.xml' and not leftover(p, base) and p.is_file())
     roots = [(x, _root(x)) for x in progress(xmls, folder.name)]
     found, others = [r for r in roots if r[1].tag == 'annotation'], [r for r in roots if r[1].tag != 'annotation']
     if found: return found, [x for x, _ in others]

@@ -10,7 +10,7 @@ import os, warnings
 from collections import Counter
 from pathlib import Path
 import yaml
-from ..core import short, UserError, write_atomic
+from ..core import short, suffix_of, UserError, write_atomic
 from .folders import ignored, pictures
 from .images import image_size, progress
 from .labelled import detections_of, Record, without_marked
@@ -91,7 +91,7 @@ def _classes(found, place, rows):
     own = [place] if not place.is_dir() and 'names' in found.told else None
     near = [p for n, p in found.files.items() if n.count('/') < 3 and n not in rows]
     names, sources = class_names([found.folder, *[found.other]*bool(found.other)], own or near)
-    sheets = [p for p in {*sources, found.where} - {None} if p.suffix.lower() in ('.yaml', '.yml')]
+    sheets = [p for p in {*sources, found.where} - {None} if suffix_of(p) in ('.yaml', '.yml')]
     return names, sources, {k: v for p in sheets for k, v in told_by(p).items()} if sheets else None
 
 def _record(found, name, text, lines, reading, names, i):

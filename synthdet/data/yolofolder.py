@@ -10,7 +10,7 @@ import os
 from collections import Counter, defaultdict
 from itertools import chain, combinations, islice
 from pathlib import Path
-from ..core import folder as is_folder, short, UserError
+from ..core import folder as is_folder, short, suffix_of, UserError
 from .folders import ends, meant, pictures, split_of, SPLITS, tree
 from .images import IMAGE_SUFFIXES
 from .yolonames import told_by
@@ -22,7 +22,7 @@ _PICTURES = 'images', 'jpegimages'
 
 def is_text(name) -> bool:
     "May a file of this name hold labels?"
-    return name.lower().endswith('.txt')
+    return suffix_of(name) == '.txt'
 
 def _places(name):
     "Names that the label file of a picture may have."
@@ -102,11 +102,11 @@ def _entries(told, where):
 
 def _description(files):
     "What the one data.yaml or obj.data among the files at the top says of pictures, and its path."
-    top = [p for n, p in files.items() if '/' not in n and n.lower().endswith(('.yaml', '.yml', '.data'))]
-    top.sort(key=lambda p: p.suffix.lower() == '.data')            # of both, data.yaml says more
+    top = [p for n, p in files.items() if '/' not in n and suffix_of(n) in ('.yaml', '.yml', '.data')]
+    top.sort(key=lambda p: suffix_of(p) == '.data')            # of both, data.yaml says more
     ours = lambda told, p: ('names' in told or p.stem.lower() in ('data', 'dataset')) and _entries(told, p)
     found = [(told, p) for told, p in ((told_by(p), p) for p in top) if ours(told, p)]
-    several = [p for _, p in found if p.suffix.lower() != '.data'][:2]
+    several = [p for _, p in found if suffix_of(p) != '.data'][:2]
     if len(several) < 2: return found[0] if found else ({}, None)
     raise UserError(f"{several[0]}: {several[1].name} names pictures, too; expected one such file, so give the "
                     "path of the one you mean")
@@ -115,7 +115,7 @@ def _is_list(path):
     "Does a text list pictures?"
     try: lines = (l.strip().lower() for l in read_text(path).split('\n'))
     except UserError: return False
-    return next(filter(None, lines), '').endswith(IMAGE_SUFFIXES)
+    return suffix_of(next(filter(None, lines), '')) in IMAGE_SUFFIXES
 
 def _no_twins(found, entries, where):
     "Raise `UserError` when different paths of two splits end in the same pictures."
@@ -187,7 +187,7 @@ class Folder:
         "Folders that paths of the set may be relative to."
         base = self.where.parent if self.where else self.folder
         root = base/str(self.told.get('path') or '').strip().replace('\\', '/')
-        run = [base.parent] if self.where and self.where.suffix.lower() == '.data' else [] # Darknet counts from there
+        run = [base.parent] if self.where and suffix_of(self.where) == '.data' else [] # Darknet counts from there
         return list(filter(os.path.isdir, dict.fromkeys([root, base, *run])))
 
     def _under(self, paths, split):

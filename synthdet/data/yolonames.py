@@ -9,7 +9,7 @@ __all__ = ['told_by', 'few', 'class_names']
 import re
 from collections import Counter
 from pathlib import Path
-from ..core import short, UserError
+from ..core import short, suffix_of, UserError
 from .folders import beside, meant
 from .labelled import class_name
 from ..files import parse_yaml, read_json, read_text, read_yaml
@@ -22,7 +22,7 @@ def told_by(path) -> dict:
     ----------
     path : of the file
     """
-    if path.suffix.lower() == '.data':
+    if suffix_of(path) == '.data':
         return dict(re.findall(r'^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t]*$', read_text(path), re.M))
     try: found = read_yaml(path)
     except UserError:
@@ -52,7 +52,7 @@ def _from_notes(path):
 
 def _from_description(path):
     "The classes that data.yaml names, or the list that it or obj.data points at; None where there are none."
-    told, data = told_by(path), path.suffix.lower() == '.data'
+    told, data = told_by(path), suffix_of(path) == '.data'
     names = told.get('names')
     pointed = isinstance(names, str) and (data or '.' in names)
     found = meant(names, [path.parent] + [path.parent.parent]*data) if pointed else None
@@ -72,7 +72,7 @@ _LISTS = ('classes.txt', 'class_names.txt', 'names.txt', 'labels.txt', 'label_li
 
 def _names_in(path):
     "The classes that a file names, number -> name; None when it is not a file of names."
-    kind, name, found = path.suffix.lower(), path.name.lower(), None
+    kind, name, found = suffix_of(path), path.name.lower(), None
     if kind in ('.yaml', '.yml', '.data'): found = _from_description(path)
     if kind in ('.names', '.labels') or name in _LISTS: found = _from_list(path)
     if name == 'notes.json': found = _from_notes(path)
