@@ -667,6 +667,31 @@ def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):
     assert 'would be the same pictures' in remedy(read_detection, d/'data.yaml', split='val')
 
 
+def test_a_path_that_is_not_there_leads_nowhere(tmp_path):
+    "Taken by letters, `nowhere/..` is a folder that is there: a stranger's, or the whole disk."
+    d = simple(tmp_path/'a'/'set', BIRD)
+    yolo(tmp_path/'strangers'/'c.txt', CAT)
+    picture(tmp_path/'strangers'/'c.png')
+    text(d/'data.yaml', f'path: {tmp_path}/nowhere\ntrain: ../strangers\nval: images\nnames: [bird, cat]')
+    assert held(read_detection(d), d) == {'images/a.png': [BIRD]}
+    assert 'has no train set; found val' in refused(read_detection, d/'data.yaml', split='train')
+
+
+def test_a_picture_has_one_name_wherever_a_path_comes_from(tmp_path):
+    d = simple(tmp_path/'up'/'set', BIRD)
+    text(d/'data.yaml', 'train: images\nval: ..\nnames: [bird, cat]')
+    assert held(read_detection(d/'data.yaml'), d) == {'images/a.png': [BIRD]}
+    assert len(read_detection(d/'data.yaml').files) == 1
+
+
+def test_names_with_back_slashes_are_found_in_any_format(tmp_path):
+    "Unpacked by a tool that takes them for letters."
+    picture(tmp_path/'images\\day\\a.png')
+    coco(tmp_path/'set.json', ('/home/me/day/a.png', [BIRD]))
+    with pytest.warns(UserWarning, match='found by their names alone'): data = read_detection(tmp_path)
+    assert held(data, tmp_path) == {'images\\day\\a.png': [BIRD]}
+
+
 @pytest.mark.parametrize('n', [2, 5])
 def test_json_files_of_other_tools_are_no_annotations(tmp_path, n):
     for i in range(n):
