@@ -13,19 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from helpers import Call
 from synthdet import archives, core
 from synthdet.checkpoint import read_checkpoint
 from synthdet.core import UserError
 from synthdet.weights import fit_weights, read_note, read_weights, save_weights
 
 FORMATS = dict(legacy=False, zip=True) # name -> value of torch.save's option
-
-
-class Call:
-    "Calls `f(*arguments)` in whoever unpickles it."
-    def __init__(self, f, *arguments): self.call = f, arguments
-
-    def __reduce__(self): return self.call
 
 
 class Dtyped(Call):
