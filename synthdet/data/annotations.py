@@ -11,7 +11,7 @@ import mmap, os, re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, finished, half, named, plain_path, tidy, UserError, whole_folder
+from ..core import choose, finished, half, named, plain_path, suffix_of, tidy, UserError, whole_folder
 from .coco import read_coco
 from .folders import beside, ignored, pictures, split_of, SPLITS, tree
 from .images import leftover, progress, write_image
@@ -59,7 +59,7 @@ _ASIDE = 'annotations', 'annotation'
 def _near(files, suffix, aside=_ASIDE):
     "Names of files with a suffix in the folder itself and below folders for annotations."
     at = lambda n: n.lower().split('/')
-    return [n for n in files if n.lower().endswith(suffix) and ('/' not in n or at(n)[0] in aside)]
+    return [n for n in files if suffix_of(n) == suffix and ('/' not in n or at(n)[0] in aside)]
 
 def _coco_files(files):
     "Names of the COCO files; of several for the same pictures that of the instances."
@@ -172,7 +172,7 @@ def _rank(name, split): return [*SPLITS[split], name.lower()].index(name.lower()
 # %% ../../nbs/1_data/11_annotations.ipynb #701a0cbb
 def _at(path, split) -> Set:
     "The set at a path; None when the folder has no such split."
-    kind = path.suffix.lower()
+    kind = suffix_of(path)
     finished((path if path.is_dir() else path.parent)/'images')
     if path.is_dir():
         folder = _entered(path)

@@ -6,11 +6,12 @@
 __all__ = ['forkable', 'draw_into', 'Loop', 'endless', 'Mixed', 'collate', 'forked', 'batches']
 
 # %% ../../nbs/1_data/20_batches.ipynb #ce4b8ce7
-import multiprocessing, multiprocessing.connection, os, pickle, re, signal, sys, threading
+import ast, multiprocessing, multiprocessing.connection, os, pickle, re, signal, sys, threading
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 import cv2
 import numpy as np
@@ -239,11 +240,30 @@ class _Passing:
     own = False
     def write(self, part): self.own = self.own or b'__main__' in bytes(part)
 
+def _script_line():
+    "(file, number) of the line that the user's script is at, outside of its functions; None where it is at none."
+    script, frame = getattr(sys.modules['__main__'], '__file__', None), sys._getframe()
+    while frame and (frame.f_code.co_name != '<module>' or frame.f_globals.get('__name__') != '__main__'):
+        frame = frame.f_back
+    return (script, frame.f_lineno) if frame and script and frame.f_code.co_filename == script else None
+
+def _check_guard(how, workers):
+    "Raise `UserError` where a script starts processes that run it again: their copy of it would start some, too."
+    line = _script_line()
+    if not line: return
+    try: tree = ast.parse(Path(line[0]).read_text(encoding='utf-8'))
+    except (OSError, ValueError, SyntaxError): return # whatever it is, it runs
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and '__name__' in ast.unparse(n.test)]
+    if any(n.lineno <= line[1] <= n.end_lineno or '!=' in ast.unparse(n.test) for n in guards): return
+    raise UserError(f"workers={workers}: a process started by {how} runs {line[0]} again, up to line {line[1]}; put "
+                    "what the script does below `if __name__ == '__main__':`, or choose workers=0")
+
 def _started_by(make, workers):
     "How workers are started; raises `UserError` for what could not be handed to them."
     fork = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else multiprocessing.get_start_method()
     how, passing, reason = multiprocessing.get_start_method(allow_none=True) or fork, _Passing(), ''
     if how == 'fork': return how
+    _check_guard(how, workers)
     try: pickle.Pickler(passing, pickle.HIGHEST_PROTOCOL).dump(make)
     except Exception as e: reason = f'{type(e).__name__}: {e}' # what cannot be pickled can fail in any way
     script = getattr(sys.modules['__main__'], '__file__', '')
@@ -319,12 +339,12 @@ def forked(make, numbers, workers:int):
     loader = DataLoader(_Told(make), batch_size=None, sampler=numbers, collate_fn=_as_it_is, num_workers=workers,
                         multiprocessing_context=_started_by(make, workers), worker_init_fn=_deaf,
                         generator=torch.Generator()) # its own: the global one is the trainer's
-    others = multiprocessing.active_children()
     try:
         with _one_core(), _undisturbed(): made = iter(loader)
     except OSError as e:
-        raise UserError(f"workers={workers} loader processes cannot be started ({e}); choose fewer") from None
-    crew = [p for p in multiprocessing.active_children() if p not in others]
+        why = 'one ended as it began' if isinstance(e, BrokenPipeError) else str(e)
+        raise UserError(f"workers={workers} loader processes cannot be started ({why}); choose fewer") from None
+    crew = list(made._workers) # those that have ended by now, too
     try:
         while (batch := _next(made, crew)) is not None:
             if isinstance(batch, UserError): raise batch

@@ -174,7 +174,19 @@ def _relabel(dataset, classes):
 # %% ../../nbs/1_data/15_domains.ipynb #8ae3e26e
 _PARTS = 'class_images', 'backgrounds', 'detection'
 
-def folder(root, class_images='', backgrounds='', classes='', licence:str='not stated') -> Domain:
+def _listed(names): return names.split(',') if isinstance(names, str) and names else names
+
+def _without(dataset, names, root):
+    "A labelled set without some of its pictures; raises `UserError` for names that it does not hold."
+    if not names: return dataset
+    there = [] if isinstance(dataset, Missing) else [Path(f).name for f in dataset.files]
+    lacking = sorted(set(names) - set(there))
+    if lacking: raise UserError(f"leave_out={lacking[0]}: no training picture of {root} has this name; check the name")
+    kept = [i for i, name in enumerate(there) if name not in names]
+    dataset.files, dataset.targets = ([part[i] for i in kept] for part in (dataset.files, dataset.targets))
+    return dataset
+
+def folder(root, class_images='', backgrounds='', classes='', leave_out='', licence:str='not stated') -> Domain:
     """Read a domain of your own images.
 
     Parameters
@@ -184,6 +196,8 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     backgrounds : another folder of backgrounds
     classes : class names in the order of labels 1..C, a sequence or 'cat,dog'; by default sub-folders, else
         annotations, in order of name
+    leave_out : names of training pictures that are left out (one that is a test picture, too), a sequence or
+        'a.jpg,b.jpg'
     licence : of the images, for the records
 
     Raises
@@ -196,8 +210,8 @@ def folder(root, class_images='', backgrounds='', classes='', licence:str='not s
     files = _class_files(place) if place.is_dir() else {}
     sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
-    wanted = classes.split(',') if isinstance(classes, str) and classes else classes
-    wanted = [class_name(c, 'classes') for c in wanted]
+    sets['train'] = _without(sets['train'], _listed(leave_out), root)
+    wanted = [class_name(c, 'classes') for c in _listed(classes)]
     unique(wanted, 'the class', 'classes')
     names = _class_names(root.resolve(), files, set().union(*map(_used, sets.values())), wanted)
     return Domain(

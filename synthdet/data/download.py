@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 from ..archives import open_tar, open_zip, tar_members
-from ..core import choose, hash_file, interactive, UserError, write_atomic
+from ..core import choose, hash_file, interactive, suffix_of, UserError, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource
@@ -174,6 +174,7 @@ def _inside(name, archive):
     p = PurePosixPath(name.replace('\\', '/'))
     if p.is_absolute() or '..' in p.parts or ':' in ''.join(p.parts[:1]) or '\0' in name:
         raise _distrusted(archive, f'{name!r}, which leads out of the folder')
+    if len(p.parts) > 64: raise _distrusted(archive, f'folders in folders, {len(p.parts) - 1} deep')
     if any(len(os.fsencode(k)) > 255 for k in p.parts):
         raise _distrusted(archive, f'a name of {len(name)} characters, {name[:40]!r}..., which no disk takes')
     return Path(*p.parts)
@@ -185,19 +186,25 @@ def _check_link(name, to, archive):
         raise _distrusted(archive, f'the link {name!r} to {to!r}, outside the folder')
 
 # %% ../../nbs/1_data/18_download.ipynb #1ac7fd03
-_MEMBERS = 1_000_000 # of an archive; the largest data sets have some hundred thousand pictures
+def _most(size):
+    "How many members an archive of so many bytes may have: pictures and labels take more than 32 bytes each, packed."
+    return min(1_000_000, max(10_000, size//32)) # the largest data sets have some hundred thousand pictures
 
-def _tar_members(archive, tar):
+def _tar_members(archive, tar, most, folder):
     """(path, function that opens it) of the files of a tar, and (path, None) of its symbolic links; raises `EOFError`
     when the archive has no end."""
-    for m in tar_members(tar, members=_MEMBERS):
+    soft = set()
+    for m in tar_members(tar, members=most):
         path = _inside(m.name, archive)
         if m.isdir(): continue
         if not (m.isfile() or m.issym() or m.islnk()):
             raise _distrusted(archive, f'{m.name!r}, which is neither file nor folder')
         if m.issym(): _check_link(m.name, m.linkname, archive)
-        if m.islnk(): _inside(m.linkname, archive)
-        yield path, None if m.issym() else lambda m=m: tar.extractfile(m) # a hard link is the file it stands for
+        stands = _inside(m.linkname, archive) if m.islnk() else None # a hard link is what it stands for
+        if m.issym() or stands in soft: soft.add(path)
+        if path in soft: yield path, None
+        elif stands: yield path, lambda stands=stands: open(folder/stands, 'rb') # to go back in the tar takes long
+        else: yield path, lambda m=m: tar.extractfile(m)
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(512) != bytes(512): raise EOFError(f'damaged after {len(tar.getmembers())} members')
     while tar.fileobj.read(1 << 20): pass                          # to the checksum at the end of gz, bz2 and xz
@@ -219,50 +226,60 @@ class _Torn(UserError):
     "An archive is damaged."
 
 @contextmanager
-def _members(archive, limit):
+def _members(archive, limit, folder):
     "The members of an archive; what is wrong with it as a `UserError`."
     try:
+        most = _most(os.path.getsize(archive))
         if zipfile.is_zipfile(archive):
-            with open(archive, 'rb') as f, open_zip(f, archive, members=_MEMBERS, limit=limit) as z:
+            with open(archive, 'rb') as f, open_zip(f, archive, members=most, limit=limit) as z:
                 yield _zip_members(archive, z)
         else:
-            with open_tar(archive, 2*limit) as t: yield _tar_members(archive, t) # headers count there, too
+            with open_tar(archive, 2*limit) as t: yield _tar_members(archive, t, most, folder) # headers count, too
     except _DAMAGE as e:
         why = ' '.join(str(e).split()) or type(e).__name__
         raise _Torn(f"{archive}: cannot be unpacked ({why}); it is torn, encrypted or no archive, "
                     "so download it again") from None
 
 # %% ../../nbs/1_data/18_download.ipynb #2b2cfe2d
+def _new(path, folder, ready, archive):
+    "The file at a path below `folder`, new and open; `ready` are the folders that were made."
+    target = folder/path
+    with _disk(target):
+        if path.parent not in ready: target.parent.mkdir(parents=True, exist_ok=True)
+        ready.add(path.parent)
+        with suppress(FileExistsError): return open(target, 'xb')
+    raise UserError(f"{archive}: holds {str(path)!r} twice; it was not unpacked, so get the archive again")
+
 def _unpack(archive, folder, limit):
-    "Write the files of an archive below `folder`, counting bytes; how many symbolic links were left out."
-    left, links = limit, 0
-    with _members(archive, limit) as members:
+    "Write the files of an archive below `folder`, counting bytes; their paths, and how many links were left out."
+    left, links, ready, paths = limit, 0, set(), []
+    with _members(archive, limit, folder) as members:
         for path, opened in members:
-            target, links = folder/path, links + (opened is None)
-            if opened is None: continue
-            if target.exists():
-                raise UserError(f"{archive}: holds {str(path)!r} twice; it was not unpacked, so get the archive again")
-            with _disk(target): target.parent.mkdir(parents=True, exist_ok=True)
-            with opened() as source:
-                with _disk(target): out = open(target, 'wb')
-                with out:
-                    while data := source.read(1 << 20):
-                        left -= len(data)
-                        if left < 0: raise _bomb(archive, limit)
-                        with _disk(target): out.write(data)
-    return links
+            if opened is None:
+                links += 1
+                continue
+            with opened() as source, _new(path, folder, ready, archive) as out:
+                while data := source.read(1 << 20):
+                    left -= len(data)
+                    if left < 0: raise _bomb(archive, limit)
+                    with _disk(folder/path): out.write(data)
+            paths.append(path)
+    return paths, links
 
 def _bomb(archive, limit):
     "The `UserError` for an archive that does not end."
     return UserError(f"{archive}: unpacks to more than {limit/1e6:,.0f} MB, far more than its size promises; "
                      "nothing was kept, so get the archive from a source you trust")
 
-def _in_the_way(new, goal, folder):
-    "What stands where a file is to go, or in the place of a folder above it; None when nothing does."
-    above = [folder/p for p in goal.relative_to(folder).parents]
-    blocked = next((p for p in above if os.path.lexists(p) and not p.is_dir()), None)
-    if blocked or not os.path.lexists(goal): return blocked
-    return None if goal.is_file() and filecmp.cmp(new, goal, shallow=False) else goal
+def _moves(new, folder, archive):
+    "Pairs of what can be moved whole and where to; raises `UserError` where something else stands."
+    for p in sorted(new.iterdir()):
+        goal = folder/p.name
+        if not os.path.lexists(goal): yield p, goal
+        elif p.is_dir() and goal.is_dir(): yield from _moves(p, goal, archive)
+        elif p.is_dir() or not goal.is_file() or not filecmp.cmp(p, goal, shallow=False):
+            raise UserError(f"{goal}: is there already, with another content than in {archive.name}; nothing was "
+                            "unpacked, so move it away or choose another folder")
 
 # %% ../../nbs/1_data/18_download.ipynb #d0f4f12b
 def extract(archive, folder, *, ratio=60) -> list:
@@ -288,20 +305,12 @@ def extract(archive, folder, *, ratio=60) -> list:
     size = archive.stat().st_size
     _room(folder, size, archive.name)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.unpack-') as made:
-        links = _unpack(archive, Path(made), max(int(1e8), ratio*size))
-        files = sorted(p for p in Path(made).rglob('*') if p.is_file())
-        if not files: raise UserError(f"{archive}: holds no file; download it again")
-        goals = [folder/p.relative_to(made) for p in files]
-        yours = next(filter(None, (_in_the_way(p, goal, folder) for p, goal in zip(files, goals))), None)
-        if yours:
-            raise UserError(f"{yours}: is there already, with another content than in {archive.name}; nothing was "
-                            "unpacked, so move it away or choose another folder")
-        for p, goal in zip(files, goals):
-            with _disk(goal):
-                goal.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(p, goal)
+        paths, links = _unpack(archive, Path(made), max(int(1e8), ratio*size))
+        if not paths: raise UserError(f"{archive}: holds no file; download it again")
+        for p, goal in list(_moves(Path(made), folder, archive)):
+            with _disk(goal): os.replace(p, goal)
     if links: warnings.warn(f"{archive.name}: left out {links:,} symbolic links", stacklevel=2)
-    return goals
+    return sorted(folder/p for p in paths)
 
 # %% ../../nbs/1_data/18_download.ipynb #01b77281
 def downloads(root) -> dict:
@@ -358,7 +367,7 @@ def _to_fetch(name, root):
 # %% ../../nbs/1_data/18_download.ipynb #f506db13
 def _put(path, folder):
     "Unpack an archive into a folder, or move there what is none."
-    if path.name.endswith(('.zip', '.tar', '.tgz', '.gz')): return extract(path, folder)
+    if suffix_of(path) in ('.zip', '.tar', '.tgz', '.gz'): return extract(path, folder)
     goal = folder/path.name
     if goal.exists(): raise UserError(f"{goal}: is there already; move it away to get it anew")
     with _disk(folder):

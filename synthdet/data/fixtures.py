@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import segno
 from scipy.io import savemat
-from ..core import choose, generator, UserError, write_atomic
+from ..core import choose, generator, suffix_of, UserError, write_atomic
 
 # %% ../../nbs/1_data/22_fixtures.ipynb #1e5ae05d
 def _face(im, c, r, colour):
@@ -87,7 +87,7 @@ def drawn_scene(kind, seed, h=90, w=120, most=2):
 def _picture(path, kind, seed, **how):
     "Write a drawn scene; its objects."
     image, objects = drawn_scene(kind, seed, **how)
-    write_atomic(path, cv2.imencode(path.suffix, image)[1].tobytes())
+    write_atomic(path, cv2.imencode(suffix_of(path), image)[1].tobytes())
     return objects
 
 def _lines(path, lines):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..boxes import ellipse_to_box
-from ..core import UserError
+from ..core import suffix_of, UserError
 from ..files import read_bytes, read_text
 from ..matlab import read_mat
 
@@ -290,7 +290,7 @@ def dmgan_names(path) -> set:
     ------
     UserError : for a bad file
     """
-    pickled = Path(path).suffix == '.pickle'
+    pickled = suffix_of(path) == '.pickle'
     names = _pickled_texts(path) if pickled else [text for _, text in _read_lines(path)]
     names = {n.removesuffix('.jpg') for n in names}
     if any('/' in n for n in names): return names
