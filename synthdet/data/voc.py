@@ -13,8 +13,9 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml.ElementTree import fromstring
 from ..core import regular, short, suffix_of, UserError, write_atomic
+from .folders import Finder
 from .images import image_files, leftover, progress
-from .labelled import class_name, detections_of, flag, MARKS, number, Pictures, Record, size_of
+from .labelled import class_name, detections_of, flag, MARKS, number, Record, size_of
 from ..files import as_text, read_text
 
 # %% ../../nbs/1_data/06_voc.ipynb #7a04d7cf
@@ -81,7 +82,7 @@ class _Matched:
         for f in self.files:
             self.by_path[f.relative_to(place).with_suffix('').as_posix()].append(f)
             self.by_stem[f.stem].append(f)
-        self.by_name = Pictures([place])
+        self.by_name = Finder([place])
 
     def find(self, x, filename):
         "The picture of the annotation `x`, which calls it `filename`."

@@ -14,9 +14,9 @@ from ..core import short, suffix_of, UserError, write_atomic
 from .folders import ignored, pictures
 from .images import image_size, progress
 from .labelled import detections_of, Record, without_marked
-from .yolofolder import Folder, is_text, label_of, pair
+from .yolofolder import Folder, is_text, label_of
 from .yolonames import class_names, few, told_by
-from .yolorows import boxes_of, has_rows, labels_like, rows_of, understood
+from .yolorows import boxes_of, has_rows, rows_of, understood
 from ..files import read_text
 
 # %% ../../nbs/1_data/10_yolo.ipynb #a195d8ee
@@ -43,9 +43,11 @@ def _chosen(found, split):
     return sorted(names, key=lambda n: n.split('/'))
 
 def _paired(found, shown):
-    "The label file of each picture; raises `UserError` for labels without one."
-    paired = pair(shown, found.files)
-    used = {label_of(n, found.files) for n in pictures(found.files) if n not in paired}.union(paired.values())
+    "The label file of each picture, or None; raises `UserError` for one that is shared, and for labels without one."
+    labels = {n: label_of(n, found.files) for n in pictures(found.files)}
+    paired = {n: labels[n] for n in shown}
+    _no_shared(found, paired)
+    used = set(labels.values())
     spare = [n for n in found.files if is_text(n) and n not in used and has_rows(found.files[n])]
     if not any(paired.values()):
         alone = _by_name(shown, spare)
@@ -59,6 +61,16 @@ def _paired(found, shown):
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
                     "images, say where they lie with images=, or remove the labels")
 
+def _no_shared(found, paired):
+    "Raise `UserError` when two pictures have one name or one label file."
+    owner = {}
+    for name, text in paired.items():
+        for key in {os.path.splitext(name)[0], text or name}:
+            other = owner.setdefault(key, name)
+            if other == name: continue
+            raise UserError(f"{found.files[name].parent}: the image name (without suffix) {Path(name).stem} occurs 2 "
+                            f"times ({other}, {name}); expected each once, so rename or remove one")
+
 def _by_name(shown, texts):
     "Labels and pictures that alone have their name, when all labels find one."
     stem = lambda n: os.path.splitext(os.path.basename(n))[0]
@@ -69,12 +81,10 @@ def _by_name(shown, texts):
 # %% ../../nbs/1_data/10_yolo.ipynb #12c8cc0d
 def _rows_in(found, paired):
     "The rows of each label file, by name; texts that hold no numbers are let go."
-    rows = {}
-    for name, text in progress(paired.items(), 'labels'):
-        content = read_text(found.files[text], 'YOLO labels') if text else None
-        if text and labels_like(content): rows[text] = rows_of(content)
-        else: paired[name] = None
-    return rows
+    texts = progress([t for t in paired.values() if t], 'labels')
+    rows = {t: rows_of(read_text(found.files[t], 'YOLO labels')) for t in texts}
+    paired.update({n: None for n, t in paired.items() if t and rows[t] is None})
+    return {t: lines for t, lines in rows.items() if lines is not None}
 
 def _classes(found, place, rows):
     "The class names of a set, the files that tell them, and what its data.yaml says, or None."
