@@ -674,7 +674,7 @@ def test_a_path_that_is_not_there_leads_nowhere(tmp_path):
     picture(tmp_path/'strangers'/'c.png')
     text(d/'data.yaml', f'path: {tmp_path}/nowhere\ntrain: ../strangers\nval: images\nnames: [bird, cat]')
     assert held(read_detection(d), d) == {'images/a.png': [BIRD]}
-    assert 'has no train set; found val' in refused(read_detection, d/'data.yaml', split='train')
+    assert 'has no train set; found val' in remedy(read_detection, d/'data.yaml', split='train')
 
 
 def test_a_picture_has_one_name_wherever_a_path_comes_from(tmp_path):
