@@ -251,7 +251,7 @@ def _mask_files(images, place):
     owner = {}
     for f, mask in zip(images.files, found):
         if mask and owner.setdefault(mask, f) != f:
-            raise UserError(f"{mask}: is the mask of {Path(owner[mask]).name} and of {Path(f).name}; rename one picture")
+            raise UserError(f"{mask}: is the mask of {Path(owner[mask]).name} and of {Path(f).name}; rename one")
     return found
 
 def masked(domain) -> Domain:

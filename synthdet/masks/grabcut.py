@@ -141,13 +141,15 @@ def _guesses(box, shape, work):
     "Two first guesses for the object in a box of a picture of `shape` at work x work; None when nothing lies outside."
     sides = zip(box, (shape[1], shape[0])*2)
     l, t, r, b = (int(np.clip(round(v*work/side), 0, work)) for v, side in sides)
+    l, t = min(l, work - 1), min(t, work - 1)
     r, b = max(r, l + 1), max(b, t + 1)
     if (r - l)*(b - t) >= work**2: return None
-    guesses = [np.full((work, work), cv2.GC_BGD, np.uint8) for _ in range(2)]
-    guesses[0][t:b, l:r] = cv2.GC_PR_FGD
-    part = guesses[1][t:b, l:r]
-    part[:] = cv2.resize(prior('tight', work), part.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return guesses
+    all_of_it = np.full((work, work), cv2.GC_BGD, np.uint8)
+    all_of_it[t:b, l:r] = cv2.GC_PR_FGD
+    middle = all_of_it.copy()
+    if min(r - l, b - t) >= 8: # smaller ones have no middle
+        middle[t:b, l:r] = cv2.resize(prior('tight', work), (r - l, b - t), interpolation=cv2.INTER_NEAREST)
+    return all_of_it, middle
 
 def grabcut_within(image, box, work=80):
     """Find a soft mask of the object in a known box: the more plausible of two cuts.
