@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import load, run
-from synthdet.evidence.statistics import cell, load_rows, paired
+from synthdet.evidence.tables import load_rows, paired, plus_minus
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'precision.jsonl'
 
@@ -22,7 +22,7 @@ def compared(rows):
         scores = {p: some[some.precision == p].ap50 for p in ('fp32', 'bf16')}
         noise = 100*max(s.std(ddof=1) for s in scores.values())
         d = paired(some.assign(arm=some.precision), 'fp32', 'bf16', on=('domain', 'n_real', 'fold', 'seed'))
-        yield dict(arm=arm, **{p: cell(s) for p, s in scores.items()}, difference=round(d['mean'], 2),
+        yield dict(arm=arm, **{p: plus_minus(s) for p, s in scores.items()}, difference=round(d['mean'], 2),
                    low=round(d['low'], 2), high=round(d['high'], 2), noise=round(noise, 2), n=d['n'])
 
 

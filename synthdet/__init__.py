@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .detection.train import train
     from .evidence.arm import Arm, Mixture, make_arms
     from .evidence.phases import run
-    from .evidence.statistics import load_rows
+    from .evidence.tables import load_rows
     from .masks.settings import Gate, Masks
     from .objects.settings import Objects
     from .settings import override
@@ -32,7 +32,7 @@ _FACE = {
     'synthesis.settings': ('Recipe', 'Synthesis'), 'synthesis.stream': ('make_samples as samples',),
     'detection.settings': ('Model', 'Schedule'), 'detection.detectors': ('detector',), 'detection.train': ('train',),
     'detection.evaluate': ('evaluate', 'predict'),
-    'evidence.arm': ('Arm', 'Mixture', 'make_arms'), 'evidence.phases': ('run',), 'evidence.statistics': ('load_rows',)}
+    'evidence.arm': ('Arm', 'Mixture', 'make_arms'), 'evidence.phases': ('run',), 'evidence.tables': ('load_rows',)}
 _HOME = {text.split()[-1]: (module, text.split()[0]) for module, names in _FACE.items() for text in names}
 __all__ = ['__version__', *_HOME]
 

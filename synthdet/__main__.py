@@ -1,13 +1,18 @@
 "The commands as a module: `python -m synthdet run ...`, and preview, synth, data."
 import sys
-from .cli import data, preview, run, synth
+from .cli import _guarded, data, preview, run, synth
+from .core import UserError
 
-if __name__ == '__main__':
-    commands = dict(run=run, preview=preview, synth=synth, data=data)
-    word, rest = (sys.argv[1:] or [''])[0], sys.argv[2:]
-    which = f"choose from {', '.join(commands)}: python -m synthdet run --help"
-    if word in ('-h', '--help'): print(f"commands of synthdet; {which}")
-    elif word in commands: commands[word](rest)
-    else:
-        print(f"error: which command? {which}", file=sys.stderr)
-        sys.exit(2)
+COMMANDS = dict(run=run, preview=preview, synth=synth, data=data)
+
+
+def main(argv):
+    "Call the command that the first word names."
+    word, rest = (argv or [''])[0], argv[1:]
+    which = f"choose from {', '.join(COMMANDS)}: python -m synthdet run --help"
+    if word in COMMANDS: COMMANDS[word](rest)
+    elif word in ('-h', '--help'): print(f"commands of synthdet; {which}")
+    else: raise UserError(f"which command? {which}")
+
+
+if __name__ == '__main__': _guarded(main, sys.argv[1:])

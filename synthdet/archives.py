@@ -80,6 +80,12 @@ def _apart(entries, size):
     spans = sorted((i.header_offset, i.header_offset + 30 + i.compress_size) for i in entries)
     return all(a[1] <= b[0] for a, b in zip(spans, [*spans[1:], (size, size)]))
 
+def _listed(file, end):
+    "How many members a directory lists at most: each begins with the same bytes, and costs time and memory to read."
+    start = max(0, end[9] - end[5] - 76) # 9: where it ends, apart from what a zip64 has there
+    file.seek(start)
+    return file.read(end[9] - start).count(b'PK')
+
 def open_zip(file, path, *, members:int=100_000, limit:int=0) -> zipfile.ZipFile:
     """Open a zip file whose promises are within bounds.
 
@@ -98,9 +104,10 @@ def open_zip(file, path, *, members:int=100_000, limit:int=0) -> zipfile.ZipFile
     size = file.seek(0, 2)
     end = zipfile._EndRecData(file) # of it, number 5 is the size of the directory
     if end and end[5] > 400*members: raise refuse(path, f'its directory takes {end[5] >> 20} MiB')
+    listed = _listed(file, end) if end else 0
+    if listed > members: raise refuse(path, f'it lists {listed} members')
     z = zipfile.ZipFile(file)
     entries = z.infolist()
-    if len(entries) > members: raise refuse(path, f'it lists {len(entries)} members')
     if not _apart(entries, size): raise refuse(path, 'its members lie on top of each other, so it unpacks to more')
     total, limit = sum(i.file_size for i in entries), limit or unpacked_limit(size)
     if total > limit and any(i.compress_type for i in entries) or total > LIMIT:

@@ -8,7 +8,7 @@ __all__ = ['run', 'preview', 'synth', 'data']
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
 import argparse, errno, os, shlex, sys, warnings
 from pathlib import Path
-from .core import choose, plain_path, short, UserError, writable
+from .core import choose, plain_path, short, suffix_of, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .evidence.arm import Arm, check_arm, make_arms
@@ -57,6 +57,7 @@ def _guarded(main, argv):
 # %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
 class _Parser(argparse.ArgumentParser):
     "A parser of which a mistake is one line, like any other, and words and options stand in any order."
+    def _print_message(self, message, file=None): (file or sys.stderr).write(message) # argparse hides a full disk
     def error(self, message): raise UserError(f'{message}; {self.prog} --help tells what there is')
 
     def read(self, argv):
@@ -152,7 +153,7 @@ def _count(p, argv, n, most):
 def _picture(output):
     "The path of a picture that can be written; raises `UserError` for other names, and for a file that is no picture."
     path, kinds = plain_path(output, '--output'), ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
-    if path.suffix not in kinds: raise UserError(f"--output {path}: choose a name that ends in {', '.join(kinds)}")
+    if suffix_of(path) not in kinds: raise UserError(f"--output {path}: choose a name that ends in {', '.join(kinds)}")
     if path.is_file() and path.stat().st_size:
         from synthdet.data.images import is_image
         if not is_image(path): raise UserError(f"--output {path} is there and is no picture; choose another name")

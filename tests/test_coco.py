@@ -5,14 +5,13 @@ import random
 import unicodedata
 import warnings
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from helpers import right_or_refused
 from synthdet import core
-from synthdet.core import UserError
 from synthdet.data.annotations import read_detection
-from synthdet.data.coco import read_coco
 
 W, H = 80, 60
 BOX, CORNERS = [20, 15, 40, 30], [20, 15, 60, 45]
@@ -107,7 +106,7 @@ ODD = [
     (dict(annotation=dict(iscrowd=2)), 'iscrowd is 2; expected 0 or 1'),
     (dict(annotation=dict(iscrowd='maybe')), 'iscrowd is'),
     (dict(annotation=dict(ignore=[])), 'ignore is []'), (dict(annotation=dict(bbox=...)), 'has no box'),
-    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'has no box'),
+    (dict(annotation=dict(bbox=..., segmentation=dict(counts='abc', size=[60, 80]))), 'add up to height x width'),
     (dict(annotation=dict(bbox=[.1, .2, .5, .5])), 'all boxes lie within the first pixel'),
 ] + [(dict(category=dict(name=n)), 'cannot be one') for n in ('', ' ', '.', '..', 'a/b', 'a\\b', 'a\nb', '\0', 'b'*300,
                                                               None, [])]
@@ -257,32 +256,14 @@ def whole():
     return content
 
 
-def right_or_refused(path):
-    "A mutated file is refused in one line, or what is read of it holds together; and nothing else is heard."
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        warnings.filterwarnings('ignore', category=UserWarning,
-                                message='.*(left out|less than half|found by their names).*')
-        try: ds = read_detection(path)
-        except UserError as e:
-            assert '\n' not in str(e) and str(e).isprintable() and len(str(e)) < 1500, str(e)
-            return False
-    for t in ds.targets:
-        b, n = t['boxes'], len(t['boxes'])
-        assert (b >= 0).all() and (b <= torch.tensor([W, H, W, H])).all() and (b[:, 2:] > b[:, :2]).all()
-        assert all(1 <= l <= len(ds.classes) for l in t['labels'].tolist()) and type(t['image_id']) is int
-        assert all(len(t[k]) == n for k in ('labels', 'difficult', 'iscrowd') if k in t)
-    return True
-
-
 def test_any_structure_is_read_or_refused(tmp_path):
     g, content = random.Random(0), whole()
     path = written(tmp_path, content, images=['a.png', 'b.png'])
-    assert right_or_refused(path)
+    assert right_or_refused(path, W, H)
     read = 0
     for _ in range(2000):
         path.write_text(json.dumps(mutated(g, content)))
-        read += right_or_refused(path)
+        read += right_or_refused(path, W, H)
     assert 200 < read < 1900, read
 
 
@@ -299,7 +280,7 @@ def test_any_bytes_are_read_or_refused(tmp_path):
             elif how < .7: del bad[at:at + g.choice([1, 3, 40])]
             else: bad[at:at] = bad[at:at + g.choice([1, 5, 60])]
         path.write_bytes(bytes(bad))
-        read += right_or_refused(path)
+        read += right_or_refused(path, W, H)
     assert 50 < read < 1900, read
 
 
@@ -308,3 +289,60 @@ def test_the_folder_data_of_fiftyone_is_a_usual_place(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert read_detection(tmp_path).files == [tmp_path / 'data' / 'a.png']
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+def masked(counts, size=(H, W), **more): return data(annotation=dict(bbox=..., segmentation=dict(size=list(size), counts=counts), **more))
+
+
+def lengths(mask):
+    "The uncompressed run lengths of a mask, one by one."
+    flat, runs, value = mask.T.reshape(-1).tolist(), [0], 0
+    for v in flat:
+        if v != value: runs, value = [*runs, 0], v
+        runs[-1] += 1
+    return runs
+
+
+def masks(g):
+    "Masks of every kind: empty, full, spots, a box, a line across the columns, noise."
+    for k in range(60):
+        mask = np.zeros((H, W), np.uint8)
+        y, x, h, w = (int(v) for v in g.integers((0, 0, 1, 1), (H, W, H, W)))
+        if k % 6 == 1: mask[:] = 1
+        if k % 6 == 2: mask[y, x] = 1
+        if k % 6 == 3: mask[y:y+h, x:x+w] = 1
+        if k % 6 == 4: mask.T.reshape(-1)[x*H+y:x*H+y+h+7] = 1
+        if k % 6 == 5: mask[:] = g.random((H, W)) < (.5, .002)[k % 4 > 1]
+        yield mask
+
+
+def test_the_box_of_a_mask_is_that_of_pycocotools(tmp_path):
+    from pycocotools import mask as coco_mask
+    for mask in masks(np.random.default_rng(0)):
+        run = coco_mask.encode(np.asfortranarray(mask))
+        x, y, w, h = coco_mask.toBbox(run).tolist()
+        for counts in (run['counts'].decode(), lengths(mask)):
+            content = masked(counts, iscrowd=1)
+            content['annotations'].append(dict(id=2, image_id=1, category_id=1, bbox=BOX))
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                target = read_detection(written(tmp_path, content)).targets[0]
+            assert target['boxes'].tolist() == [[x, y, x+w, y+h]]*bool(mask.any()) + [CORNERS]
+            assert not mask.any() or target['iscrowd'].tolist() == [True, False]
+
+
+GOOD = [0, 5, H*W-5]
+
+
+@pytest.mark.parametrize('counts, size', [
+    (GOOD, (W, H)), (GOOD, (10**9, 10**9)), (GOOD, (-H, -W)), (GOOD, (0, 0)), (GOOD, (H,)), (GOOD, 'x'), (GOOD, (True, H*W)),
+    ([0, 5], (H, W)), ([0, 5, H*W], (H, W)), ([5, -5, H*W], (H, W)), ([.5, H*W-.5], (H, W)), (['5', 'a'], (H, W)),
+    ([], (H, W)), ({}, (H, W)), (None, (H, W)), ('', (H, W)), ('ooooooooooooooo0', (H, W)), ('1P', (H, W)), ('é', (H, W)),
+    ('0'*99, (H, W)), ('Pl\x000', (H, W)), ([2**70, 1], (H, W)), ([2*H*W], (2*H, W))])
+def test_a_mask_that_is_none_is_one_line(tmp_path, counts, size):
+    content = masked(counts, () if size == 'x' else size)
+    if size == 'x': content['annotations'][0]['segmentation']['size'] = 'large'
+    told = refused(read_detection, written(tmp_path, content))
+    assert 'annotation 1: ' in told and 'so export it again' in told and len(told) < 500

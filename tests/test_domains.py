@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from helpers import needs_shared
 from synthdet.core import digest, generator, refused, shared
 from synthdet.data.annotations import write_detection
 from synthdet.data.butterflies import SPLITS
@@ -208,7 +209,6 @@ def test_subsets_larger_than_the_set():
 
 # ---- real photographs ------------------------------------------------------------------------------------------------
 
-needs_shared = pytest.mark.skipif(shared() is None, reason='the reference data is not beside the project')
 REAL = dict(faces=(1500, 664, 200, 80, 155), birds=(514, 664, 220, 80, 243), cars=(1000, 664, 500, 144, 300),
             airplanes=(400, 664, 200, 80, 120))
 
@@ -244,3 +244,13 @@ def test_class_folders_are_named_as_the_annotations_mean(tmp_path):
     assert set(domain.classes) == {'Käfer', 'cat'} == {domain.classes[i.label-1] for i in domain.class_images}
     save(tmp_path/'class_images'/'cat'/'0.png')
     assert 'cat occurs 2 times' in refused(load_domain, 'folder', tmp_path)
+
+
+def test_a_training_picture_can_be_left_out(tmp_path):
+    root = lay_out(tmp_path/"birds")
+    whole, name = load_domain("folder", root), lambda f: Path(f).name
+    first = name(whole.train.files[0])
+    less = load_domain("folder", root, leave_out=first)
+    assert [name(f) for f in less.train.files] == [name(f) for f in whole.train.files][1:]
+    assert len(less.train.targets) == len(less.train) and len(less.val) == len(whole.val)
+    assert "leave_out=none.jpg: no training picture" in refused(load_domain, "folder", root, leave_out="none.jpg")

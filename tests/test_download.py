@@ -1,5 +1,6 @@
 "A server that misbehaves, archives that should not be trusted, disks that refuse, and the command as a user types it."
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import needs_shared
 from synthdet import cli
 from synthdet.data import download as module
 from synthdet.core import refused, shared
@@ -361,6 +363,32 @@ def test_links_inside(tmp_path):
     assert 'cannot be unpacked' in refused(extract, lost, tmp_path/'b')
 
 
+def test_what_takes_long_is_done_once(tmp_path, monkeypatch):
+    "A packed tar is read once, whatever its links stand for, and new folders are moved whole."
+    members = {f'd/{k}': b'x' for k in range(50)} | {f'e/{k}': (tarfile.LNKTYPE, 'd/0') for k in range(50)}
+    tar, back, moved = make_tar(tmp_path/'a.tgz', members), [], []
+    rewind, replace = gzip._GzipReader._rewind, os.replace
+    monkeypatch.setattr(gzip._GzipReader, '_rewind', lambda f: back.append(1) or rewind(f))
+    monkeypatch.setattr(os, 'replace', lambda a, b: moved.append(b) or replace(a, b))
+    assert len(extract(tar, tmp_path/'out')) == 100
+    assert len(back) < 10 and moved == [tmp_path/'out'/'d', tmp_path/'out'/'e']
+    assert extract(tar, tmp_path/'out')[0].read_bytes() == b'x' and len(moved) == 2, 'what is there stays'
+
+
+def test_a_hard_link_to_a_symbolic_one_is_one(tmp_path):
+    tar = make_tar(tmp_path/'a.tgz', {'a': b'x', 'soft': (tarfile.SYMTYPE, 'a'), 'hard': (tarfile.LNKTYPE, 'soft')})
+    with pytest.warns(UserWarning, match='left out 2 symbolic links'):
+        assert extract(tar, tmp_path/'out') == [tmp_path/'out'/'a']
+
+
+def test_more_members_than_bytes_for_them(tmp_path):
+    "110,000 empty files in 700 kB took half a minute to unpack."
+    tar = make_tar(tmp_path/'a.tgz', {str(k): b'' for k in range(10_001)})
+    assert 'more than 10000 members' in refused(extract, tar, tmp_path/'out') and os.listdir(tmp_path/'out') == []
+    deep = make_tar(tmp_path/'b.tgz', {'a/'*900 + 'x': b''})
+    assert 'folders in folders, 900 deep' in refused(extract, deep, tmp_path/'out') and os.listdir(tmp_path/'out') == []
+
+
 # ---- a data set, end to end ------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -503,7 +531,7 @@ def test_state_on_disk(birds):
     assert state() == f"here: {birds/'CUB_200_2011'}"
 
 
-@pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
+@needs_shared
 def test_known_versions(tmp_path):
     "The lists with which the counts were checked are known, whatever their line ends; an edited one is not."
     root = tmp_path/'FDDB'/'FDDB-folds'

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import needs_shared
 import synthdet
 from synthdet import cli
 from synthdet.core import refused, shared, UserError
@@ -25,9 +26,9 @@ from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
 from synthdet.data.fixtures import make_fixture
 from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
-from synthdet.evidence import statistics
+from synthdet.evidence import tables
 from synthdet.evidence.phases import fit, load, phases, run
-from synthdet.evidence.statistics import load_rows, table
+from synthdet.evidence.tables import load_rows, table
 from synthdet.masks.segment import make_segmenter
 from synthdet.masks.settings import OPEN, shipped_weights
 from synthdet.settings import choices, leaves, override
@@ -35,12 +36,6 @@ from synthdet.settings import choices, leaves, override
 BIN = Path(sys.executable).parent
 SMALL = {"backbone": "mobilenetv1_025", "model.image_size": 96, "batch_size": 4, "steps": 4, "pretrain_steps": 4,
          "eval_every": 2, "n_real": 5}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    butterflies = load_domain("butterflies", n_class_images=16, n_backgrounds=6)
-    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"birds", n_labelled=8)
 
 
 @pytest.fixture(scope="module")
@@ -456,7 +451,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shared() is None, reason="the reference photographs are not beside the project")
+@needs_shared
 @pytest.mark.parametrize("name", ["airplanes", "faces"])
 def test_real_photographs_in_small(name, tmp_path):
     photographs = load_domain("folder", shared()/"data"/name)
@@ -510,7 +505,7 @@ def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
         m.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
-        s = importlib.reload(statistics)
+        s = importlib.reload(tables)
         rows = s.load_rows(Path(__file__).parents[1]/"results"/"results.jsonl")
         old = rows[rows.synthdet < "0.3"]
         assert len(old) and set(old.precision) == {"fp32"} and not old.compile.any()
@@ -518,12 +513,12 @@ def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
         assert len(s.cells(old, study)) == 6 and all("precision=fp32" in s.command(a) for a in study)
         if has: assert "precision=bf16" in refused(s.cells, old, s.grid(Arm("pretrain")))
         else: assert len(s.cells(old, s.grid(Arm("pretrain")))) == 1
-    importlib.reload(statistics)
+    importlib.reload(tables)
 
 
 def test_rows_of_a_gpu_are_read_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    arm, = statistics.grid(Arm("pretrain"), precision=["fp16"])
-    assert "precision=fp16" in refused(statistics.cells, statistics.load_rows(
+    arm, = tables.grid(Arm("pretrain"), precision=["fp16"])
+    assert "precision=fp16" in refused(tables.cells, tables.load_rows(
         Path(__file__).parents[1]/"results"/"results.jsonl"), [arm])
     assert "precision='fp16' is for GPUs" in refused(run, arm)

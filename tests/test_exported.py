@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import Call
 from synthdet.core import UserError
 from synthdet.objects import child
 from synthdet.objects.exported import load_exported, OPERATIONS
+from synthdet.objects.onnx import _checked, OPERATORS
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -73,12 +75,6 @@ def changed(path, source, **changes):
     return path
 
 
-class Run:
-    "Calls `f(*arguments)` in whoever unpickles it."
-    def __init__(self, f, *arguments): self.call = f, arguments
-    def __reduce__(self): return self.call
-
-
 def refused(path, *words):
     with pytest.raises(UserError) as e: load_exported(path)(torch.ones(2, 10))
     assert "\n" not in str(e.value) and all(w in str(e.value) for w in words), str(e.value)
@@ -97,7 +93,7 @@ def test_scripted_and_traced_networks_are_the_network(net, scripted, tmp_path):
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_that_pythons_reader_would_run_runs_nothing(part, protocol, scripted, tmp_path):
     marker = tmp_path/"marker"
-    content = pickle.dumps(Run(os.system, f"touch {marker}"), protocol)
+    content = pickle.dumps(Call(os.system, f"touch {marker}"), protocol)
     refused(changed(tmp_path/"bad.pt", scripted, **{part: content}), "posix.system", "nothing was executed")
     assert not marker.exists()
     pickle.loads(content)
@@ -210,7 +206,7 @@ def test_two_readers_of_a_zip_cannot_be_told_two_things(scripted, tmp_path):
         with zipfile.ZipFile(path, "a") as z: z.writestr("script/data.pkl", b"x")
     refused(path, "a part twice")
     changed(path, scripted)
-    command = pickle.dumps(Run(os.system, "false"), 2)
+    command = pickle.dumps(Call(os.system, "false"), 2)
     with zipfile.ZipFile(path, "a") as z: z.writestr("elsewhere/attributes.pkl", command)
     assert load_exported(path).nz == 10, "parts that are not needed are left behind"
 
@@ -331,6 +327,31 @@ NO_GENERATORS = dict(
     random=(lambda p: small(p, tail=("RandomNormalLike", "r", "y")), ["draws noise of its own"]),
     long=(lambda p: small(p, 10**9), ["takes noise [1000000000, 5]"]),
     unknown=(lambda p: small(p, tail=("Nothing", "r", "y")), ["is refused: it uses Nothing"]))
+
+
+def flag(name, on): return message((2, 9), (8, name), (9, bytes([on])))
+def constant(name, on): return node("Constant", [], [name]) + message((5, message((1, "value"), (5, flag("", on)), (20, 4))))
+NOT = node("Not", ["off"], ["on"])
+CALL = node("Drop", ["r", "", "on"], "y") + message((7, "somebody"))
+FUNCTION = message((1, "Drop"), (10, "somebody"), *((4, k) for k in ("x", "p", "off")), (5, "d"),
+                   (7, node("Dropout", ["x", "p", "off"], "d")))
+# name -> (nodes, tensors, functions, does it draw noise?)
+DROPS = dict(
+    initializer=([], [flag("on", 1)], [], True), off=([], [flag("on", 0)], [], False), node=([constant("on", 1)], [], [], True),
+    node_off=([constant("on", 0)], [], [], False), computed=([NOT], [flag("off", 0)], [], True),
+    twice=([constant("on", 1)], [flag("on", 0)], [], True), function=([CALL], [flag("on", 1), flag("off", 0)], [FUNCTION], True))
+
+
+@pytest.mark.parametrize("name", DROPS)
+def test_dropout_in_training_mode_is_seen_in_the_graph(name):
+    from synthdet.core import refused
+    nodes, tensors, functions, draws = DROPS[name]
+    last = [] if functions else [node("Dropout", ["r", "", "on"], "y")]
+    start = [node("MatMul", "zw", "m"), node("Reshape", ["m", "shape"], "r")]
+    graph = message(*((1, n) for n in (*start, *nodes, *last)), *((5, t) for t in (tensor("w", W), SHAPE, *tensors)))
+    content = message((7, graph), *((25, f) for f in functions))
+    if draws: assert "Dropout in training mode" in refused(_checked, content, "a.onnx", OPERATORS)
+    else: _checked(content, "a.onnx", OPERATORS)
 
 
 @pytest.mark.parametrize("make,words", NO_GENERATORS.values(), ids=NO_GENERATORS)

@@ -138,3 +138,15 @@ def run(code): return subprocess.run([sys.executable, "-c", code], capture_outpu
 def test_the_face_is_lazy_and_whole():
     assert run("import sys, synthdet; print([m for m in ('torch', 'numpy', 'pandas') if m in sys.modules])") == "[]\n"
     assert run("import synthdet; print(all(getattr(synthdet, n) is not None for n in synthdet.__all__), len(synthdet.__all__))").startswith("True 2")
+
+
+def test_the_ends_of_names_are_compared_in_one_way():
+    "`core.suffix_of` knows that .JPG is .jpg; `Path.suffix`, and the end of a name as it stands, do not."
+    files = r"\.(safetensors|pth?|gz|tar|tgz|zip|txt|jpe?g|png|json|ya?ml|xml|data|ipynb|pickle|pkl|names)['\"]"
+    for path in modules:
+        if path.name == "core.py": continue
+        for node in ast.walk(trees[path]):
+            assert not (isinstance(node, ast.Attribute) and node.attr == "suffix"), f"{path.name}, line {node.lineno}"
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "endswith"
+            assert not called or not re.search(files, ast.unparse(node)), f"{path.name}, line {node.lineno}"
+        assert not re.search(r"splitext\([^()]*\)\[1\]", path.read_text()), path.name

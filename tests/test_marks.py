@@ -8,15 +8,19 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
+from synthdet.boxes import unwrap
 from synthdet.core import generator, refused
+from synthdet.data.ahead import Bank
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
-from synthdet.data.batches import batches, Mixed
+from synthdet.data.batches import batches, collate, forked, Loop, Mixed
+from synthdet.data.domain import Drawn
 from synthdet.data.facecrops import FaceCrops
-from synthdet.data.images import Resized
+from synthdet.data.images import Held, Resized
 from synthdet.data.labelled import DetectionDataset, trainable
 from synthdet.data.labels import subset, taken
+from synthdet.data.public import Crops
 from synthdet.data.settings import Labels
 from synthdet.detection.evaluate import average_precision, coco_metrics, COCO_KEYS, evaluate, match_detections, validator
 
@@ -213,3 +217,68 @@ def test_reading_marks_makes_no_noise(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         read_detection(tmp_path)
+
+
+def marked_everywhere(i):
+    "A drawn scene whose targets hold all that a target can hold, some of them without a box."
+    g, n = generator(i, 'everything'), i % 3
+    image = torch.tensor(g.integers(0, 255, (3, SIZE, SIZE)), dtype=torch.uint8)
+    hard = torch.arange(n) % 2 == i % 2
+    return image, dict(boxes=boxes(g, n, whole=True), labels=torch.ones(n, dtype=torch.int64), image_id=70 + i,
+                       difficult=hard, iscrowd=~hard, landmarks=torch.tensor(g.random((n, 5, 2))))
+
+
+def kept_drawn(tmp_path, monkeypatch):
+    "A drawn set that is read from where an earlier one was kept."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    first, again = (Drawn(marked_everywhere, 6, 10**8, ['moth'], 'source') for _ in range(2))
+    first.fill()
+    assert len([*tmp_path.glob('drawn/*')]) == 1
+    monkeypatch.setattr(again.held, 'prepare', None)
+    again.fill()
+    return again
+
+
+WRAPPERS = dict(
+    drawn=lambda data: data, dataset=lambda data: DetectionDataset(['a.png']*6, [unwrap(t) for _, t in data], data.classes),
+    resized=lambda data: Resized(data, 48), subset=lambda data: Subset(data, range(6)),
+    first=lambda data: subset(data, 0, order='first'), held=Held, joined=lambda data: ConcatDataset([data, Subset(data, [])]),
+    loop=lambda data: Loop(Subset(data, range(6))), mixed=lambda data: Mixed(data, data, .5),
+    resized_subset=lambda data: Resized(Subset(data, range(6)), 48), collated=lambda data: list(zip(*collate([*data]))),
+    ahead=lambda data: Bank(data.__getitem__, ahead=2), forked=lambda data: list(forked(data.__getitem__, range(6), 1)))
+
+
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_no_wrapper_drops_a_mark(name, tmp_path, monkeypatch):
+    data = kept_drawn(tmp_path, monkeypatch)
+    if name == 'dataset': monkeypatch.setattr('synthdet.data.labelled.read_image', lambda *_, **__: marked_everywhere(0)[0])
+    wrapped = WRAPPERS[name](data)
+    found = {t['image_id']: t for _, t in (wrapped[i] for i in range(12 if name == 'mixed' else 6))}
+    assert sorted(found) == [70 + i for i in range(6)], 'the numbers of images, too'
+    for i in range(6):
+        right, t = marked_everywhere(i)[1], found[70 + i]
+        for m in ('difficult', 'iscrowd'): assert torch.equal(t[m], right[m]) and t[m].dtype == torch.bool
+        assert torch.allclose(torch.as_tensor(t['boxes']), right['boxes']*(.5 if 'resized' in name else 1))
+        assert 'resized' in name or torch.equal(t['landmarks'], right['landmarks'])
+
+
+def test_what_cannot_be_kept_as_columns_is_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    odd = dict(text=lambda i, t: {**t, 'note': 'a'}, some=lambda i, t: t if i else {k: t[k] for k in ('boxes', 'labels')},
+               whole=lambda i, t: {**t, 'size': torch.tensor([1, 2, 3, 4, 5])})
+    for name, change in odd.items():
+        def draw(i):
+            image, target = marked_everywhere(i)
+            return image, change(i, target)
+        draw.content = name
+        data = Drawn(draw, 6, 10**8, ['moth'], 'source')
+        data.fill()
+        assert [t.keys() for _, t in data] == [draw(i)[1].keys() for i in range(6)]
+    assert not [*tmp_path.glob('drawn/*')]
+
+
+def test_what_learns_from_crops_sees_no_marked_boxes(tmp_path):
+    write_detection(marked(), tmp_path, 'coco', ['moth', 'bee'])
+    data = read_detection(tmp_path)
+    whole = [(i, k) for i, t in enumerate(data.targets) for k in range(len(t['boxes'])) if not t['difficult'][k]]
+    assert sorted(Crops(data).items) == whole

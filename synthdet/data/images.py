@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, interactive, regular, unfit, UserError, write_atomic
+from ..core import choose, interactive, regular, suffix_of, unfit, UserError, write_atomic
 from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
@@ -307,7 +307,7 @@ def listing(folder, below:bool=False) -> tuple:
     images = [p for p in inside if is_image(p)]
     others = sorted(set(inside) - set(images))
     for p in others:
-        if p.suffix.lower() in IMAGE_SUFFIXES and not os.path.isdir(p):
+        if suffix_of(p) in IMAGE_SUFFIXES and not os.path.isdir(p):
             raise UserError(f"{p}: {_instead(p)}; expected an image, as its name says, so replace or remove it")
     return images, others
 
@@ -360,11 +360,11 @@ def write_image(path, image) -> Path:
     """
     path, channels = Path(path), len(image)
     able = ('.png', '.webp') if channels == 4 else ('.png', '.webp', '.bmp', '.jpg', '.jpeg')
-    if path.suffix not in able:
+    if suffix_of(path) not in able:
         raise UserError(f"{path}: cannot hold an image of {channels} channels; "
                         f"expected a name ending in {', '.join(able)}")
     flip = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
-    return write_atomic(path, cv2.imencode(path.suffix, cv2.cvtColor(hwc(image), flip))[1].tobytes())
+    return write_atomic(path, cv2.imencode(suffix_of(path), cv2.cvtColor(hwc(image), flip))[1].tobytes())
 
 # %% ../../nbs/1_data/01_images.ipynb #578fd543
 def progress(items, what:str):

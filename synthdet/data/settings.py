@@ -32,6 +32,8 @@ OPTIONS = dict(
     image_size=opt(128, 'side of backgrounds and scenes, px', low=16, high=4096),
     class_size=opt(0, 'side of class images, px; 0: half of image_size', low=0, high=4096),
     classes=opt('', 'class names in the order of their labels: cat,dog', check=_names),
+    leave_out=opt('', "training pictures that are left out, by name (one that is a test picture, too): 'a.jpg,b.jpg'",
+                  check=_names),
     licence=opt('not stated', 'of the images, for the records'),
     split=opt('paper', 'of CUB-200-2011', among=('paper', 'official')),
     redo=opt('', "file of ReDO's split", path=True),

@@ -19,7 +19,7 @@ from timm.models import efficientnet
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from ..core import UserError
+from ..core import suffix_of, UserError
 from .settings import ANY, BACKBONES, unknown_backbone
 from ..weights import fit_weights, own_part, read_weights
 
@@ -241,7 +241,7 @@ def imagenet_file(name) -> Path:
     """
     folder = os.environ.get('SYNTHDET_WEIGHTS')
     here = sorted(Path(folder).glob(f'{name}[._-]*')) if folder else []
-    file = next((p for p in here if p.suffix in ('.safetensors', '.pth', '.pt')), None)
+    file = next((p for p in here if suffix_of(p) in ('.safetensors', '.pth', '.pt')), None)
     if not file: file, why = _timm_file(name)
     if file: return file
     raise UserError(f"no ImageNet weights for {name!r}: {why}; give weights='path/of/file.safetensors', or put "

@@ -17,7 +17,7 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
                                           ssdlite320_mobilenet_v3_large)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import named, UserError, write_atomic
+from ..core import named, suffix_of, UserError, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_weights, pack_weights, read_note, read_weights
@@ -166,7 +166,7 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
     model = options.pop('name', model) # its name in version 0.1
     if isinstance(model, nn.Module): return model
     if isinstance(model, (str, Path)) and model not in DETECTORS:
-        if Path(model).suffix and not Path(model).is_file():
+        if suffix_of(model) and not Path(model).is_file():
             raise UserError(f"{model}: no such file; give the path of a saved detector, or one of "
                             f"{', '.join(DETECTORS)}")
         return _load(Path(model), num_classes, options)

@@ -176,9 +176,12 @@ def _check_preset(preset, protocol):
 def _arm_names(arms):
     "Names of arms from 'scratch,pretrain' or a list of them."
     names = arms.split(',') if isinstance(arms, str) else arms
-    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
-        return [name.strip() for name in names]
-    raise UserError(f"arms={short(arms)} should be names like 'scratch,pretrain', or a list of them")
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"arms={short(arms)} should be names like 'scratch,pretrain', or a list of them")
+    names = [name.strip() for name in names]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None: raise UserError(f"arms={short(arms)} names {short(twice)} twice; name each arm once")
+    return names
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #422711b0
 def resolved(arm, n_real=None) -> Arm:

@@ -11,7 +11,8 @@ import ast, io, itertools, math, os, shlex, sys, tokenize, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, disk_refused, plain_path, processes, project, regular, short, UserError, writable
+from ..core import (choose, disk_refused, plain_path, processes, project, regular, short, suffix_of, UserError,
+                           writable)
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
@@ -329,7 +330,8 @@ def own_output(output, notebook) -> Path:
     UserError : when it is no name of a notebook, the notebook itself, or a file that was not written here
     """
     output = Path(os.path.realpath(plain_path(output, '--output')))
-    if output.suffix != '.ipynb': raise UserError(f"{output} is no name of a notebook; choose one that ends in .ipynb")
+    if suffix_of(output) != '.ipynb':
+        raise UserError(f"{output} is no name of a notebook; choose one that ends in .ipynb")
     if os.path.exists(output):
         if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; choose another --output")
         if not _is_ours(output):

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, digest, named, processes, run_info, tidy, UserError, VERSIONS, writable
+from ..core import alone, digest, memory_mb, named, processes, run_info, tidy, UserError, VERSIONS, writable
 from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
@@ -21,6 +21,7 @@ from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict_together, validator
+from ..detection.predictions import save_predictions
 from ..detection.settings import check_schedule
 from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
@@ -226,7 +227,9 @@ def _about(arm, loaded):
     d, row = loaded.domain, dict(arm=arm.arm, domain=loaded.domain.name, settings=to_row(arm))
     for k in ('train', 'val', 'test', 'class_images', 'backgrounds'): row[f'data_{k}'] = fingerprint(getattr(d, k))
     own, kinds = _cut_of_labelled(arm, loaded), {type(p.sees) for p in ARMS[arm.arm](arm)}
-    if own or kinds != {Synthesis}: row['labels'] = label_digest(taken(arm.labels, d.train)[0])
+    if own or kinds != {Synthesis}:
+        part = taken(arm.labels, d.train)[0]
+        row.update(labels=label_digest(part), n_labels=len(part))
     return dict(row, **dict(class_images_from=d.class_images_from, boxes_spent=d.boxes_spent) | own)
 
 def _cut_of_labelled(arm, loaded):
@@ -286,7 +289,8 @@ def _made(arm, out, results, ident, planned, loaded, workers):
         writable(results)                                                # before hours are spent, not after
         tidy(results.parent, results.name)
     model, done = fit(arm, out, loaded, workers=workers)
-    arm, scores, best = resolved(arm, _n_train(loaded)), _scores(model, loaded.test), done[-1]['best_ap50']
+    arm, best = resolved(arm, _n_train(loaded)), done[-1]['best_ap50']
+    scores, kept = _judgement(model, loaded.test, out)
     if not main(): return heard(None)
     name = f'{loaded.domain.name}-{ident}.safetensors'
     tidy(out, name)
@@ -294,12 +298,15 @@ def _made(arm, out, results, ident, planned, loaded, workers):
                          settings=None if loaded.detector else arm.model, image_size=arm.model.image_size,
                          classes=loaded.domain.classes, licences=[loaded.domain.licence])
     row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, done),
-               best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name,
-               ranks=[d['ranks'] for d in done], **run_info())
+               best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name, **kept,
+               handed=[k for k in ('objects', 'masks', 'detector') if getattr(loaded, k) is not None],
+               memory_mb=memory_mb(), ranks=[d['ranks'] for d in done], **run_info())
     return heard(write_row(results, row))
 
-def _scores(model, test):
-    "The scores of a model on the test images; none where there are none."
-    if isinstance(test, Missing): return {}
-    scores = evaluate(predict_together(model, test), [t for _, t in test])
-    return {k: v if v is None else round(v, 6) for k, v in scores.items()}
+def _judgement(model, test, out):
+    "The scores of a model on the test images, and the name of the file of what it found; none where there are none."
+    if isinstance(test, Missing): return {}, {}
+    found = predict_together(model, test)
+    scores = evaluate(found, [t for _, t in test])
+    kept = dict(predictions=save_predictions(out/'predictions', found).name) if main() else {}
+    return {k: v if v is None else round(v, 6) for k, v in scores.items()}, kept

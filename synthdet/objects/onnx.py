@@ -59,7 +59,7 @@ _RANDOM = {'Bernoulli', 'Multinomial', 'RandomNormal', 'RandomNormalLike', 'Rand
 # %% ../../nbs/2_objects/08_onnx.ipynb #15de4cc1
 _MESSAGES = dict( # message -> its fields that may hold operators or tensors, and what they are
     model={7: 'graph', 25: 'function'}, function={7: 'node', 11: 'attribute'},
-    graph={1: 'node', 5: 'tensor', 15: 'sparse'}, sparse={1: 'tensor', 2: 'tensor'}, node={5: 'attribute'},
+    graph={1: 'node', 5: 'tensor', 15: 'sparse'}, sparse={1: 'tensor', 2: 'tensor'}, tensor={}, node={5: 'attribute'},
     attribute={5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse', 23: 'sparse'})
 _NAMES = dict(node=(7, 4), function=(10, 1)) # message -> its fields with a domain, and with a name
 _DEPTH = 100 # messages in messages, as many as Google's reader follows
@@ -70,15 +70,56 @@ def _full(domains, names):
     return {n if standard(d) else f'{d}::{n}' for d in domains or {''} for n in names or {''}}
 
 def _messages(content, kind='model', depth=0):
-    "Triples of kind, names and `whether it lies in another file` of the operators, functions and tensors in a message."
+    "Pairs of kind and fields of a message and those in it, as far as they may hold operators or tensors."
     if depth > _DEPTH: raise ValueError(f'more than {_DEPTH} messages in each other')
     fields = list(_fields(content))
-    if kind == 'tensor': return [(kind, set(), any(k == 13 or (k == 14 and v) for k, v in fields))]
-    text = lambda number: {str(v, 'utf-8') for k, v in fields if k == number and not isinstance(v, int)}
-    found = [(kind, _full(*map(text, _NAMES[kind])), False)] if kind in _NAMES else []
+    yield kind, fields
     for k, v in fields:
-        if k in _MESSAGES[kind] and not isinstance(v, int): found += _messages(v, _MESSAGES[kind][k], depth + 1)
-    return found
+        if k in _MESSAGES[kind] and not isinstance(v, int): yield from _messages(v, _MESSAGES[kind][k], depth + 1)
+
+def _inner(fields, number):
+    "What is in the fields of a number, where it is bytes."
+    return [v for k, v in fields if k == number and not isinstance(v, int)]
+
+def _texts(fields, number):
+    "The texts in the fields of a number."
+    return [str(v, 'utf-8') for v in _inner(fields, number)]
+
+def _called(found, kind):
+    "The full names of all functions, or of all that nodes call, among messages."
+    return set().union(*(_full(*(set(_texts(f, n)) for n in _NAMES[kind])) for k, f in found if k == kind))
+
+def _elsewhere(found):
+    "Do the numbers of any tensor lie in another file?"
+    return any(k == 13 or k == 14 and v for kind, fields in found if kind == 'tensor' for k, v in fields)
+
+# %% ../../nbs/2_objects/08_onnx.ipynb #b9ddbeba
+def _is_false(fields):
+    "Is this tensor one truth value, False?"
+    parts = {n: [v for k, v in fields if k == n] for n in (1, 2, 5, 9)}
+    content = b''.join(bytes([v != 0]) if isinstance(v, int) else bytes(v) for v in parts[5] + parts[9])
+    return parts[2] == [9] and all(n == 1 for n in parts[1]) and content == b'\0'
+
+def _constants(found):
+    "Pairs of name and `is it False` of what has a name: inputs, tensors, and what nodes give."
+    for kind, fields in found:
+        named, quiet = _GIVES.get(kind), False
+        if kind == 'graph': fields = [f for v in _inner(fields, 11) for f in _fields(v)]
+        if kind == 'tensor': quiet = _is_false(fields)
+        if kind == 'node' and _texts(fields, 4) == ['Constant']:
+            inside = [f for v in _inner(fields, 5) for part, f in _messages(v, 'attribute') if part == 'tensor']
+            quiet = len(inside) == 1 and _is_false(inside[0])
+        yield from ((name, quiet) for name in (_texts(fields, named) if named else ()))
+
+_GIVES = dict(graph=1, function=4, tensor=8, node=2) # message -> its field with names of values
+
+def _drops(found):
+    "Does a graph hold `Dropout` in training mode, or in one that is not constant?"
+    dropped = [_texts(fields, 1) for kind, fields in found if kind == 'node' and 'Dropout' in _texts(fields, 4)]
+    modes = {name for inputs in dropped for name in inputs[2:] if name}
+    if not modes: return False
+    known = list(_constants(found))
+    return not modes <= {name for name, quiet in known if quiet} - {name for name, quiet in known if not quiet}
 
 # %% ../../nbs/2_objects/08_onnx.ipynb #2f7f7581
 _BUILT_IN = 'ai.onnx', 'com.microsoft', 'com.ms.' # domains where a file's own function would not be the one called
@@ -86,16 +127,16 @@ _BUILT_IN = 'ai.onnx', 'com.microsoft', 'com.ms.' # domains where a file's own f
 def _checked(content, path, operators):
     "Raises `UserError` for a file that is none, draws noise, refers to others, or does what is not on the list."
     if content[4:8] == b'ORTM': raise ValueError("onnxruntime's own format")
-    found = _messages(memoryview(content))
-    own = set().union(*(names for kind, names, _ in found if kind == 'function'))
-    own = {n for n in own if '::' in n and not n.startswith(_BUILT_IN)}
-    used = set().union(*(names for kind, names, _ in found if kind == 'node'))
-    if any(elsewhere for *_, elsewhere in found):
+    found = list(_messages(memoryview(content)))
+    own = {n for n in _called(found, 'function') if '::' in n and not n.startswith(_BUILT_IN)}
+    if _elsewhere(found):
         raise UserError(f'{path} is refused: it refers to other files for its weights; save it as one file')
-    odd = [''.join(c if c.isprintable() else '?' for c in n)[:80] for n in sorted(used - own - set(operators))]
-    if noisy := [n for n in odd if n in _RANDOM]:
+    unknown = sorted(_called(found, 'node') - own - set(operators))
+    odd = [''.join(c if c.isprintable() else '?' for c in n)[:80] for n in unknown]
+    noisy = [n for n in odd if n in _RANDOM] + ['Dropout in training mode']*_drops(found)
+    if noisy:
         raise UserError(f'{path} draws noise of its own ({noisy[0]}), so that its pictures do not follow from their '
-                        'numbers; export it with constant noise')
+                        'numbers; export it in evaluation mode and with constant noise')
     if odd:
         raise UserError(f'{path} is refused: it uses {" and ".join(odd[:3])}, not among the operators that only '
                         'compute pictures from noise; nothing was executed; export the generator without, or add what '

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import choose, UserError
+from ..core import choose, suffix_of, UserError
 from .stylenet import normals, rows, seeds_of
 from ..checkpoint import read_network
 from ..unpickle import RefusedName
@@ -469,7 +469,7 @@ def _filled(layout, state, path):
 def _is_plain(path):
     "Is this a file of tensors by its name, or (PyTorch's archives) by how it begins?"
     path = Path(path)
-    if path.suffix.lower() in ('.safetensors', '.pt', '.pth', '.gz', '.tar', '.tgz'): return True
+    if suffix_of(path) in ('.safetensors', '.pt', '.pth', '.gz', '.tar', '.tgz'): return True
     if not path.is_file(): return False # told where it is read
     with open(path, 'rb') as f: return f.read(4) == b'PK\x03\x04'
 

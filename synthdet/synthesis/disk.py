@@ -7,11 +7,11 @@ __all__ = ['write_stream']
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #01f606e0
 import json, re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import (alone, append_jsonl, choose, digest, interactive, plain_path, regular, tidy, UserError,
-                           write_atomic)
+from ..core import (alone, append_jsonl, choose, digest, half, interactive, plain_path, regular, tidy,
+                           UserError, whole_folder, write_atomic)
 from ..data.annotations import annotation, FORMATS, write_annotations
 from ..data.images import write_image
 from ..settings import to_row
@@ -39,14 +39,18 @@ def _check_folder(folder, text, n, suffix):
     free = not folder.exists() or folder.is_dir() and all(p.name.startswith('.') for p in folder.iterdir())
     if not mark.exists() and not free:
         raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
-    found = [re.fullmatch(r'\d{6,}', p.stem) for p in folder.glob(f'images/*{suffix}')]
+    found = [re.fullmatch(r'\d{6,}', p.stem) for p in _images(folder).glob(f'*{suffix}')]
     have = max((int(m[0]) + 1 for m in found if m), default=0)
     if n >= have: return mark
     raise UserError(f'n={n}: {folder} holds {have} images of this stream already; '
                     f'ask for at least {have}, or choose a new folder')
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #0b24fcb0
-def _image(folder, i, suffix): return folder/'images'/f'{i:06d}{suffix}'
+def _images(folder):
+    "Where the images are: until all is written not under the name where others look for them."
+    return half(folder/'images') if half(folder/'images').is_dir() else folder/'images'
+
+def _image(folder, i, suffix): return _images(folder)/f'{i:06d}{suffix}'
 
 def _named(row, file):
     "A row with the digest of its text and of its image."
@@ -71,11 +75,9 @@ def _drawn(samples, i, folder, suffix):
     file = write_image(_image(folder, i, suffix), image)
     return _named({**annotation(file.name, image, target), **samples.provenance(i, layout)}, file)
 
-def _filled(samples, folder, n, suffix):
-    "Draw what is not there or not whole; all rows, which the provenance then holds in their order."
-    log = folder/'provenance.jsonl'
-    rows = _whole(folder, log, suffix)
-    lost = [i for i in range(n) if i not in rows]
+def _filled(samples, folder, n, suffix, rows):
+    "Draw what is not among the whole rows; all rows, which the provenance then holds in their order."
+    log, lost = folder/'provenance.jsonl', [i for i in range(n) if i not in rows]
     for i in tqdm(lost, desc='writing', initial=n-len(lost), total=n, disable=not interactive()):
         rows[i] = _drawn(samples, i, folder, suffix)
         append_jsonl(log, rows[i], sync=False)
@@ -107,5 +109,8 @@ def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
         mark = _check_folder(folder, text, n, suffix) # by now another process may have been here
         tidy(folder)
         if not mark.exists(): write_atomic(mark, text)
-        write_annotations(_filled(samples, folder, n, suffix), folder, format, samples.classes)
+        rows = _whole(folder, folder/'provenance.jsonl', suffix)
+        done = (folder/'images').is_dir() and set(range(n)) <= set(rows)
+        with nullcontext() if done else whole_folder(folder/'images'):
+            write_annotations(_filled(samples, folder, n, suffix, rows), folder, format, samples.classes)
     return folder
