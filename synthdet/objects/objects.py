@@ -283,8 +283,8 @@ def make_objects(objects, domain, seed:int=0, labels:Labels=Labels()) -> Picture
 
     Returns
     -------
-    Pictures : sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin), or of Boxed, with `content`, which names them or
-        is None; without an end `len` raises TypeError
+    Pictures : sequence of ClassImage(image uint8 [3 or 4,h,w], label, origin), or of Boxed, with `content`, which
+        names them or is None; without an end `len` raises TypeError
 
     Raises
     ------

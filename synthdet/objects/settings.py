@@ -15,7 +15,8 @@ from ..settings import opt, SEEDS, Settings
 
 # %% ../../nbs/2_objects/00_settings.ipynb #13a1f5c2
 OBJECTS = {name: f'synthdet.objects.objects:{name}'
-           for name in ('real', 'labelled', 'both', 'images', 'gan', 'gan64', 'stylegan', 'stylegan2', 'dmgan', 'exported')}
+           for name in ('real', 'labelled', 'both', 'images', 'gan', 'gan64', 'stylegan', 'stylegan2', 'dmgan',
+                        'exported')}
 
 # %% ../../nbs/2_objects/00_settings.ipynb #68e059c5
 @dataclass(frozen=True)
