@@ -11,17 +11,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from ..core import suffix_of, UserError
-from .images import IMAGE_SUFFIXES, is_image, leftover
+from .images import IMAGE_SUFFIXES, is_image, leftover, walk
 
 # %% ../../nbs/1_data/03_folders.ipynb #42675786
-def _loops(here, name):
-    "Does a link lead to a folder that it lies in?"
-    path = os.path.join(here, name)
-    if not os.path.islink(path): return False
-    return os.path.join(os.path.realpath(here), '').startswith(os.path.join(os.path.realpath(path), ''))
-
 def tree(folder) -> dict:
-    """The files in a folder and below it, links followed, without leftovers.
+    """The files in a folder and below it, links followed as `walk` does, without leftovers.
 
     Parameters
     ----------
@@ -31,13 +25,9 @@ def tree(folder) -> dict:
     -------
     dict : name relative to the folder, with slashes -> Path, in order of name
     """
-    found = {}
-    for here, inside, files in os.walk(str(folder), followlinks=True):
-        inside[:] = [d for d in inside if not leftover(d) and not _loops(here, d)]
-        at = '' if here == str(folder) else os.path.relpath(here, folder) + '/'
-        for f in files:
-            path, slashed = os.path.join(here, f), f.replace('\\', '/')
-            if os.path.isfile(path) and not leftover(slashed): found[at.replace('\\', '/') + slashed] = Path(path)
+    start = len(os.path.join(str(folder), ''))
+    found = {e.path[start:].replace('\\', '/'): Path(e.path) for e in walk(folder) if os.path.isfile(e.path)}
+    found = {name: p for name, p in found.items() if not leftover(name)} # some hold slashes only now
     return dict(sorted(found.items(), key=lambda f: f[0].split('/')))
 
 def beside(folder) -> list:
@@ -204,7 +194,7 @@ class Finder:
         "(without the prefix of an upload?, name) -> files; read once, when a name is not found where it should be."
         if self._index is not None: return self._index
         self._index, seen = defaultdict(list), set()
-        for name, f in (item for b in self.below for item in tree(b).items()):
+        for name, f in (item for b in self.below if os.path.isdir(b) for item in tree(b).items()):
             if os.path.realpath(f) in seen: continue
             seen.add(os.path.realpath(f))
             last = name.split('/')[-1]
