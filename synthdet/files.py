@@ -28,6 +28,8 @@ def as_text(data:bytes, where) -> str:
     except UnicodeDecodeError as e:
         raise UserError(f"{where}: not a text in {name.upper()} (byte {e.start + len(mark)}); expected text, so get it "
                         "again or save it as UTF-8") from None
+    if text.startswith('version https://git-lfs'):
+        raise UserError(f"{where}: a pointer of Git LFS; expected the file itself, so run git lfs pull where it lies")
     if '\0' in text: raise UserError(f"{where}: holds NUL bytes; expected text, so get it again or save it as UTF-8")
     return text.replace('\r\n', '\n').replace('\r', '\n')
 

@@ -771,3 +771,81 @@ def test_predicted_keypoints_are_no_outline_until_it_is_said(tmp_path, points, b
     (d/'classes.txt').unlink()
     text(d/'data.yaml', f'names: [bird, cat]\nkpt_shape: [{len(points.split())//k}, {k}]\n')
     if behind != ' 3': assert held(read_detection(d), d)['images/0.png'] == [BIRD]
+
+
+OTHER_ROWS = {  # rows of a set that would be boxes elsewhere -> what is said
+    'corners': (['0 .4 .3 .6 .7', '0 .8 .1 .95 .3', '0 .1 .7 .3 .9', '0 .7 .7 .9 .9'], 'these look like two corners'),
+    'confidence in front': (['0 .93 .5 .5 .2 .4', '0 .88 .2 .2 .1 .1', '0 .9 .5 .4 .5 .4'], 'these look like class confidence')}
+
+
+@pytest.mark.parametrize('kind', OTHER_ROWS)
+def test_rows_of_another_order_are_no_boxes(tmp_path, kind):
+    rows, said = OTHER_ROWS[kind]
+    assert said in remedy(read_detection, rows_set(tmp_path, *rows))
+
+
+def test_boxes_that_reach_out_are_still_boxes(tmp_path):
+    "Half of them by a fifth of the picture, with confidences; small ones in the corner, of which centre and size are in order."
+    rows_set(tmp_path/'a', '0 .9 .5 .6 .5 .9', '0 .2 .3 .2 .3 .8', '0 .5 .5 .2 .2 .7')
+    rows_set(tmp_path/'b', '0 .03 .03 .06 .06', '0 .05 .04 .12 .1')
+    assert [len(read_detection(tmp_path/n)) for n in 'ab'] == [3, 2]
+
+
+LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n'
+
+
+@pytest.mark.parametrize('content', [LFS, '<!DOCTYPE html><html>404 Not Found</html>', '{"bbox": "none"}', 'None'])
+def test_a_label_file_without_rows_is_not_an_empty_one(tmp_path, content):
+    for n in 'pq': picture(tmp_path/'images'/f'{n}.png')
+    yolo(tmp_path/'labels'/'p.txt', BIRD)
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    text(tmp_path/'labels'/'q.txt', content)
+    assert 'q.txt: ' in remedy(read_detection, tmp_path)
+    text(tmp_path/'labels'/'q.txt', '')
+    assert [len(t['boxes']) for t in read_detection(tmp_path).targets] == [1, 0]
+
+
+def test_pointers_of_git_lfs_are_named_in_every_format(tmp_path):
+    for name in ('a.json', 'p.xml', 'p.txt'):
+        folder = tmp_path/name[-3:]
+        picture(folder/'p.png')
+        text(folder/name, LFS)
+        if name == 'p.txt': text(folder/'classes.txt', 'bird')
+        assert 'Git LFS' in remedy(read_detection, folder)
+
+
+@pytest.mark.parametrize('lost', ['labels/q.txt', 'images/q.png'])
+def test_a_link_to_nothing_is_no_empty_label(tmp_path, lost):
+    "As git-annex leaves files that were not fetched."
+    for n in 'pq': picture(tmp_path/'images'/f'{n}.png')
+    for n in 'pq': yolo(tmp_path/'labels'/f'{n}.txt', BIRD)
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    (tmp_path/'notes.md').symlink_to('/nowhere')
+    assert len(read_detection(tmp_path)) == 2
+    (tmp_path/lost).unlink()
+    (tmp_path/lost).symlink_to('../.git/annex/objects/aa/bb/x')
+    assert f'{lost}: a link to ' in remedy(read_detection, tmp_path)
+
+
+@pytest.mark.parametrize('line', ['labels/p.txt', 'train.txt', './data.yaml'])
+def test_a_list_names_pictures_and_nothing_else(tmp_path, line):
+    picture(tmp_path/'images'/'p.png')
+    yolo(tmp_path/'labels'/'p.txt', BIRD)
+    text(tmp_path/'train.txt', line)
+    text(tmp_path/'data.yaml', 'train: train.txt\nnames: [bird, cat]')
+    assert f'1 of its pictures are missing ({line})' in remedy(read_detection, tmp_path)
+
+
+def test_an_empty_kpt_shape_says_nothing(tmp_path):
+    text(rows_set(tmp_path, B)/'classes.txt', '')
+    (tmp_path/'classes.txt').unlink()
+    text(tmp_path/'data.yaml', 'kpt_shape:\nnames: [bird, cat]')
+    assert held(read_detection(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize('folder', ['xmls', 'labels', 'a/b'])
+def test_pascal_voc_files_lie_in_folders_of_any_name(tmp_path, folder):
+    picture(tmp_path/'images'/'p.png')
+    voc(tmp_path/folder/'p.xml', 'p.png', BIRD)
+    text(tmp_path/folder/'notes.txt', 'nothing')
+    assert list(held(read_detection(tmp_path), tmp_path).values()) == [[BIRD]]

@@ -75,6 +75,8 @@ def _whole(files):
 def _begun(folder, files):
     "The kinds that may be meant, though something is wrong or nothing is in it."
     texts = _near(files, '.json')                                  # of several that are none, none is meant
+    deep = [n for n in files if suffix_of(n) == '.xml' and is_voc(files[n])]
+    if deep: return {_VOC: deep}                                   # in folders of any name
     found = {_COCO: texts if len(texts) == 1 else [], _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
     return {kind: names for kind, names in found.items() if names}
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, interactive, regular, suffix_of, unfit, UserError, write_atomic
+from ..core import choose, interactive, regular, short, suffix_of, unfit, UserError, write_atomic
 from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
@@ -303,8 +303,8 @@ def walk(folder, follow:bool=True):
 
     Raises
     ------
-    UserError : for more than MAX_FILES files or MAX_FOLDERS folders, which is no set of data, and for a folder that
-        cannot be read
+    UserError : for more than MAX_FILES files or MAX_FOLDERS folders, which is no set of data, for a folder that
+        cannot be read, and for a picture, text, XML or JSON file that is a link to nothing
     """
     todo, files, folders = [(str(folder), (os.path.realpath(folder),))], 0, 0
     while todo:
@@ -312,6 +312,7 @@ def walk(folder, follow:bool=True):
         for e in os.scandir(existing(here, 'a folder of data')):
             if _left(e.name): continue
             link = e.is_symlink()
+            if link and suffix_of(e.name) in (*IMAGE_SUFFIXES, '.txt', '.xml', '.json'): _leads(e.path)
             if not (follow and os.path.isdir(e.path) if link else e.is_dir()):
                 files += 1
                 yield e
@@ -321,6 +322,12 @@ def walk(folder, follow:bool=True):
                 todo.append((e.path, (*way, real) if link else (*way[:-1], real)))
         folders += 1
         if files > MAX_FILES or folders + len(todo) > MAX_FOLDERS: raise _endless(folder, files, folders + len(todo))
+
+def _leads(link):
+    "Raise `UserError` for a link to nothing: git-annex, DVC and copies of folders leave those where files were."
+    if os.path.exists(link): return
+    raise UserError(f"{link}: a link to {short(os.readlink(link))}, which is not there; expected a file, so fetch it "
+                    "(git annex get, dvc pull, a copy that follows links), or remove the link")
 
 def _endless(folder, files, folders):
     "The error for a folder that is no set of data."

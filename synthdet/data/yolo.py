@@ -91,11 +91,18 @@ def _by_name(shown, texts):
 
 # %% ../../nbs/1_data/10_yolo.ipynb #12c8cc0d
 def _rows_in(found, paired):
-    "The rows of each label file, by name; texts that hold no numbers are let go."
+    "The rows of each label file, by name; texts that hold no numbers are let go, as captions beside pictures are."
     texts = progress([t for t in paired.values() if t], 'labels')
     rows = {t: rows_of(read_text(found.files[t], 'YOLO labels')) for t in texts}
+    for t in rows:
+        if rows[t] is None and 'labels' in t.lower().split('/')[:-1]: raise _no_rows(found.files[t])
     paired.update({n: None for n, t in paired.items() if t and rows[t] is None})
     return {t: lines for t, lines in rows.items() if lines is not None}
+
+def _no_rows(path):
+    "The error for a text among labels that is none: an empty file, not this, says that nothing is there."
+    return UserError(f"{path}: holds no row of numbers; expected class x y w h in each line, or an empty file for a "
+                     "picture without objects, so correct it or get it again")
 
 def _classes(found, place, rows):
     "The class names of a set, the files that tell them, and what its data.yaml says, or None."

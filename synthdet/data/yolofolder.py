@@ -218,6 +218,7 @@ class Folder:
     def _named(self, full):
         "The name of the picture at a path, None where there is none; one from elsewhere is added, with its label."
         inside = os.path.relpath(full, self.folder).replace(os.sep, '/')
+        if not pictures({inside: self.files.get(inside, Path(full))}): return None
         if inside in self.files: return inside
         if not os.path.isfile(full): return None
         text = next(filter(os.path.isfile, places(full)), None)
@@ -243,6 +244,6 @@ class Folder:
             name = self._named(os.path.normpath(os.path.join(b, line)))
             if name: return name
         same = by_name.get(folded(os.path.basename(line)), [])
-        name = next((e for e in ends(line) if e in self.files), same[0] if len(same) == 1 else None)
+        name = next((e for e in ends(line) if e in same), same[0] if len(same) == 1 else None)
         self.notes['pictures of lists taken by their names'] += name is not None
         return name

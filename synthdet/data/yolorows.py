@@ -136,12 +136,27 @@ def _check_row(where, row):
 
 def _keypoints(told, where):
     "How many numbers of keypoints a row has, as kpt_shape says; None when it is not there."
-    if told is None: return None
+    if told is None or str(told).strip().lower() in ('', '~', 'null', 'none'): return None
     if isinstance(told, str): told = told.strip(' []()').split(',')
     shape = [str(v).strip() for v in told] if isinstance(told, list) else []
     if len(shape) == 2 and all(v.isdecimal() and len(v) < 5 for v in shape) and shape[1] in ('2', '3'):
         return int(shape[0])*int(shape[1])
     raise UserError(f"{where}: kpt_shape is {short(told)}; expected [number of keypoints, 2 or 3], so correct it")
+
+def _far(row):
+    "Does a box x y w h reach far out of its picture?"
+    _, x, y, w, h, *_ = row
+    return max(abs(x-.5) + w/2, abs(y-.5) + h/2) > .55
+
+def _no_other(plain, n):
+    "Raise `UserError` when the rows of 5 or 6 numbers of a set of `n` rows are clearly something else."
+    large = [p for p in plain if max(map(abs, p[1][1:5])) > 2]
+    if 2*len(large) > n: raise _odd_row(*large[0], 'shares of the image between 0 and 1; these look like pixels')
+    far, share = [p for p in plain if _far(p[1])], [row[1:] for _, row in plain]
+    if 4*len(far) > n and all(0 <= v[0] < v[2] <= 1 and 0 <= v[1] < v[3] <= 1 for v in share):
+        raise _odd_row(*far[0], 'x y of the centre, width and height; these look like two corners, x1 y1 x2 y2')
+    if 2*len(far) > n and all(len(v) == 5 and _certain(v[0]) and _box_inside(v[1:]) for v in share):
+        raise _odd_row(*far[0], 'class x y w h confidence; these look like class confidence x y w h')
 
 def understood(rows, sheet=None, where=''):
     """What the long rows of a set are.
@@ -158,17 +173,18 @@ def understood(rows, sheet=None, where=''):
 
     Raises
     ------
-    UserError : for rows that no reading or several readings fit, and for pixels
+    UserError : for rows that no reading or several readings fit, for pixels, and for corners or a confidence in the
+        place of centres
     """
     points = _keypoints((sheet or {}).get('kpt_shape'), where)
-    left, long, large, n = READINGS, {}, [], 0
+    left, long, plain, n = READINGS, {}, [], 0
     for n, (where, row) in enumerate(rows, 1):
         _check_row(where, row)
-        if len(row) < 7 and max(map(abs, row[1:5])) > 2: large.append((where, row))
-        if len(row) > 6:
+        if len(row) < 7: plain.append((where, row))
+        else:
             left = _fitting(left, where, row, points, 'as the rows before it' if long else 'of one kind')
             long.setdefault(len(row), where)
-    if 2*len(large) > n: raise _odd_row(*large[0], 'shares of the image between 0 and 1; these look like pixels')
+    _no_other(plain, n)
     return _one(_left(left, long, sheet is not None), long) if long else None
 
 # %% ../../nbs/1_data/07_yolorows.ipynb #99259194
