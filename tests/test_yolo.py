@@ -755,3 +755,19 @@ def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
                 assert (t['labels'] > 0).all() and (t['labels'] <= len(data.classes)).all()
         for p in [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.png']: p.unlink()
     assert read > n/5
+
+
+POSES = [(' .3 .3 .91 .6 .6 .12', tail) for tail in ('', ' .87', ' 3', ' .87 3')] + [(' .3 .3 .6 .6', tail) for tail in (' .87', ' .87 3')] + [
+    (''.join(f' .{40+k} .5 .{99-k}' for k in range(17)), tail) for tail in ('', ' .87', ' .87 3')] + [(' 0 0 .2 .5 .5 .9', '')]
+
+
+@pytest.mark.parametrize('points, behind', POSES)
+def test_predicted_keypoints_are_no_outline_until_it_is_said(tmp_path, points, behind):
+    "They were read as outlines around box and keypoints, without a word."
+    d = rows_set(tmp_path, B + points + behind, '')
+    told = refused(read_detection, d)
+    assert 'predicted keypoints' in told and 'kpt_shape' in told and '0.txt, line 1' in told
+    k = 3 if ' .3 .3 .6' not in points else 2
+    (d/'classes.txt').unlink()
+    text(d/'data.yaml', f'names: [bird, cat]\nkpt_shape: [{len(points.split())//k}, {k}]\n')
+    if behind != ' 3': assert held(read_detection(d), d)['images/0.png'] == [BIRD]

@@ -7,14 +7,14 @@ __all__ = ['read_yolo', 'write_yolo']
 
 # %% ../../nbs/1_data/10_yolo.ipynb #29c910cb
 import os, warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 import yaml
 from ..core import short, suffix_of, UserError, write_atomic
-from .folders import ignored, pictures
+from .folders import folded, ignored, pictures
 from .images import image_size, progress
 from .labelled import detections_of, Record, without_marked
-from .yolofolder import Folder, is_text, label_of
+from .yolofolder import Folder, is_text, label_of, places
 from .yolonames import class_names, few, told_by
 from .yolorows import boxes_of, has_rows, rows_of, understood
 from ..files import read_text
@@ -53,6 +53,9 @@ def _paired(found, shown):
         alone = _by_name(shown, spare)
         paired, spare = paired | alone, [n for n in spare if n not in alone.values()]
         if alone: found.notes['labels found by their names alone'] = len(alone)
+    more = _respelled(paired, spare)
+    if more: found.notes['labels found in another case or Unicode form'] = len(more)
+    paired, spare = paired | more, [n for n in spare if n not in more.values()]
     ours = {os.path.dirname(t) for t in (*shown, *filter(None, paired.values()))}
     inner = lambda n: os.path.dirname(n) in ours or 'labels' in n.lower().split('/')[:-1] and not found.where
     lost = [found.files[n] for n in spare if inner(n)]
@@ -60,6 +63,14 @@ def _paired(found, shown):
     raise UserError(f"{lost[0]}: its image is missing, as those of {len(lost)} label files are "
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
                     "images, say where they lie with images=, or remove the labels")
+
+def _respelled(paired, spare):
+    "Labels whose names differ from those of pictures without one by case or Unicode form alone, where none else fits."
+    by_name = defaultdict(list)
+    for t in spare: by_name[folded(t)].append(t)
+    fit = {n: {t for p in places(n) for t in by_name.get(folded(p), ())} for n, t in paired.items() if t is None}
+    owners = Counter(t for texts in fit.values() for t in texts)
+    return {n: t for n, texts in fit.items() for t in texts if len(texts) == 1 and owners[t] == 1}
 
 def _no_shared(found, paired):
     "Raise `UserError` when two pictures have one name or one label file."

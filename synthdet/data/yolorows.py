@@ -77,9 +77,20 @@ def _box_inside(v):
 def _pose(v, d):
     "Is this a box with keypoints of `d` numbers in it or left out, the third of them 0, 1 or 2?"
     if len(v) < 4+d or (len(v)-4) % d or not _box_inside(v) or d == 3 and not set(v[6::3]) <= {0, 1, 2}: return False
-    near = lambda x, y: x == y == 0 or abs(x-v[0]) <= .75*v[2] and abs(y-v[1]) <= .75*v[3]
     inside = lambda x, y: -.02 <= x <= 1.02 and -.02 <= y <= 1.02  # where every third number tells, so much will do
-    return all(map(inside if d == 3 and len(v) > 7 else near, v[4::d], v[5::d]))
+    return all(map(inside, v[4::d], v[5::d])) if d == 3 and len(v) > 7 else _near(v, d)
+
+def _near(v, d):
+    "Are keypoints of `d` numbers left out, or in their box or near it?"
+    return all(x == y == 0 or abs(x-v[0]) <= .75*v[2] and abs(y-v[1]) <= .75*v[3] for x, y in zip(v[4::d], v[5::d]))
+
+def _predicted(v):
+    "Is this what estimators of poses write: keypoints near their box and how sure they are, or what is told behind?"
+    tails = 0, _certain(v[-1]) or _counted(v[-1]), 2*(_certain(v[-2]) and _counted(v[-1]))
+    found = [(v[:len(v)-n], d) for n in {*map(int, tails)} for d in (2, 3) if n or d == 3]
+    sure = lambda w, d: d == 2 or all(0 <= c <= 1 for c in w[6::3])
+    whole = [(w, d) for w, d in found if len(w) >= 4+2*d and (len(w)-4) % d == 0 and sure(w, d)]
+    return _box_inside(v) and any(_near(w, d) for w, d in whole)
 
 class Reading(NamedTuple):
     """What a long row may mean.
@@ -100,6 +111,7 @@ READINGS = (
     Reading('outlines', lambda v: len(v) % 2 == 0 and _shares(v), 0, True),
     Reading('boxes with keypoints of x, y, visibility', lambda v: _pose(v, 3), None, True),
     Reading('boxes with keypoints of x, y', lambda v: _pose(v, 2), None, False),
+    Reading('boxes with predicted keypoints', _predicted, None, False),
     Reading('boxes with confidence and track', lambda v: len(v) == 6 and _box_inside(v) and _certain(v[4])
             and _counted(v[5]), None, True),
     Reading('outlines with confidence or track', lambda v: len(v) % 2 and _shares(v[:-1])
