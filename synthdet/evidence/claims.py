@@ -6,7 +6,7 @@
 __all__ = ['CLAIMS', 'Claim', 'papers', 'paper_table', 'paired_runs', 'findings', 'whole', 'agreed', 'claim_figure', 'reached',
            'studies_file', 'judge', 'judge_all', 'claims_table']
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #108cfdfa
+# %% ../../nbs/6_evidence/11_claims.ipynb #50a096b9
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -21,7 +21,7 @@ from .statistics import (at_least, contrast, equivalence, labels_needed, MARGIN,
 from .studies import STUDIES
 from ..settings import columns, leaves
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #cbbe7e85
+# %% ../../nbs/6_evidence/11_claims.ipynb #1001248a
 class Claim(NamedTuple):
     """What is claimed of a study.
 
@@ -71,7 +71,7 @@ CLAIMS = dict(
     C8=Claim('class images beat the objects of the labelled images alone (ours)', 'class_images_matter', 'objects',
              'labelled', 'real', {}))
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #478a4e64
+# %% ../../nbs/6_evidence/11_claims.ipynb #b16242aa
 def papers(table) -> pd.DataFrame:
     """A table of the paper with its label counts and numbers of synthesised images in words.
 
@@ -100,7 +100,7 @@ def _paper_mean(claim, side, place):
     for column, value in dict(wanted, domain=place['domain']).items(): rows = rows[rows[column] == value]
     return float(rows['mean'].iloc[0]) if len(rows) else np.nan
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #c815d2bb
+# %% ../../nbs/6_evidence/11_claims.ipynb #b0740ec6
 def paper_table(table, columns, **where) -> pd.DataFrame:
     """A table of the paper as it is shown beside ours: mean ± sample sd, in points.
 
@@ -114,11 +114,11 @@ def paper_table(table, columns, **where) -> pd.DataFrame:
     for column, value in where.items(): rows = rows[rows[column] == value]
     told = [f'{m:.1f} (n={n})' if np.isnan(s) else f'{m:.1f} ± {s:.1f} (n={n})' for m, s, n in
             rows[['mean', 'sd', 'n']].itertuples(index=False)]
-    index = [c for c in ('domain', 'n_real', 'fake', 'score') if c != columns and (c == 'domain' or rows[c].nunique() > 1)]
-    if 'labels' != columns and 'n_real' not in index: index.insert(1, 'n_real')
+    index = [c for c in ('domain', 'n_real', 'fake', 'score')
+             if c != columns and (c in ('domain', 'n_real') or rows[c].nunique() > 1)]
     return rows.assign(told=told).pivot_table('told', index, columns, 'first', sort=False).fillna('')
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #bfc8a1ac
+# %% ../../nbs/6_evidence/11_claims.ipynb #5efbc328
 def _elsewhere(at, axis): return tuple((k, v) for k, v in at.items() if k != axis)
 
 def _differ(study, axis, a, b):
@@ -155,7 +155,7 @@ def paired_runs(study, rows, axis, a, b, **where) -> pd.DataFrame:
     shared = [s[[t in places for t in map(tuple, s[others].drop(columns='seed').values)]] for s in (left, right)]
     return pairs(*shared, differ=_differ(study, axis, a, b), on=others)
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #1e549922
+# %% ../../nbs/6_evidence/11_claims.ipynb #bc4275ac
 def _test(kind, gains):
     "The gain of a place as its claim asks for it."
     within = dict(equal=equivalence, at_least=at_least).get(kind)
@@ -198,7 +198,7 @@ def findings(claim:Claim, rows) -> pd.DataFrame:
                       **_judged(claim, place, gain, some.b, paper)})
     return pd.DataFrame(lines)
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #eec98d91
+# %% ../../nbs/6_evidence/11_claims.ipynb #7e981958
 def _depends(found):
     "The verdict of a claim that the sign of a gain depends on the domain."
     signs = {int(np.sign(f.low)) if f.low*f.high > 0 else 0 for f in found.itertuples()}
@@ -239,7 +239,7 @@ def agreed(found) -> str:
     counts = found.verdict[found.verdict != ''].value_counts()
     return ', '.join(f'{v} {n}' for v, n in counts.items())
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #be7be6fa
+# %% ../../nbs/6_evidence/11_claims.ipynb #63382034
 def claim_figure(claim:Claim, found, ax=None):
     """The gains of a claim, place by place, the paper's beside them.
 
@@ -255,7 +255,7 @@ def claim_figure(claim:Claim, found, ax=None):
     margin = MARGIN if claim.kind in ('equal', 'at_least') else 0
     return gains(found, names, f'{claim.says}: {claim.b} - {claim.a}', margin, ax)
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #2cb6c416
+# %% ../../nbs/6_evidence/11_claims.ipynb #e20972ea
 def reached(rows) -> pd.DataFrame:
     """How many labels `pretrain` needs for the score that `scratch` has with all, domain by domain.
 
@@ -276,7 +276,7 @@ def reached(rows) -> pd.DataFrame:
         lines.append(dict(domain=domain, **found, of=int(goal.n_labels.iloc[0])))
     return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n'])
 
-# %% ../../nbs/6_evidence/11_claims.ipynb #2bc14412
+# %% ../../nbs/6_evidence/11_claims.ipynb #2c94a1f7
 def studies_file(name, folder='') -> Path:
     """The results file of a study.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TINY', 'parts', 'together', 'about', 'begun', 'quick', 'made_by', 'studied']
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #0546d109
+# %% ../../nbs/6_evidence/10_parts.ipynb #b3f5f9db
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from .studies import STUDIES
 from .study import placed, run_again, run_key, Study
 from ..settings import words
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #af455e03
+# %% ../../nbs/6_evidence/10_parts.ipynb #c2cd17cf
 def _grids(study): return [study.over] if isinstance(study.over, Mapping) else list(study.over)
 
 def _only(values, label): return {label: values[label]} if isinstance(values, Mapping) else [label]
@@ -57,7 +57,7 @@ def about(part:Study) -> str:
     labels = ' and '.join(map(str, grid.get('n_real', ())))
     return ', '.join([*grid.get('domain', ()), *([f'{labels} labels'] if labels else [])]) or part.name
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #d5a69b53
+# %% ../../nbs/6_evidence/10_parts.ipynb #ee71b31a
 def _runs(study): return {run_key(c.arm) for c in study.cells()}
 
 def begun(study:Study, path, *, strict=True) -> tuple:
@@ -86,7 +86,7 @@ def begun(study:Study, path, *, strict=True) -> tuple:
         (there if ran else rest).append(part)
     return together(study, there).rows(path) if there else None, rest
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #3f0baf6b
+# %% ../../nbs/6_evidence/10_parts.ipynb #1f87c083
 TINY = 'steps=2 pretrain_steps=2 eval_every=2 model.image_size=48 batch_size=4'
 
 def quick(study:Study, seeds=1) -> Study:
@@ -100,7 +100,7 @@ def quick(study:Study, seeds=1) -> Study:
     return replace(study, over=[{**g, 'quick': {'yes': TINY}, 'seed': list(g.get('seed', study.seeds))[:seeds]}
                                 for g in _grids(study)])
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #334ac523
+# %% ../../nbs/6_evidence/10_parts.ipynb #add2528b
 def made_by(rows) -> str:
     """What made some rows: how many, how long, on what, with which code.
 
@@ -110,10 +110,10 @@ def made_by(rows) -> str:
     """
     def all_of(column): return ', '.join(sorted(set(rows[column].astype(str)))) if column in rows else 'not told'
     once = rows.drop_duplicates('id')
-    return (f"{len(once)} runs, {once.seconds.sum()/60:.0f} minutes of {all_of('device')}, {all_of('precision')}; torch "
-            f"{all_of('torch')}, commit {all_of('commit')}")
+    return (f"{len(once)} runs, {once.seconds.sum()/60:.0f} minutes on {all_of('device')} in {all_of('precision')}; "
+            f"torch {all_of('torch')}, commit {all_of('commit')}")
 
-# %% ../../nbs/6_evidence/10_parts.ipynb #fe3b3213
+# %% ../../nbs/6_evidence/10_parts.ipynb #5d15e9c0
 def _picked(study, only):
     "The part of a study that words `axis=label,label` name."
     def labels(axis, wanted):
