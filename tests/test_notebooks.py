@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from helpers import contents
-from synthdet.core import refused, UserError
+from synthdet.core import project, refused, UserError
 from synthdet.evidence.notebooks import parameters, run_notebook, sorted_out, typed
 
 
@@ -43,6 +43,13 @@ CELLS = {"x = f()": 1, "x: int": 1, "a = b = 1": 1, "a, b = 1, 2": 1, "(y := 3)"
 def test_a_parameter_is_a_literal(tmp_path, source):
     line = refused(parameters, notebook(tmp_path/"n.ipynb", cell(source, *P)))
     assert f"n.ipynb, line {CELLS[source]} of its parameters cell is no `name = literal`" in line
+
+
+@pytest.mark.parametrize("notebook", sorted((project()/"nbs/experiments").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_papermill_understands_every_parameter(notebook, caplog):
+    from papermill.inspection import inspect_notebook
+    found = inspect_notebook(str(notebook))
+    assert sorted(found) == sorted(parameters(notebook)) and not caplog.text
 
 
 @pytest.mark.parametrize("content, line", [

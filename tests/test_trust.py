@@ -5,10 +5,12 @@ import datetime
 import enum
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
 import random
+import resource
 import subprocess
 import sys
 import tarfile
@@ -23,6 +25,9 @@ from torch import nn
 
 import synthdet
 from synthdet.core import hash_file, refused, UserError
+from synthdet.data.annotations import read_detection, write_detection
+from synthdet.data.butterflies import class_image
+from synthdet.data.domain import ClassImage, Drawn
 from synthdet.data.download import extract
 from synthdet.detection.backbones import make_backbone
 from synthdet.detection.detectors import detector, save_detector
@@ -33,6 +38,7 @@ from synthdet.evidence.rows import read_rows, write_row
 from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.objects.gantrain import GanConfig, train_gan
 from synthdet.resume import load_state, save_state
+from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.unpickle import read_pickle
 from synthdet.weights import ASSETS, read_note, read_weights, save_weights, shipped
 
@@ -568,3 +574,69 @@ def test_two_thousand_mutations_end_in_one_line_or_in_values(name, tmp_path):
     print(name, dict(count))
     assert sum(count.values()) == 2000 and count['noticed'] > 500
     assert name in ('legacy', 'tar', 'zip', 'arrays', 'npz') or not count['silent']
+
+
+# What is kept to be used again
+
+def seen(i):
+    "A drawn picture with marked boxes."
+    return pictures(8)[i], dict(boxes=box()['boxes'] + i, labels=torch.ones(1, dtype=torch.int64), difficult=torch.tensor([i % 2 > 0]), image_id=i)
+
+
+def drawn_again():
+    data = Drawn(seen, 5, 10**7, ['moth'], source='a text')
+    data.fill()
+    return plain(list(data))
+
+
+def cut_again(budget_mb=100):
+    pool = make_cutouts([ClassImage(class_image(i, size=40, seed=3)[0], 1, str(i)) for i in range(3)], budget_mb=budget_mb)
+    return [(plain(c.rgba), c.label, c.origin) for c in pool], pool.content, dict(pool.rejected)
+
+
+KEPT = dict(drawn=('*.safetensors', drawn_again), rows_of_a_pool=('*.npz', cut_again), pixels_of_a_pool=('*.rgba', cut_again),
+            pixels_read_from_disk=('*.rgba', lambda: cut_again(0)))
+
+
+@pytest.mark.parametrize('kind', KEPT)
+def test_one_bit_of_what_is_kept_is_never_used(kind, tmp_path, monkeypatch):
+    "It is made again, with the right values, or refused in a line."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    name, use = KEPT[kind]
+    use()
+    path, = tmp_path.rglob(name)
+    count = noticed(path, lambda _: use(), lambda whole: flips(whole, 30))
+    print(kind, dict(count))
+    assert count.total() == 30 and not count['silent']
+
+
+FULL = dict(
+    pool=(2000, lambda folder: cut_again()), row=(900, lambda folder: [write_row(folder/'r.jsonl', dict(id=f'{k}', ap50=k/99)) for k in range(99)]),
+    coco=(600, lambda folder: write_detection([seen(i) for i in range(5)], folder/'set', 'coco', ['moth'], suffix='.jpg')),
+    voc=(20000, lambda folder: write_detection([seen(i) for i in range(5)] + [(torch.zeros(3, 9, 9, dtype=torch.uint8), dict(
+        boxes=torch.tensor([[0., 0., 5., 5.]]).repeat(300, 1), labels=torch.ones(300, dtype=torch.int64)))], folder/'set', 'voc', ['moth'])))
+
+
+@pytest.mark.parametrize('kind', FULL)
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_reads_as_whole(kind, tmp_path, monkeypatch):
+    "Files may grow to some size only: the system says so as for a full disk."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path/'cache'))
+    limit, write = FULL[kind]
+    def child(told):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try: write(tmp_path)
+        except UserError as e: told.send(str(e))
+        else: told.send('')
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe(duplex=False)
+    p = context.Process(target=child, args=(there,))
+    p.start()
+    assert here.poll(60)
+    line = here.recv()
+    p.join()
+    assert 'cannot write' in line and 'free some space' in line and '\n' not in line
+    assert not list(tmp_path.rglob('*.tmp'))
+    if kind == 'row': assert 1 < len(read_rows(tmp_path/'r.jsonl')) < 99
+    if kind in ('coco', 'voc'): assert 'is not written to its end' in refused(read_detection, tmp_path/'set')
+    write(tmp_path)
+    if kind in ('coco', 'voc'): assert len(read_detection(tmp_path/'set')) == 5 + (kind == 'voc')
