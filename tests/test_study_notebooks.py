@@ -8,6 +8,7 @@ from synthdet.core import refused, shared
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.studies import STUDIES
 
+
 def said(path):
     "What the cells of an executed notebook printed and showed, as text."
     outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", ())]
