@@ -81,6 +81,12 @@ def _parser(name, what):
     p.add_argument('-p', nargs=2, metavar=('NAME', 'VALUE'), help='the same, as papermill writes it')
     return p
 
+def _lines(rows, *keys):
+    "Rows as a table in columns."
+    rows = [{k: k for k in keys}, *rows]
+    width = {k: max(len(str(r[k])) for r in rows) for k in keys}
+    return '\n'.join('  '.join(f'{r[k]!s:{width[k]}}' for k in keys).rstrip() for r in rows)
+
 def _given(a) -> dict:
     "The settings on a command line; raises `UserError` for a word without `=` and for a name given twice."
     return words(' '.join(map(shlex.quote, a.words)))
@@ -259,7 +265,8 @@ def _dry(study, lacking, results, data, jobs):
     from synthdet.evidence.jobs import usual_jobs
     from synthdet.evidence.rows import read_rows
     from synthdet.evidence.study import plan, told
-    print(_lines([cell.at for cell in lacking], *dict.fromkeys(k for cell in lacking for k in cell.at)), flush=True)
+    axes = dict.fromkeys(axis for cell in lacking for axis in cell.at)
+    print(_lines([{axis: cell.at.get(axis, '') for axis in axes} for cell in lacking], *axes), flush=True)
     print(told(study.name, plan(lacking, read_rows(results), data), jobs or usual_jobs(len(lacking))))
 
 def study(argv=None):
@@ -315,12 +322,6 @@ def runs(argv=None):
     _guarded(_runs, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #a652e7f7
-def _lines(rows, *keys):
-    "Rows as a table in columns."
-    rows = [{k: k for k in keys}, *rows]
-    width = {k: max(len(str(r[k])) for r in rows) for k in keys}
-    return '\n'.join('  '.join(f'{r[k]!s:{width[k]}}' for k in keys).rstrip() for r in rows)
-
 def _list(names, root):
     "`synthdet-data list`: every data set and its state here, or all that is known of some."
     from synthdet.data.download import listing as sets_here, set_names

@@ -336,7 +336,7 @@ def _tried(arm):
     return (last - first)/9 + validation/arm.schedule.eval_every, row['memory_mb']
 
 def plan(cells, rows, data='') -> Plan:
-    """Say what some cells cost.
+    """Say what some cells cost; where no row is of their kind, ten steps are timed.
 
     Parameters
     ----------
