@@ -12,10 +12,12 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import torch
+from numpy.lib import format as npy
 
 from .archives import existing, is_tar, LIMIT, open_tar, open_zip, read_member, refuse, tar_members, unreadable
 from .core import suffix_of, UserError
-from .unpickle import Foreign, Inert, NUMPY, plain_dict, plain_set, Reader, read_pickle, RefusedName
+from .unpickle import (Array, array_of, Foreign, Inert, NUMPY, plain_dict, plain_set, Reader, read_pickle,
+                               RefusedName)
 
 # %% ../nbs/0_ground/07_checkpoint.ipynb #6dbcb0c6
 class _Storage(NamedTuple):
@@ -57,6 +59,10 @@ def _bytes(text, encoding):
     if encoding not in ('latin1', 'latin-1'): raise ValueError('bytes in another encoding than Latin-1')
     return text.encode('latin-1')
 
+def _no_bytes(*arguments):
+    "The empty bytes, which Python 2 could not write otherwise."
+    return Foreign('builtins.bytes', *arguments) if arguments else b''
+
 def _sizes(sizes=()):
     "The sizes of a tensor."
     return tuple(sizes)
@@ -66,8 +72,7 @@ TENSORS = {
     'collections.OrderedDict': plain_dict, 'builtins.set': plain_set, '_codecs.encode': _bytes,
     'torch.storage._load_from_bytes': _nested, 'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_parameter': _parameter, 'torch.nn.parameter.Parameter': _parameter,
-    'torch.Size': _sizes, 'torch.device': Inert, **NUMPY, 'numpy.ndarray': Inert,
-    'numpy.core.multiarray._reconstruct': Inert, 'numpy._core.multiarray._reconstruct': Inert}
+    'torch.Size': _sizes, 'torch.device': Inert, 'builtins.bytes': _no_bytes, **NUMPY}
 
 # %% ../nbs/0_ground/07_checkpoint.ipynb #9204a729
 _DATA = 'argparse collections dataclasses datetime decimal enum fractions functools logging pathlib types typing uuid'
@@ -151,9 +156,20 @@ def _vector(content):
     "Bytes as uint8 [n]."
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
 
+def _numbers(z, member):
+    "A member of a .npz as an array, of numbers only."
+    with z.open(member) as f:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(f)]
+        shape, by_columns, dtype = read(f)
+        made = Array()
+        made.numbers = array_of(f.read(), dtype.str, shape, 'F' if by_columns else 'C')
+    return made
+
 def _read_zip(file, path):
     "What a checkpoint holds that is a zip."
     with open_zip(file, path) as z:
+        arrays = [i for i in z.infolist() if suffix_of(i.filename) == '.npy']
+        if arrays and len(arrays) == len(z.namelist()): return {i.filename[:-4]: _numbers(z, i) for i in arrays}
         names = _members(z, path)
         def storage(key, n):
             if names[f'data/{key}'].file_size < n: raise ValueError(f'{n} bytes are claimed, fewer are there')
@@ -182,9 +198,11 @@ def _read_old(file, path):
     size = file.seek(0, 2)
     if size > LIMIT: raise refuse(path, f'it has {size >> 30} GiB')
     file.seek(0)
-    plain = [Reader(file, path, {}).load() for _ in range(3)]
+    first = _Checkpoint(file, path, _claimed(0)).load()
+    if type(first) is dict and not file.read(1): return first # a pickle of nothing else: a zoo's, of arrays
+    plain = [first, *(Reader(file, path, {}).load() for _ in range(2))]
     little = isinstance(plain[2], dict) and plain[2].get('little_endian') is True
-    if plain[:2] != [_MAGIC, 1001] or not little: raise ValueError('no file of torch.save')
+    if type(first) is not int or plain[:2] != [_MAGIC, 1001] or not little: raise ValueError('no file of torch.save')
     reader = _Checkpoint(file, path, _claimed(size))
     held, names = reader.load(), Reader(file, path, {}).load()
     if set(names) != set(reader.seen): raise ValueError('other storages than its pickle asks for')
@@ -221,13 +239,14 @@ def read_checkpoint(source, path=None):
 
     Parameters
     ----------
-    source : path of a file of torch.save, of any age, or of a .tar.gz that holds exactly one .pth or .pt; or bytes
+    source : path of a file of torch.save, of any age, of a .tar.gz that holds exactly one .pth or .pt, of a pickled
+        dictionary (.pkl), or of a .npz; or bytes
     path : what to call the source in messages; None: its own path
 
     Returns
     -------
-    tensors on the CPU, dictionaries, lists, text and numbers. A script's own things are `Foreign`, with the `name` of
-    their class and a `state`: the options of a script are one called 'argparse.Namespace'
+    tensors on the CPU, dictionaries, lists, text, numbers, and arrays as `Array`. A script's own things are `Foreign`,
+    with the `name` of their class and a `state`: the options of a script are one called 'argparse.Namespace'
 
     Raises
     ------

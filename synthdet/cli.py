@@ -146,7 +146,7 @@ def _samples(arm):
     "The stream of an arm."
     from synthdet.data.domains import load_domain
     from synthdet.synthesis.stream import make_samples
-    return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed)
+    return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed, labels=arm.labels)
 
 def _count(p, argv, n, most):
     "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."

@@ -87,6 +87,10 @@ def parse_json(text:str, where):
     text : one value
     where : it is from, for the message
 
+    Returns
+    -------
+    dict, list, str, int, float, bool or None
+
     Raises
     ------
     UserError : for what is no JSON, is nested too deeply, holds a number of more than 300 digits or one key twice with

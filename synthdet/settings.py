@@ -7,7 +7,7 @@ __all__ = ['MOST', 'SEEDS', 'opt', 'choices', 'elsewhere', 'checked', 'read_valu
            'text_of', 'find', 'parse', 'words', 'override', 'identity', 'to_row', 'columns']
 
 # %% ../nbs/0_ground/02_settings.ipynb #6eea546a
-import difflib, math, shlex
+import difflib, math, os, shlex
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -264,6 +264,11 @@ def _close(name, paths):
     return [p for p in paths if last[p] in like] or paths
 
 # %% ../nbs/0_ground/02_settings.ipynb #5e226d43
+def _is_there(path):
+    "Does something have this name?"
+    try: return os.path.lexists(os.path.expanduser(path))
+    except (OSError, ValueError): return False # no name at all
+
 def parse(text, f):
     """Text as a value of the field `f`; raises `UserError` when it cannot be one.
 
@@ -272,6 +277,7 @@ def parse(text, f):
     text : from a command line or a parameter: '0.5', 'True', '.2,.7', '(1, 3)', 'auto'
     f : field made by `opt`
     """
+    if f.metadata['path'] and _is_there(text): return text # blanks around it belong to its name
     kind, text = f.metadata['kind'], text.strip()
     if text == 'auto' and f.default is None: return None
     if kind is str: return text

@@ -8,6 +8,7 @@ __all__ = ['ASSETS', 'weights_digest', 'pack_weights', 'save_weights', 'changed'
 
 # %% ../nbs/0_ground/08_weights.ipynb #ec924bf5
 import json, re, warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from safetensors import safe_open
 from torch import nn
 
 import synthdet
-from .archives import existing, safetensors_header, unreadable
+from .archives import existing, open_zip, safetensors_header, unreadable
 from .checkpoint import read_checkpoint
 from .core import choose, digest, hash_file, suffix_of, UserError, write_atomic
-from .unpickle import Foreign
+from .unpickle import Array, Foreign
 
 # %% ../nbs/0_ground/08_weights.ipynb #27230040
 def weights_digest(weights:dict) -> str:
@@ -169,10 +170,16 @@ def is_safetensors(path) -> bool:
 # %% ../nbs/0_ground/08_weights.ipynb #6f1fad51
 _ASIDE = re.compile('optim|sched|scaler|rng|loop|callback|config|hyper|args|metric|loss|criterion')
 
+def _as_tensor(x):
+    "A tensor for an array of a type that PyTorch has; anything else as it is."
+    if type(x) is not Array or x.numbers is None: return x
+    try: return torch.from_numpy(x.numbers)
+    except TypeError: return x
+
 def _as_state(x):
     "A dictionary of tensors, without what modules keep beside them; None when it is none."
     if not isinstance(x, dict) or not all(isinstance(k, str) for k in x): return None
-    x = {k: v for k, v in x.items() if not k.endswith('_extra_state')}
+    x = {k: _as_tensor(v) for k, v in x.items() if not k.endswith('_extra_state')}
     return x if x and all(isinstance(v, torch.Tensor) for v in x.values()) else None
 
 def _states(held, name='', depth=4):
@@ -185,6 +192,8 @@ def _states(held, name='', depth=4):
                 yield from _states(v, f'{name}.{k}' if name else k, depth - 1)
 
 # %% ../nbs/0_ground/08_weights.ipynb #5fbb0f02
+_GIVE = 'give the same weights as .safetensors or a state_dict of PyTorch (.pth)'
+
 def _no_weights(path, held):
     "The `UserError` for a file of something else."
     inside = [held, *held.values()] if isinstance(held, dict) else [held]
@@ -194,12 +203,40 @@ def _no_weights(path, held):
                          'expected its state_dict: open it where it was made and torch.save(model.state_dict(), ...)')
     return UserError(f'{path} does not hold a dictionary of tensors; expected the state_dict of a network')
 
+_STARTS = { # how a file begins -> what it is, and what to give instead
+    b'\x89HDF\r\n\x1a\n': f'HDF5, as Keras writes it; {_GIVE}', b'GGUF': f'GGUF, for language models; {_GIVE}',
+    b'\x93NUMPY': 'one array without a name (.npy); save all of them by name: np.savez(path, **state)',
+    b'version https://git-lfs': 'a pointer of Git LFS, not the file itself; run git lfs pull where it lies',
+    b'<': 'a web page, or XML; download the file itself, not the page that shows it',
+    b'{': 'JSON, the settings of a network or the index of its files; give the file with its weights',
+    b'[': 'JSON; give the file with the weights'}
+_INSIDE = { # a member of a zip -> the same
+    'metadata.json': f'a model of Keras; {_GIVE}', 'archive_format': f'a program of torch.export (.pt2); {_GIVE}',
+    'serialized_exported_program.json': f'a program of torch.export (.pt2); {_GIVE}'}
+_ENDS = { # the same of names, for kinds that begin in any way
+    '.onnx': f'ONNX, a program; {_GIVE}', '.pb': f'a graph of TensorFlow; {_GIVE}',
+    '.msgpack': f'weights of Flax; {_GIVE}',
+    '.index': f'part of a checkpoint of TensorFlow; {_GIVE}', '.engine': f'made for one GPU by TensorRT; {_GIVE}',
+    '.bin': f"no .bin of PyTorch's, but damaged, or of another program; {_GIVE}"}
+
+def _other_kind(path):
+    "What a file is that cannot be read, and what to give; '' when it is not known."
+    with open(path, 'rb') as f: head = f.read(512)
+    if head[4:8] == b'TFL3': return f'a program of TensorFlow Lite; {_GIVE}'
+    found = next((told for start, told in _STARTS.items() if head.lstrip().startswith(start)), '')
+    if found: return found
+    with suppress(Exception), open(path, 'rb') as f, open_zip(f, path) as z: # no zip, or a damaged one
+        names = {n.rpartition('/')[2] for n in z.namelist()}
+        found = next((told for name, told in _INSIDE.items() if name in names), '')
+    return found or _ENDS.get(suffix_of(path), '')
+
 def read_weights(path) -> dict:
     """Read the tensors of a weights file, and compare them with its digest where it has one.
 
     Parameters
     ----------
-    path : safetensors, a file of torch.save, or a .tar.gz of one, whatever its suffix. Of a training's checkpoint the
+    path : safetensors, a file of torch.save, a .tar.gz of one, or arrays (a pickled dictionary of them as in
+        Detectron2's zoo, or .npz), whatever its suffix. Of a training's checkpoint the
         dictionaries of tensors are taken, apart from the optimiser's
 
     Returns
@@ -211,7 +248,11 @@ def read_weights(path) -> dict:
     UserError : the file is missing, unreadable, damaged, or holds something else
     """
     path = existing(path)
-    held = _intact(path) if is_safetensors(path) else read_checkpoint(path)
+    try: held = _intact(path) if is_safetensors(path) else read_checkpoint(path)
+    except UserError as e:
+        other = _other_kind(path)
+        if other: raise UserError(f'{path} is {other}') from e
+        raise
     states = dict(_states(held))
     if not states: raise _no_weights(path, held)
     if len(states) == 1: return next(iter(states.values()))

@@ -16,3 +16,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    "A small domain in a folder, as a user's own."
+    from synthdet.data.domains import load_domain, write_domain
+    butterflies = load_domain("butterflies", n_class_images=16, n_backgrounds=6)
+    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"birds", n_labelled=8)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    "The trees of the public data sets, drawn."
+    from synthdet.data.fixtures import make_fixture, TREES
+    root = tmp_path_factory.mktemp("data")
+    for d in TREES: make_fixture(d, root)
+    return root

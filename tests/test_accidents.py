@@ -1,12 +1,9 @@
 "Accidents: two at once, kills at any moment, disks that fill up, names that are no files. Nothing is lost or doubled."
 import errno
-import json
 import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import lasting, python
 from synthdet import core
 from synthdet.core import alone, append_jsonl, refused, tidy, writable, write_atomic
 from synthdet.data.domains import load_domain, write_domain
@@ -21,20 +19,10 @@ from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
 from synthdet.files import read_jsonl
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = 'domain=folder root={} n_real=4 steps={} pretrain_steps=4 eval_every=2 batch_size=2 model.image_size=64 n_fake=4'
-TIMED = ('seconds', 'threads', 'commit', 'data_val', 'digest')
-
-
-def process(code, *args):
-    "A Python of its own."
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
 
 
 def tree(folder): return {str(p.relative_to(folder)) for p in Path(folder).rglob('*')}
-def plain(row): return json.loads(json.dumps({k: v for k, v in row.items() if k not in TIMED}))
 
 
 # files
@@ -103,7 +91,7 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
 def test_only_what_the_dead_left_is_tidied_away(tmp_path):
     write = 'import sys, time\nfrom synthdet.core import write_atomic\n' \
             'write_atomic(sys.argv[1], lambda tmp: tmp.write_text("x") and print(flush=True) or time.sleep(60))'
-    living, dead = process(write, tmp_path/'a'), process(write, tmp_path/'b')
+    living, dead = python(write, tmp_path/'a'), python(write, tmp_path/'b')
     for p in (living, dead): p.stdout.readline()
     dead.kill()
     dead.wait()
@@ -147,7 +135,7 @@ def arm(world, steps=4, kind='pretrain'): return make_arms(kind, TINY.format(wor
 RUN = '''
 import sys, torch
 from synthdet.evidence.phases import run
-from tests.test_accidents import arm
+from test_accidents import arm
 torch.set_num_threads(1)
 print(flush=True)
 sys.stdin.readline()
@@ -157,7 +145,7 @@ run(arm(sys.argv[1], int(sys.argv[2]), sys.argv[5]), sys.argv[3], sys.argv[4])
 
 def runs(*asked):
     "Processes that run arms at the same time: (world, steps, out, results, kind) of each; their standard error."
-    started = [process(RUN, *a) for a in asked]
+    started = [python(RUN, *a) for a in asked]
     for p in started: p.stdout.readline() # all have imported what they need
     for p in started: print(file=p.stdin, flush=True)
     said = [p.communicate(timeout=300)[1] for p in started]
@@ -170,7 +158,7 @@ def test_three_processes_on_one_arm_give_one_row(world, tmp_path, one_thread):
     results = tmp_path/'rows.jsonl'
     said = runs(*((world, 20, tmp_path/out, results, 'pretrain') for out in ('a', 'a', 'b')))
     row, = read_jsonl(results)
-    assert plain(row) == plain(run(arm(world, 20), tmp_path/'alone'))
+    assert lasting(row) == lasting(run(arm(world, 20), tmp_path/'alone'))
     assert [step for step, _ in row['curve']] == [-2, 0, *range(2, 21, 2)]
     assert sum((tmp_path/out/'artefacts').exists() for out in 'ab') == 1, 'one has trained, in its own folder'
     assert sum('waiting for another process that runs the same arm (process ' in s for s in said) >= 1
@@ -187,11 +175,11 @@ def test_arms_that_share_a_pretraining_train_it_once(world, tmp_path, one_thread
 @pytest.mark.slow
 def test_who_is_waited_for_is_told_and_taken_over_from_when_killed(world, tmp_path, one_thread):
     out, results = tmp_path/'out', tmp_path/'rows.jsonl'
-    first = process(RUN, world, 120, out, results, 'scratch')
+    first = python(RUN, world, 120, out, results, 'scratch')
     print(file=first.stdin, flush=True)
     while not [*out.rglob('state.pt')]: time.sleep(.05)
     first.send_signal(signal.SIGSTOP)
-    second = process(RUN, world, 120, out, results, 'scratch')
+    second = python(RUN, world, 120, out, results, 'scratch')
     print(file=second.stdin, flush=True)
     told = next(line for line in second.stderr if 'waiting for another' in line)
     assert f'(process {first.pid} on ' in told and '.lock' in told and first.poll() is None
@@ -230,7 +218,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_weights_and_one_row(
             p.kill()
             p.join()
         row = run(arm(world, 40), out)
-        assert plain(row) == plain(wanted) and len(read_jsonl(out/'results.jsonl')) == 1
+        assert lasting(row) == lasting(wanted) and len(read_jsonl(out/'results.jsonl')) == 1
         assert tree(out) == tree(tmp_path/'whole'), 'no lock, no temporary file'
         assert weights(out) == weights(tmp_path/'whole')
     assert killed >= 4
@@ -240,7 +228,7 @@ FULL = '''
 import resource, sys, torch
 from synthdet.core import UserError
 from synthdet.evidence.phases import run
-from tests.test_accidents import arm
+from test_accidents import arm
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 try: run(arm(sys.argv[1]), sys.argv[2])
@@ -251,10 +239,10 @@ except UserError as e: sys.exit(f'refused: {e}')
 @pytest.mark.slow
 @pytest.mark.parametrize('limit', [50, 3_000_000]) # bytes: nothing fits; weights do (1.9 MB), a state (5.7 MB) does not
 def test_a_disk_that_is_full_in_the_middle_of_a_training_is_one_line_and_it_goes_on(world, tmp_path, limit, one_thread):
-    p = process(FULL, world, tmp_path/'out', limit)
+    p = python(FULL, world, tmp_path/'out', limit)
     err = p.communicate(timeout=200)[1]
     lines = [l for l in err.splitlines() if 'refused: ' in l]
     assert p.returncode == 1 and len(lines) == 1 and 'cannot write' in lines[0] and 'free some space' in lines[0], err
     assert not [f for f in tree(tmp_path) if '.tmp' in f or '.lock' in f]
-    assert plain(run(arm(world), tmp_path/'out')) == plain(run(arm(world), tmp_path/'whole'))
+    assert lasting(run(arm(world), tmp_path/'out')) == lasting(run(arm(world), tmp_path/'whole'))
     assert weights(tmp_path/'out') == weights(tmp_path/'whole')

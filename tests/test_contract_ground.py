@@ -207,3 +207,16 @@ def test_reading_a_run_again_writes_nothing(tmp_path):
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     load_state(tmp_path, CONFIG, **things())
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_blanks_that_belong_to_a_path_stay(tmp_path, monkeypatch):
+    "Text of settings is stripped, and a folder called 'my pictures ' was not found."
+    from synthdet.data.settings import DataSource
+    from synthdet.settings import override
+    monkeypatch.chdir(tmp_path)
+    for name in ("last ", " first", " both "):
+        (tmp_path/name).mkdir()
+        for root in (name, str(tmp_path/name)):
+            assert override(DataSource(), dict(domain="folder", root=root)).root == root
+            assert override(DataSource(), f"domain=folder root='{root}'").root == root
+    assert override(DataSource(), "root=' none '").root == "none"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import needs_shared
 from synthdet.core import refused, shared
 from synthdet.data import butterflies
 from synthdet.data.batches import batches
@@ -364,7 +365,7 @@ def test_an_embedded_domain_goes_all_the_way():
     assert len(cuts) == 12 and all(c.rgba[3].max() == 255 for c in cuts)
 
 
-@pytest.mark.skipif(shared() is None, reason='the reference photographs are not beside the project')
+@needs_shared
 @pytest.mark.parametrize('name', ['airplanes', 'birds', 'cars', 'faces'])
 def test_real_photographs_are_mostly_accepted(name):
     paths = sorted((shared()/'data'/name/'class_images').glob('*.jpg'))[::40][:12]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from helpers import needs_shared
 from synthdet.core import digest, generator, refused, shared
 from synthdet.data.annotations import write_detection
 from synthdet.data.butterflies import SPLITS
@@ -208,7 +209,6 @@ def test_subsets_larger_than_the_set():
 
 # ---- real photographs ------------------------------------------------------------------------------------------------
 
-needs_shared = pytest.mark.skipif(shared() is None, reason='the reference data is not beside the project')
 REAL = dict(faces=(1500, 664, 200, 80, 155), birds=(514, 664, 220, 80, 243), cars=(1000, 664, 500, 144, 300),
             airplanes=(400, 664, 200, 80, 120))
 

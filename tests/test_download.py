@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import needs_shared
 from synthdet import cli
 from synthdet.data import download as module
 from synthdet.core import refused, shared
@@ -530,7 +531,7 @@ def test_state_on_disk(birds):
     assert state() == f"here: {birds/'CUB_200_2011'}"
 
 
-@pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
+@needs_shared
 def test_known_versions(tmp_path):
     "The lists with which the counts were checked are known, whatever their line ends; an edited one is not."
     root = tmp_path/'FDDB'/'FDDB-folds'

@@ -9,13 +9,13 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision.ops import box_convert
 
+from helpers import needs_shared
 from synthdet.boxes import wrap
 from synthdet.core import refused, shared
 from synthdet.data.images import Resized
 from synthdet.detection.evaluate import (
     average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)
 
-needs_shared = pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
 
 
 def overlap(a, b):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import needs_shared
 import synthdet
 from synthdet import cli
 from synthdet.core import refused, shared, UserError
@@ -35,12 +36,6 @@ from synthdet.settings import choices, leaves, override
 BIN = Path(sys.executable).parent
 SMALL = {"backbone": "mobilenetv1_025", "model.image_size": 96, "batch_size": 4, "steps": 4, "pretrain_steps": 4,
          "eval_every": 2, "n_real": 5}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    butterflies = load_domain("butterflies", n_class_images=16, n_backgrounds=6)
-    return write_domain(butterflies, tmp_path_factory.mktemp("domain")/"birds", n_labelled=8)
 
 
 @pytest.fixture(scope="module")
@@ -456,7 +451,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shared() is None, reason="the reference photographs are not beside the project")
+@needs_shared
 @pytest.mark.parametrize("name", ["airplanes", "faces"])
 def test_real_photographs_in_small(name, tmp_path):
     photographs = load_domain("folder", shared()/"data"/name)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import Call
 from synthdet.core import UserError
 from synthdet.objects import child
 from synthdet.objects.exported import load_exported, OPERATIONS
@@ -74,12 +75,6 @@ def changed(path, source, **changes):
     return path
 
 
-class Run:
-    "Calls `f(*arguments)` in whoever unpickles it."
-    def __init__(self, f, *arguments): self.call = f, arguments
-    def __reduce__(self): return self.call
-
-
 def refused(path, *words):
     with pytest.raises(UserError) as e: load_exported(path)(torch.ones(2, 10))
     assert "\n" not in str(e.value) and all(w in str(e.value) for w in words), str(e.value)
@@ -98,7 +93,7 @@ def test_scripted_and_traced_networks_are_the_network(net, scripted, tmp_path):
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_that_pythons_reader_would_run_runs_nothing(part, protocol, scripted, tmp_path):
     marker = tmp_path/"marker"
-    content = pickle.dumps(Run(os.system, f"touch {marker}"), protocol)
+    content = pickle.dumps(Call(os.system, f"touch {marker}"), protocol)
     refused(changed(tmp_path/"bad.pt", scripted, **{part: content}), "posix.system", "nothing was executed")
     assert not marker.exists()
     pickle.loads(content)
@@ -211,7 +206,7 @@ def test_two_readers_of_a_zip_cannot_be_told_two_things(scripted, tmp_path):
         with zipfile.ZipFile(path, "a") as z: z.writestr("script/data.pkl", b"x")
     refused(path, "a part twice")
     changed(path, scripted)
-    command = pickle.dumps(Run(os.system, "false"), 2)
+    command = pickle.dumps(Call(os.system, "false"), 2)
     with zipfile.ZipFile(path, "a") as z: z.writestr("elsewhere/attributes.pkl", command)
     assert load_exported(path).nz == 10, "parts that are not needed are left behind"
 

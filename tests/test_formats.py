@@ -12,10 +12,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from synthdet import core
+from helpers import needs_shared, remedy
 from synthdet.core import generator, shared, UserError
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
-from synthdet.data.images import image_files, image_size, read_image, Resized, write_image
+from synthdet.data.images import image_files, image_size, read_image, Resized
 
 H, W = 60, 80
 
@@ -53,13 +53,6 @@ def coco(folder, images=None, annotations=None, categories=None, name='set.json'
     content = {k: v if given[k] is None else given[k] for k, v in usual.items()}
     (folder / name).write_text(json.dumps(content))
     return folder / name
-
-
-def refused(*args, **options):
-    "The line of a refusal, which says what to do."
-    line = core.refused(*args, **options)
-    assert '\n' not in line and ('; ' in line or ', so ' in line), line
-    return line
 
 
 # ---- round trips -----------------------------------------------------------------------------------------------------
@@ -154,7 +147,7 @@ def test_boxes_follow_the_turned_picture(tmp_path):
     Image.new('RGB', (W, H)).save(tmp_path / 'a.jpg', exif=exif)
     entry = lambda w, h: [dict(id=1, file_name='a.jpg', width=w, height=h)]
     assert read_detection(coco(tmp_path, entry(H, W)))[0][0].shape == (3, W, H)
-    told = refused(read_detection, coco(tmp_path, entry(W, H)))
+    told = remedy(read_detection, coco(tmp_path, entry(W, H)))
     assert f'a.jpg is {W} x {H} there, but {H} x {W} as a picture' in told
 
 
@@ -194,7 +187,7 @@ COCO_MISTAKES = {
 @pytest.mark.parametrize('mistake', COCO_MISTAKES)
 def test_coco_mistakes(tmp_path, mistake):
     change, expected = COCO_MISTAKES[mistake]
-    message = refused(read_detection, coco(tmp_path, **change))
+    message = remedy(read_detection, coco(tmp_path, **change))
     assert 'set.json' in message and expected in message, message
 
 
@@ -217,11 +210,11 @@ def test_damaged_text(tmp_path):
     path = coco(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert 'cannot be read as JSON' in refused(read_detection, path)
+    assert 'cannot be read as JSON' in remedy(read_detection, path)
     path.write_bytes(b'\xff\xfe\x00')
-    assert 'not a text in UTF-16' in refused(read_detection, path)
+    assert 'not a text in UTF-16' in remedy(read_detection, path)
     path.write_text('[1, 2]')
-    assert 'expected an object with images, annotations, categories' in refused(read_detection, path)
+    assert 'expected an object with images, annotations, categories' in remedy(read_detection, path)
 
 
 VOC = ('<annotation><size><width>{w}</width><height>60</height></size><object><name>bird</name>'
@@ -242,7 +235,7 @@ VOC_MISTAKES = [
 def test_voc_mistakes(tmp_path, text, expected):
     save(tmp_path, 'a.png')
     (tmp_path / 'a.xml').write_text(text)
-    message = refused(read_detection, tmp_path)
+    message = remedy(read_detection, tmp_path)
     assert 'a.xml' in message and expected in message
 
 
@@ -258,37 +251,37 @@ def test_yolo_mistakes(tmp_path, text, expected):
     save(tmp_path, 'a.png')
     (tmp_path / 'classes.txt').write_text('bird\n')
     (tmp_path / 'a.txt').write_text(text)
-    message = refused(read_detection, tmp_path)
+    message = remedy(read_detection, tmp_path)
     assert 'a.txt' in message and expected in message
 
 
 def test_sets_that_do_not_fit_together(tmp_path):
     save(tmp_path / 'v', 'a.png', 'b.png')
     (tmp_path / 'v' / 'a.xml').write_text(VOC.format(w=80, x=3))
-    assert 'b.png: has no b.xml' in refused(read_detection, tmp_path / 'v', strict=True)
+    assert 'b.png: has no b.xml' in remedy(read_detection, tmp_path / 'v', strict=True)
     save(tmp_path / 'y', 'a.png')
     (tmp_path / 'y' / 'gone.txt').write_text('0 .5 .5 .2 .2\n')
-    assert 'gone.txt: its image is missing' in refused(read_detection, tmp_path / 'y')
+    assert 'gone.txt: its image is missing' in remedy(read_detection, tmp_path / 'y')
     (tmp_path / 'y' / 'gone.txt').unlink()
     (tmp_path / 'y' / 'a.txt').write_text('0 .5 .5 .2 .2\n')
-    assert 'no class names; expected a data.yaml or classes.txt' in refused(read_detection, tmp_path / 'y')
+    assert 'no class names; expected a data.yaml or classes.txt' in remedy(read_detection, tmp_path / 'y')
     (tmp_path / 'y' / 'classes.txt').write_text('bird')
     save(tmp_path / 'y', 'a.jpg')
-    assert 'image name (without suffix) a occurs 2 times' in refused(read_detection, tmp_path / 'y')
+    assert 'image name (without suffix) a occurs 2 times' in remedy(read_detection, tmp_path / 'y')
 
 
 def test_missing_and_empty(tmp_path):
-    assert 'no such file or folder' in refused(read_detection, tmp_path / 'none')
-    assert 'expected annotations in COCO JSON' in refused(read_detection, tmp_path / 'none.json')
-    assert 'no annotations' in refused(read_detection, tmp_path)
-    assert 'no such folder' in refused(image_files, tmp_path / 'none')
-    assert 'found nothing' in refused(image_files, tmp_path)
+    assert 'no such file or folder' in remedy(read_detection, tmp_path / 'none')
+    assert 'expected annotations in COCO JSON' in remedy(read_detection, tmp_path / 'none.json')
+    assert 'no annotations' in remedy(read_detection, tmp_path)
+    assert 'no such folder' in remedy(image_files, tmp_path / 'none')
+    assert 'found nothing' in remedy(image_files, tmp_path)
     (tmp_path / 'photo.heic').touch()
-    assert 'found photo.heic' in refused(image_files, tmp_path)
-    told = refused(read_detection, coco(tmp_path / 'c'), classes=['bee'])
+    assert 'found photo.heic' in remedy(image_files, tmp_path)
+    told = remedy(read_detection, coco(tmp_path / 'c'), classes=['bee'])
     assert "category 'bird' is unknown; choose from bee" in told
-    assert 'list the class names' in refused(write_detection, samples(1), tmp_path / 'w')
-    told = refused(write_detection, samples(1), tmp_path / 'w', 'csv', ['moth', 'bee'])
+    assert 'list the class names' in remedy(write_detection, samples(1), tmp_path / 'w')
+    told = remedy(write_detection, samples(1), tmp_path / 'w', 'csv', ['moth', 'bee'])
     assert "format 'csv' is unknown; choose from coco, voc, yolo" in told and not (tmp_path / 'w').exists()
 
 
@@ -307,7 +300,7 @@ def test_truncated_files_are_refused(tmp_path, format):
     assert read_image(path).shape == (3, H, W)
     for share in (0, .05, .3, .6, .9):
         path.write_bytes(data[:int(len(data) * share)])
-        assert 'torn' in refused(read_image, path)
+        assert 'torn' in remedy(read_image, path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -350,7 +343,7 @@ def test_kinds_of_pixels(tmp_path):
     Image.fromarray(ramp).save(tmp_path / '16.tif')
     assert torch.equal(read_image(tmp_path / '16.tif'), read_image(tmp_path / '16.png'))
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / 'float.tif')
-    assert 'pixels of 32 bits' in refused(read_image, tmp_path / 'float.tif')
+    assert 'pixels of 32 bits' in remedy(read_image, tmp_path / 'float.tif')
     kinds = dict(CMYK='jpg', YCbCr='jpg', PA='tif')
     for mode in ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr'):
         name = tmp_path / f"{mode}.{kinds.get(mode, 'png')}"
@@ -376,7 +369,7 @@ def test_full_disk_leaves_no_half_file(tmp_path, monkeypatch, format):
 
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    told = refused(write_detection, samples(3, seed=5), tmp_path, format, ['bee', 'moth'])
+    told = remedy(write_detection, samples(3, seed=5), tmp_path, format, ['bee', 'moth'])
     assert 'No space left on device' in told
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
 
@@ -407,7 +400,7 @@ def test_resized_is_the_same_one_by_one():
 REAL = dict(faces=(200, 80, 155), birds=(220, 80, 243), cars=(500, 144, 300), airplanes=(200, 80, 120))
 
 
-@pytest.mark.skipif(shared() is None, reason='the reference data is not beside the project')
+@needs_shared
 @pytest.mark.parametrize('name', REAL)
 def test_real_annotations(name, tmp_path):
     folder = shared() / 'data' / name / 'detection'

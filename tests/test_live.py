@@ -1,9 +1,5 @@
 "A stream whose objects have no end: the same for any reader, resumed anywhere, stopped cleanly, honest about errors."
 import gc
-import itertools
-import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -12,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from helpers import python, take
 from synthdet.core import refused, UserError
 from synthdet.data import butterflies
 from synthdet.data.batches import batches, Loop, Mixed
@@ -70,12 +67,6 @@ def flock(draw=drawn, segmenter="frame", reuse=1, **recipe):
 
 
 def same(a, b): return torch.equal(a[0], b[0]) and all(torch.equal(s[k], t[k]) for s, t in zip(a[1], b[1]) for k in s)
-
-
-def take(n, *args, **options):
-    it = batches(*args, **options)
-    try: return list(itertools.islice(it, n))
-    finally: it.close()
 
 
 def origins(samples, i): return [o["origin"] for o in samples.provenance(i)["objects"]]
@@ -190,11 +181,10 @@ def test_a_number_of_objects_makes_a_pool(weights):
 @pytest.mark.slow
 def test_python_ends_while_a_live_stream_is_read():
     code = """
-from tests.test_live import *
+from test_live import *
 it = batches(flock(), 4, workers=1)
 next(it); print('read', flush=True)
 """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
-                       env={**os.environ, "PYTHONPATH": root})
-    assert r.returncode == 0 and r.stdout == "read\n" and not r.stderr, r.stderr
+    process = python(code)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out == "read\n" and not err, err

@@ -1,6 +1,5 @@
 "Strangers' notebooks, and whose files a run writes: read or refused in one line, nothing else is touched."
 import copy
-import hashlib
 import json
 import os
 import random
@@ -15,8 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from synthdet.core import refused, UserError
-from synthdet.evidence.notebooks import own_output, parameters, run_notebook, sorted_out, typed
+from helpers import contents
+from synthdet.core import project, refused, UserError
+from synthdet.evidence.notebooks import parameters, run_notebook, sorted_out, typed
 
 
 def cell(source, *tags, kind="code", **more): return dict(cell_type=kind, metadata=dict(tags=list(tags)), source=source, **more)
@@ -31,11 +31,6 @@ def notebook(path, *cells, **more):
 def tiny(path, source="print(word, n)"): return notebook(path, cell("word:str = 'a'  # which\nn:int = 3", "parameters"), cell(source))
 
 
-def files(folder):
-    "What lies in a folder: name -> hash."
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 # what is a notebook
 
 P = ["parameters"]
@@ -48,6 +43,13 @@ CELLS = {"x = f()": 1, "x: int": 1, "a = b = 1": 1, "a, b = 1, 2": 1, "(y := 3)"
 def test_a_parameter_is_a_literal(tmp_path, source):
     line = refused(parameters, notebook(tmp_path/"n.ipynb", cell(source, *P)))
     assert f"n.ipynb, line {CELLS[source]} of its parameters cell is no `name = literal`" in line
+
+
+@pytest.mark.parametrize("notebook", sorted((project()/"nbs/experiments").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_papermill_understands_every_parameter(notebook, caplog):
+    from papermill.inspection import inspect_notebook
+    found = inspect_notebook(str(notebook))
+    assert sorted(found) == sorted(parameters(notebook)) and not caplog.text
 
 
 @pytest.mark.parametrize("content, line", [
@@ -166,9 +168,9 @@ def test_names_that_papermill_would_fill_in(tmp_path):
         folder = tmp_path/name
         folder.mkdir()
         book = tiny(folder/f"{name}.in.ipynb", "print(ascii(word), n)")
-        before = files(folder)
+        before = contents(folder)
         assert run_notebook(book, folder/f"{name}.ipynb", dict(word=name, n="4")) == f"{ascii(name)} 4\n"
-        assert files(folder).keys() - before.keys() == {f"{name}.ipynb"} and before.items() <= files(folder).items()
+        assert contents(folder).keys() - before.keys() == {f"{name}.ipynb"} and before.items() <= contents(folder).items()
         assert nbformat.read(folder/f"{name}.ipynb", 4).metadata.papermill.output_path == f"{name}.ipynb"
 
 
@@ -187,7 +189,7 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch, spec):
 def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel.kernelspec", None)
     assert "pip install papermill ipykernel" in refused(run_notebook, tiny(tmp_path/"n.ipynb"), tmp_path/"new"/"out.ipynb", {})
-    assert files(tmp_path).keys() == {"n.ipynb"} and not (tmp_path/"new").exists()
+    assert contents(tmp_path).keys() == {"n.ipynb"} and not (tmp_path/"new").exists()
 
 
 def test_cells_without_ids_metadata_or_outputs_run(tmp_path, recwarn):
@@ -213,27 +215,27 @@ def test_what_was_not_written_here_is_not_replaced(tmp_path):
     (tmp_path/"other.ipynb").symlink_to("by_hand.ipynb")
     os.link(book, tmp_path/"hard.ipynb")
     (tmp_path/"loop.ipynb").symlink_to("loop.ipynb")
-    before = files(tmp_path)
+    before = contents(tmp_path)
     for name, line in {"thesis.docx": "is no name of a notebook", "thesis.ipynb": "was not written by a run", "by_hand.ipynb": "was not written by a run",
                        "copy.ipynb": "was not written by a run", "folder.ipynb": "was not written by a run", "n.ipynb": "is the notebook itself",
                        "link.ipynb": "is the notebook itself", "hard.ipynb": "is the notebook itself", "other.ipynb": "was not written by a run",
                        f"../{tmp_path.name}/n.ipynb": "is the notebook itself", "loop.ipynb": "cannot write", "thesis.docx/n.ipynb": "cannot write", "/dev/null": "is no name of a notebook"}.items():
         assert line in refused(run_notebook, book, tmp_path/name, {}), name
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_an_earlier_notebook_stays_until_the_new_one_is_whole(tmp_path):
     good, bad, out = tiny(tmp_path/"good.ipynb"), tiny(tmp_path/"bad.ipynb", "print(1)\n1/0"), tmp_path/"out.ipynb"
     wrong = tiny(tmp_path/"wrong.ipynb", "from synthdet.core import UserError\nraise UserError('n is wrong')")
     assert run_notebook(good, out, {}) == "a 3\n"
-    before = files(tmp_path)
+    before = contents(tmp_path)
     assert refused(run_notebook, wrong, out, {}) == "n is wrong"
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
     line = refused(run_notebook, bad, out, {})
     assert line.startswith("ZeroDivisionError: division by zero (cell 2 of ") and line.endswith("out.running.ipynb)")
-    assert files(tmp_path).keys() - before.keys() == {"out.running.ipynb"} and before.items() <= files(tmp_path).items()
+    assert contents(tmp_path).keys() - before.keys() == {"out.running.ipynb"} and before.items() <= contents(tmp_path).items()
     assert run_notebook(good, out, dict(n=7)) == "a 7\n"
-    assert files(tmp_path).keys() == before.keys() and "a 7" in out.read_text()
+    assert contents(tmp_path).keys() == before.keys() and "a 7" in out.read_text()
 
 
 def test_leftovers_are_used_again_and_what_is_somebodys_is_not(tmp_path):
@@ -242,18 +244,18 @@ def test_leftovers_are_used_again_and_what_is_somebodys_is_not(tmp_path):
     for n in (0, 100): 
         running.write_bytes(out.read_bytes()[:n])
         run_notebook(book, out, {})
-        assert files(tmp_path).keys() == {"n.ipynb", "out.ipynb"}
+        assert contents(tmp_path).keys() == {"n.ipynb", "out.ipynb"}
     tiny(running)
     before = running.read_bytes()
     run_notebook(book, out, {})
-    assert files(tmp_path).keys() == {"n.ipynb", "out.ipynb", "out.running.ipynb"} and running.read_bytes() == before
+    assert contents(tmp_path).keys() == {"n.ipynb", "out.ipynb", "out.running.ipynb"} and running.read_bytes() == before
 
 
 def test_an_output_that_is_a_link_stays_one(tmp_path):
     (tmp_path/"there").mkdir()
     (tmp_path/"out.ipynb").symlink_to(tmp_path/"there"/"real.ipynb")
     for _ in range(2): run_notebook(tiny(tmp_path/"n.ipynb"), tmp_path/"out.ipynb", {})
-    assert (tmp_path/"out.ipynb").is_symlink() and files(tmp_path/"there").keys() == {"real.ipynb"}
+    assert (tmp_path/"out.ipynb").is_symlink() and contents(tmp_path/"there").keys() == {"real.ipynb"}
 
 
 CALL = "import sys; from synthdet.evidence.notebooks import run_notebook; print(run_notebook(*sys.argv[1:3], {}), end='')"
@@ -277,7 +279,7 @@ def test_killed_or_two_at_once(tmp_path):
     kernel = int(json.loads((tmp_path/"out.running.ipynb").read_text())["cells"][1]["outputs"][0]["text"][0])
     killed.send_signal(signal.SIGTERM)
     killed.communicate()
-    assert files(tmp_path).keys() == {"n.ipynb", "out.running.ipynb"}
+    assert contents(tmp_path).keys() == {"n.ipynb", "out.running.ipynb"}
     for _ in range(100):
         if not Path(f"/proc/{kernel}").exists(): break
         time.sleep(.1)
@@ -287,4 +289,4 @@ def test_killed_or_two_at_once(tmp_path):
     gate.touch()
     said = [p.communicate() for p in two]
     assert [p.returncode for p in two] == [0, 0] and said[0][0] != said[1][0], said
-    assert files(tmp_path).keys() == {"n.ipynb", "out.ipynb"} and nbformat.read(out, 4).metadata.papermill.end_time
+    assert contents(tmp_path).keys() == {"n.ipynb", "out.ipynb"} and nbformat.read(out, 4).metadata.papermill.end_time

@@ -19,13 +19,6 @@ FEW = dict(steps=2, pretrain_steps=2, eval_every=2, batch_size=2, backbone='mobi
 FEW['model.image_size'] = 64
 
 
-@pytest.fixture(scope='session')
-def drawn(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    for d in TREES: make_fixture(d, root)
-    return root
-
-
 def test_scratch_needs_neither_class_images_nor_backgrounds(tmp_path):
     root = make_fixture('cars', tmp_path/'tree')
     for k in ('lsun_cars', 'INRIAPerson', 'VOCdevkit'): (root/k).rename(tmp_path/k)

@@ -204,10 +204,11 @@ def test_keeping_is_nobody_elses_business(tmp_path):
     "Two threads, one that keeps and one that does not: Pillow's own switch would be thrown for both."
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), np.uint8)), "JPEG")
     (tmp_path/"a").write_bytes(data[:len(data)//2])
-    kept = threading.Thread(target=lambda: [read_image(tmp_path/"a", truncated="keep") for _ in range(60)])
-    kept.start()
-    while kept.is_alive(): assert "truncated" in refused(read_image, tmp_path/"a")
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    kept = []
+    keeping = threading.Thread(target=lambda: kept.extend(read_image(tmp_path/"a", truncated="keep") for _ in range(60)))
+    keeping.start()
+    while keeping.is_alive(): assert "truncated" in refused(read_image, tmp_path/"a")
+    assert len(kept) == 60 and not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

@@ -9,26 +9,19 @@ import torch
 import torchvision
 from scipy.io import loadmat, savemat
 
+from helpers import needs_shared
 from synthdet.boxes import ellipse_to_box
 from synthdet.core import refused, shared
 from synthdet.data.catalogue import FACTS
 from synthdet.data.domain import Missing
 from synthdet.data.domains import load_domain
-from synthdet.data.fixtures import make_fixture, TREES
+from synthdet.data.fixtures import make_fixture
 from synthdet.data.labels import subset
 from synthdet.data.readers import cars_boxes, cub_birds, dmgan_names, paper_birds, redo_split, share
 from synthdet.synthesis.settings import paper_recipe
 
 ROOT = Path(__file__).parents[1]
 SPLITS = ('train', 'val', 'test')
-needs_shared = pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
-
-
-@pytest.fixture(scope='session')
-def drawn(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    for d in TREES: make_fixture(d, root)
-    return root
 
 
 @pytest.fixture

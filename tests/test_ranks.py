@@ -15,7 +15,6 @@ from synthdet import cli
 from synthdet.core import refused
 from synthdet.files import read_jsonl
 from synthdet.data.batches import batches
-from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection import train as train_module
 from synthdet.detection.detectors import detector
 from synthdet.detection.evaluate import predict, predict_together, validator
@@ -258,12 +257,6 @@ def test_four_ranks_sum_in_the_same_order_after_a_stop(tmp_path):
 
 
 # -- torchrun itself
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    butterflies = load_domain('butterflies', n_class_images=16, n_backgrounds=6)
-    return write_domain(butterflies, tmp_path_factory.mktemp('domain')/'birds', n_labelled=8)
-
 
 def words(root, out, **change):
     return {**dict(backbone='mobilenetv1_025', batch_size=4, steps=10, pretrain_steps=10, eval_every=2, n_real=5, arms='pretrain',

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
+from helpers import needs_shared
 from synthdet.core import refused, shared
 from synthdet.detection import retinaface as module
 from synthdet.detection.retinaface import (
@@ -259,7 +260,7 @@ def test_files_that_do_not_fit(model, tmp_path, change, says):
     assert says in refused(load_retinaface, tmp_path/"odd.pth")
 
 
-@pytest.mark.skipif(not shared(), reason="needs the reference folder beside the project")
+@needs_shared
 def test_names_and_shapes_of_released_files(model):
     read = lambda name: json.loads((shared()/"spec"/"keys"/name).read_text())
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == read("retinaface_mnet025.json")

@@ -3,11 +3,8 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from helpers import contents, python
 from synthdet.boxes import chw, masks_to_boxes
 from synthdet.core import digest, generator, refused
 from synthdet.files import read_jsonl
@@ -35,7 +33,7 @@ MAKE = '''
 import sys
 from synthdet.core import UserError, digest
 from synthdet.synthesis.disk import write_stream
-from tests.test_stream import make
+from test_stream import make
 samples = make()
 '''
 
@@ -49,23 +47,11 @@ def make(seed=5, n=4, **options):
     return Samples([c for c in cuts if c], places, recipe, seed=seed, classes=['butterfly'], **options)
 
 
-def python(code, *args, **options):
-    "A process of its own that has a stream."
-    root = str(Path(__file__).resolve().parents[1])
-    env = {**os.environ, 'PYTHONPATH': root, **options.pop('env', {})}
-    return subprocess.Popen([sys.executable, '-c', MAKE + code, *map(str, args)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, cwd=root, env=env, **options)
-
-
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
-
-
 # the same bytes
 
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
-    p = python("print(digest([samples[i][0] for i in (0, 7, 123456)]))", env={'PYTHONHASHSEED': '77'})
+    p = python(MAKE + "print(digest([samples[i][0] for i in (0, 7, 123456)]))", env={'PYTHONHASHSEED': '77'})
     out, err = p.communicate(timeout=120)
     assert out.strip() == digest([make()[i][0] for i in (0, 7, 123456)]), err
 
@@ -229,7 +215,7 @@ def test_what_is_written_reads_back(tmp_path, format):
 
 def test_a_longer_stream_continues_a_shorter_one(tmp_path):
     for place, n in (('a', 3), ('a', 5), ('b', 5)): write_stream(make(), tmp_path/place, n)
-    assert tree(tmp_path/'a') == tree(tmp_path/'b')
+    assert contents(tmp_path/'a') == contents(tmp_path/'b')
 
 
 def test_the_mark_carries_what_names_the_stream(tmp_path):
@@ -244,7 +230,7 @@ def test_the_mark_carries_what_names_the_stream(tmp_path):
 def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
     n = 60
     write_stream(make(), tmp_path/'whole', n, format='voc')
-    p = python(f"write_stream(samples, sys.argv[1], {n}, format='voc')", tmp_path/'killed')
+    p = python(MAKE + f"write_stream(samples, sys.argv[1], {n}, format='voc')", tmp_path/'killed')
     written = lambda: len(list((tmp_path/'killed').glob("images*/*.jpg")))
     for _ in range(3000):  # until some images are there
         if written() >= 5: break
@@ -254,7 +240,7 @@ def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
     assert 5 <= written() < n, 'killed midway'
     with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
     write_stream(make(), tmp_path/'killed', n, format='voc')
-    assert tree(tmp_path/'killed') == tree(tmp_path/'whole')
+    assert contents(tmp_path/'killed') == contents(tmp_path/'whole')
 
 
 @pytest.mark.slow
@@ -263,7 +249,7 @@ def test_killed_at_any_moment_any_number_of_times_it_ends_with_the_same_files(tm
     g, n, format, kills = generator(0, 'kills'), 24, 'yolo', 0
     start = time.monotonic()
     write_stream(make(), tmp_path/'whole', n, format=format)
-    usual, wanted = time.monotonic() - start, tree(tmp_path/'whole')
+    usual, wanted = time.monotonic() - start, contents(tmp_path/'whole')
     for turn in range(8):
         folder = tmp_path/f'{turn}'
         for _ in range(3):
@@ -274,7 +260,7 @@ def test_killed_at_any_moment_any_number_of_times_it_ends_with_the_same_files(tm
             p.kill()
             p.join()
         write_stream(make(), folder, n, format=format)
-        assert tree(folder) == wanted
+        assert contents(folder) == wanted
     assert kills > 8
 
 
@@ -306,11 +292,11 @@ DAMAGE = dict(
 @pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE)
 def test_what_was_damaged_or_lost_is_mended(damage, tmp_path):
     samples, g = make(), generator(0, 'damage')
-    wanted = tree(write_stream(samples, tmp_path, 6))
+    wanted = contents(write_stream(samples, tmp_path, 6))
     damage(tmp_path, g)
-    assert tree(tmp_path) != wanted
+    assert contents(tmp_path) != wanted
     write_stream(samples, tmp_path, 6)
-    assert tree(tmp_path) == wanted
+    assert contents(tmp_path) == wanted
 
 
 def test_only_what_is_damaged_is_drawn_again(tmp_path):
@@ -326,16 +312,16 @@ def test_only_what_is_damaged_is_drawn_again(tmp_path):
 
 @pytest.mark.slow
 def test_two_that_write_one_folder_do_not_meet(tmp_path):
-    both = [python("write_stream(samples, sys.argv[1], 40, format='voc')", tmp_path/'both') for _ in range(2)]
+    both = [python(MAKE + "write_stream(samples, sys.argv[1], 40, format='voc')", tmp_path/'both') for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
-    assert tree(tmp_path/'both') == tree(write_stream(make(), tmp_path/'one', 40, format='voc'))
+    assert contents(tmp_path/'both') == contents(write_stream(make(), tmp_path/'one', 40, format='voc'))
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path):
     (tmp_path/'text').write_text('mine')
     for folder in (tmp_path, tmp_path/'text'):
         assert 'is not an empty folder and holds no stream' in refused(write_stream, make(), folder, 2)
-    assert tree(tmp_path) == {'text': b'mine'}
+    assert contents(tmp_path) == {'text': b'mine'}
     (tmp_path/'new').mkdir()
     (tmp_path/'new/.DS_Store').touch() # an empty one, to whoever looks into it
     assert len(list((write_stream(make(), tmp_path/'new', 2)/'images').iterdir())) == 2
@@ -351,7 +337,7 @@ except UserError as e: print(e); sys.exit(2)
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_no_torn_file(tmp_path):
-    p = python(FULL, tmp_path/'s', '.png')  # an image of 96 x 96 as PNG does not fit
+    p = python(MAKE + FULL, tmp_path/'s', '.png')  # an image of 96 x 96 as PNG does not fit
     out, err = p.communicate(timeout=120)
     assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and 'cannot write' in out, err
     assert not list((tmp_path/'s').rglob('*.png')) and not list((tmp_path/'s').rglob('*.tmp'))
@@ -359,18 +345,18 @@ def test_a_full_disk_is_one_line_and_no_torn_file(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_provenance_is_one_line_and_resumes(tmp_path):
-    p = python(FULL, tmp_path/'s', '.jpg')  # images as JPEG fit, the rows of provenance do not
+    p = python(MAKE + FULL, tmp_path/'s', '.jpg')  # images as JPEG fit, the rows of provenance do not
     out, err = p.communicate(timeout=120)
     assert p.returncode == 2 and len(out.strip().splitlines()) == 1 and not err, err
     assert 'cannot write' in out and 'provenance.jsonl' in out
     text = (tmp_path/'s/provenance.jsonl').read_text()
     assert 5 < len(text.splitlines()) < 60 and text.endswith('\n') and not list((tmp_path/'s').rglob('*.tmp'))
     for place in 's', 'whole': write_stream(make(), tmp_path/place, 60)
-    assert tree(tmp_path/'s') == tree(tmp_path/'whole')
+    assert contents(tmp_path/'s') == contents(tmp_path/'whole')
 
 
 def test_fewer_images_than_are_there_are_refused(tmp_path):
     write_stream(make(), tmp_path/'s', 5)
-    before = tree(tmp_path/'s')
+    before = contents(tmp_path/'s')
     assert 'holds 5 images of this stream already; ask for at least 5' in refused(write_stream, make(), tmp_path/'s', 3)
-    assert tree(tmp_path/'s') == before
+    assert contents(tmp_path/'s') == before

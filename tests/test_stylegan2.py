@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import Call
 from synthdet.core import shared, UserError
 from synthdet.objects.stylegan2 import _double, _layout_of_arguments, Conv, load_stylegan2, StyleGAN2
 from synthdet.checkpoint import NETWORKS, TENSORS
@@ -192,12 +193,6 @@ def test_layouts_are_the_released_ones(name, more):
 
 # What a file may not do
 
-class Run:
-    "Calls `f(*arguments)` in whoever unpickles it."
-    def __init__(self, f, *arguments): self.call = f, arguments
-    def __reduce__(self): return self.call
-
-
 class Nested:
     "Asks for storage made of `content`."
     def __init__(self, content): self.content = content
@@ -213,16 +208,16 @@ def hostile(marker):
     "Name -> (pickle, the word its message must hold)."
     G, kwargs = small()
     touch, legacy, zipped, elsewhere = f"open({str(marker)!r}, 'w')", io.BytesIO(), io.BytesIO(), io.BytesIO()
-    torch.save(Run(os.system, f"touch {marker}"), legacy, _use_new_zipfile_serialization=False)
-    torch.save([Run(eval, touch)], zipped)
+    torch.save(Call(os.system, f"touch {marker}"), legacy, _use_new_zipfile_serialization=False)
+    torch.save([Call(eval, touch)], zipped)
     Elsewhere(elsewhere, 4).dump(dict(G_ema="elsewhere"))
     system = f"{os.name}.system"
     inside = Stored(G, _init_kwargs=EasyDict(kwargs))
-    inside.state["_modules"]["mapping"].state["weight_gain"] = Run(os.system, f"touch {marker}")
-    return dict(system=(dumps(dict(G_ema=Run(os.system, f"touch {marker}"))), system), eval=(dumps(Run(eval, touch)), "builtins.eval"), exec=(dumps([Run(exec, touch)], 0), "builtins.exec"),
+    inside.state["_modules"]["mapping"].state["weight_gain"] = Call(os.system, f"touch {marker}")
+    return dict(system=(dumps(dict(G_ema=Call(os.system, f"touch {marker}"))), system), eval=(dumps(Call(eval, touch)), "builtins.eval"), exec=(dumps([Call(exec, touch)], 0), "builtins.exec"),
                 inside=(dumps(dict(G_ema=inside)), system), nested=(dumps(dict(D=Nested(legacy.getvalue()))), system), zipped=(dumps(dict(G_ema=Nested(zipped.getvalue()))), "builtins.eval"),
-                attribute=(dumps(dict(a=Run(builtins.getattr, 1, "real"))), "builtins.getattr"), persistent=(elsewhere.getvalue(), "persistent id"),
-                loads=(dumps(Run(pickle.loads, dumps(Run(eval, touch)))), "_pickle.loads"), load=(dumps(Run(torch.load, "x")), "torch.serialization.load"),
+                attribute=(dumps(dict(a=Call(builtins.getattr, 1, "real"))), "builtins.getattr"), persistent=(elsewhere.getvalue(), "persistent id"),
+                loads=(dumps(Call(pickle.loads, dumps(Call(eval, touch)))), "_pickle.loads"), load=(dumps(Call(torch.load, "x")), "torch.serialization.load"),
                 inst=(b"(S'touch %b'\nios\nsystem\n." % str(marker).encode(), "os.system"), tensorflow=(dumps((Network(),)*3), "TensorFlow"), extension=(b"\x80\x02\x82\x01.", "EXT1"),
                 list=(dumps([]), "holds no network"), own=(b"\x80\x04\x8c\x1asynthdet.objects.stylegan2\x8c\x0eload_stylegan2\x93)R.", "synthdet.objects.stylegan2.load_stylegan2"),
                 dotted=(b"\x80\x04\x8c\x0etorch_utils\n.x\x8c\x01y\x93.", "torch_utils?.x.y"), page=(b"<html>Too many users</html>", "cannot be read"), empty=(b"", "cannot be read"))

@@ -5,9 +5,12 @@ import datetime
 import enum
 import io
 import json
+import multiprocessing
 import os
 import pathlib
+import pickle
 import random
+import resource
 import subprocess
 import sys
 import tarfile
@@ -17,13 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
 import synthdet
-from synthdet.checkpoint import read_checkpoint
 from synthdet.core import hash_file, refused, UserError
+from synthdet.data.annotations import read_detection, write_detection
+from synthdet.data.butterflies import class_image
+from synthdet.data.domain import ClassImage, Drawn
 from synthdet.data.download import extract
 from synthdet.detection.backbones import make_backbone
 from synthdet.detection.detectors import detector, save_detector
@@ -34,8 +38,9 @@ from synthdet.evidence.rows import read_rows, write_row
 from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.objects.gantrain import GanConfig, train_gan
 from synthdet.resume import load_state, save_state
+from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.unpickle import read_pickle
-from synthdet.weights import ASSETS, fit_weights, read_note, read_weights, save_weights, shipped
+from synthdet.weights import ASSETS, read_note, read_weights, save_weights, shipped
 
 FLIPS = 120
 
@@ -284,14 +289,16 @@ def as_file(content, how, folder):
     return path
 
 
-@pytest.mark.parametrize('how', ['zip', 'legacy', 'misnamed', 'safetensors', 'wrong'])
-@pytest.mark.parametrize('name', PEOPLE)
+def ways(content):
+    "The formats that can hold it: safetensors hold tensors only."
+    flat = all(isinstance(v, torch.Tensor) for v in content.values())
+    return ['zip', 'legacy', 'misnamed', *(['safetensors', 'wrong'] if flat else [])]
+
+
+@pytest.mark.parametrize('name, how', [(name, how) for name, content in PEOPLE.items() for how in ways(content)])
 @pytest.mark.filterwarnings('ignore')
 def test_people_s_checkpoints_are_read(name, how, tmp_path):
-    content = PEOPLE[name]
-    flat = all(isinstance(v, torch.Tensor) for v in content.values())
-    if how in ('safetensors', 'wrong') and not flat: pytest.skip('safetensors hold tensors only')
-    found = make_backbone(BODY, as_file(content, how, tmp_path)).body.state_dict()
+    found = make_backbone(BODY, as_file(PEOPLE[name], how, tmp_path)).body.state_dict()
     right = body()
     for k, v in found.items():
         if k.endswith('weight') and v.dim() == 1: continue  # gains are corrected from one eps to another
@@ -331,19 +338,86 @@ def test_a_detector_in_people_s_form_is_read(tmp_path):
     assert plain(twin) == plain(model)
 
 
+# Arrays
+
+def arrays(): return {k: v.numpy() for k, v in body().items()}
+
+
+def pickled(content, protocol, core='numpy._core'):
+    "As NumPy of another age writes it."
+    return pickle.dumps(content, protocol).replace(b'numpy._core', core.encode()) if protocol < 4 else pickle.dumps(content, protocol)
+
+
+@pytest.mark.parametrize('protocol,core', [(2, 'numpy.core'), (2, 'numpy._core'), (4, ''), (5, '')])
+def test_zoos_of_arrays_are_read(protocol, core, tmp_path):
+    "Detectron2's files are a pickled dictionary."
+    content = dict(model=arrays(), __author__='A', matching_heuristics=True)
+    (tmp_path/'a.pkl').write_bytes(pickled(content, protocol, core))
+    found = read_weights(tmp_path/'a.pkl')
+    assert plain(found) == plain(body()) and plain(make_backbone(BODY, tmp_path/'a.pkl').body.layer1) is not None
+    torch.save(content, tmp_path/'a.pth')
+    assert plain(read_weights(tmp_path/'a.pth')) == plain(body())
+    odd = dict(columns=np.asfortranarray(np.arange(6.).reshape(2, 3)), big=np.arange(3, dtype='>i4'), none=np.zeros((0, 3)),
+               one=np.array(2, np.float32), flags=np.array([True, False]), half=np.ones(2, np.float16))
+    (tmp_path/'b.pkl').write_bytes(pickled(odd, protocol, core or 'numpy._core'))
+    for k, v in read_weights(tmp_path/'b.pkl').items(): assert np.array_equal(v.numpy(), odd[k]) and v.shape == odd[k].shape, k
+
+
+def test_npz_are_read(tmp_path):
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path/'a.npz', **arrays())
+        assert plain(read_weights(tmp_path/'a.npz')) == plain(body())
+    np.savez(tmp_path/'b.npz', a=np.array([dict()], dtype=object))
+    assert 'cannot be read' in refused(read_weights, tmp_path/'b.npz')
+
+
+def test_arrays_of_objects_and_lies_about_sizes_are_refused(tmp_path):
+    for k, content in enumerate((dict(a=np.array([print], dtype=object)), dict(a=np.zeros(2, [('x', 'f4')])))):
+        (tmp_path/f'{k}.pkl').write_bytes(pickle.dumps(content, 2))
+        assert 'cannot be read' in refused(read_weights, tmp_path/f'{k}.pkl')
+    good = pickle.dumps(dict(a=np.arange(7, dtype='u1')), 2)
+    assert good.count(b'K\x07\x85') == 1
+    (tmp_path/'c.pkl').write_bytes(good.replace(b'K\x07\x85', b'J\xff\xff\xff\x7f\x85'))
+    assert 'bytes for an array' in refused(read_weights, tmp_path/'c.pkl')
+
+
+def zipped(*names):
+    with zipfile.ZipFile(f := io.BytesIO(), 'w') as z:
+        for n in names: z.writestr(n, '{}')
+    return f.getvalue()
+
+
+KINDS_OF_OTHERS = { # name -> (content, what is said of it)
+    'a.h5': (b'\x89HDF\r\n\x1a\n' + bytes(600), 'Keras'), 'a.gguf': (b'GGUF' + bytes(99), 'GGUF'),
+    'a.tflite': (bytes(4) + b'TFL3' + bytes(99), 'TensorFlow Lite'), 'config.json': (b' {"a": 1}', 'JSON'),
+    'a.pt2': (zipped('a/archive_format', 'a/models/model.json'), 'torch.export'),
+    'old.pt2': (zipped('serialized_exported_program.json'), 'torch.export'), 'a.keras': (zipped('metadata.json', 'config.json'), 'Keras'),
+    'pytorch_model.bin': (b'\1\2\3'*99, '.bin'), 'pointer.pth': (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
+    'page.safetensors': (b'<!DOCTYPE html><html>', 'web page'), 'a.npy': (b'\x93NUMPY\1\0', 'np.savez'),
+    'a.onnx': (b'\x08\x08\x12\x01', 'ONNX'), 'a.pb': (b'\x08\1', 'TensorFlow'), 'a.MSGPACK': (b'\x81', 'Flax')}
+
+
+@pytest.mark.parametrize('name', KINDS_OF_OTHERS)
+def test_files_of_other_programs_say_what_they_are(name, tmp_path):
+    content, word = KINDS_OF_OTHERS[name]
+    (tmp_path/name).write_bytes(content)
+    line = refused(read_weights, tmp_path/name)
+    assert line.startswith(f'{tmp_path/name} is ') and word in line and '; ' in line
+
+
 # Bombs
 
 def limited(calls):
-    "name -> (what a process of little memory says of a call, MiB that it took, seconds)."
+    "name -> (what a process of little memory says of a call, MiB that it took)."
     code = f'''
-import json, resource, sys, time
+import json, resource, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_trust import *
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 peak, told = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024, dict()
 for name, call in {calls!r}.items():
-    before, start = peak(), time.process_time()
-    told[name] = eval(call), peak() - before, time.process_time() - start
+    before = peak()
+    told[name] = eval(call), peak() - before
 print(json.dumps(told))
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
@@ -441,16 +515,16 @@ BOMBS = dict(
 
 
 @pytest.mark.slow
-def test_bombs_are_refused_at_once(tmp_path):
+def test_bombs_are_refused_before_they_unfold(tmp_path):
     calls = {}
     for name, (build, read, _) in BOMBS.items():
         (tmp_path/name).mkdir()
         calls[name] = f'refused({read}, Path({str(build(tmp_path/name/"a.pth"))!r}))'
     told = limited(calls)
-    for name, (line, memory, seconds) in told.items():
-        print(f'{name}: {memory} MiB, {seconds:.2f} s: {line[line.index("a.pth"):][:120]}')
+    for name, (line, memory) in told.items():
+        print(f'{name}: {memory} MiB: {line[line.index("a.pth"):][:120]}')
         assert any(w in line for w in BOMBS[name][2].split('|')), (name, line)
-        assert memory < 600 and seconds < 20, (name, memory, seconds)
+        assert memory < 600, (name, memory)
 
 
 # Fuzz
@@ -478,6 +552,12 @@ def fuzzed(name, folder):
     path = folder/'a.pth'
     if name == 'safetensors': return save_weights(small, folder/'a.safetensors', step=3), weights_of
     if name == 'state': return made('state', folder)
+    if name == 'npz':
+        np.savez(folder/'a.npz', **{k: v.numpy() for k, v in small.items()})
+        return folder/'a.npz', lambda p: plain(read_weights(p))
+    if name == 'arrays':
+        path.write_bytes(pickle.dumps(dict(model={k: v.numpy() for k, v in small.items()}, best=np.float64(.5)), 2))
+        return path, lambda p: plain(read_weights(p))
     torch.save(whole, path, _use_new_zipfile_serialization=name != 'legacy')
     if name == 'tar':
         with tarfile.open(folder/'a.tar', 'w') as tar: tar.add(path, 'm/a.pth')
@@ -485,7 +565,7 @@ def fuzzed(name, folder):
     return path, lambda p: plain(read_weights(p))
 
 
-@pytest.mark.parametrize('name', ['safetensors', 'zip', 'legacy', 'state', 'tar'])
+@pytest.mark.parametrize('name', ['safetensors', 'zip', 'legacy', 'state', 'tar', 'arrays', 'npz'])
 def test_two_thousand_mutations_end_in_one_line_or_in_values(name, tmp_path):
     "Files with a digest or checksums give the right values or an error; the others may give other numbers, never worse."
     path, read = fuzzed(name, tmp_path)
@@ -493,4 +573,70 @@ def test_two_thousand_mutations_end_in_one_line_or_in_values(name, tmp_path):
     count = noticed(path, read, lambda whole: (mutated(whole, luck) for _ in range(2000)))
     print(name, dict(count))
     assert sum(count.values()) == 2000 and count['noticed'] > 500
-    assert name in ('legacy', 'tar', 'zip') or not count['silent']
+    assert name in ('legacy', 'tar', 'zip', 'arrays', 'npz') or not count['silent']
+
+
+# What is kept to be used again
+
+def seen(i):
+    "A drawn picture with marked boxes."
+    return pictures(8)[i], dict(boxes=box()['boxes'] + i, labels=torch.ones(1, dtype=torch.int64), difficult=torch.tensor([i % 2 > 0]), image_id=i)
+
+
+def drawn_again():
+    data = Drawn(seen, 5, 10**7, ['moth'], source='a text')
+    data.fill()
+    return plain(list(data))
+
+
+def cut_again(budget_mb=100):
+    pool = make_cutouts([ClassImage(class_image(i, size=40, seed=3)[0], 1, str(i)) for i in range(3)], budget_mb=budget_mb)
+    return [(plain(c.rgba), c.label, c.origin) for c in pool], pool.content, dict(pool.rejected)
+
+
+KEPT = dict(drawn=('*.safetensors', drawn_again), rows_of_a_pool=('*.npz', cut_again), pixels_of_a_pool=('*.rgba', cut_again),
+            pixels_read_from_disk=('*.rgba', lambda: cut_again(0)))
+
+
+@pytest.mark.parametrize('kind', KEPT)
+def test_one_bit_of_what_is_kept_is_never_used(kind, tmp_path, monkeypatch):
+    "It is made again, with the right values, or refused in a line."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
+    name, use = KEPT[kind]
+    use()
+    path, = tmp_path.rglob(name)
+    count = noticed(path, lambda _: use(), lambda whole: flips(whole, 30))
+    print(kind, dict(count))
+    assert count.total() == 30 and not count['silent']
+
+
+FULL = dict(
+    pool=(2000, lambda folder: cut_again()), row=(900, lambda folder: [write_row(folder/'r.jsonl', dict(id=f'{k}', ap50=k/99)) for k in range(99)]),
+    coco=(600, lambda folder: write_detection([seen(i) for i in range(5)], folder/'set', 'coco', ['moth'], suffix='.jpg')),
+    voc=(20000, lambda folder: write_detection([seen(i) for i in range(5)] + [(torch.zeros(3, 9, 9, dtype=torch.uint8), dict(
+        boxes=torch.tensor([[0., 0., 5., 5.]]).repeat(300, 1), labels=torch.ones(300, dtype=torch.int64)))], folder/'set', 'voc', ['moth'])))
+
+
+@pytest.mark.parametrize('kind', FULL)
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_reads_as_whole(kind, tmp_path, monkeypatch):
+    "Files may grow to some size only: the system says so as for a full disk."
+    monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path/'cache'))
+    limit, write = FULL[kind]
+    def child(told):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try: write(tmp_path)
+        except UserError as e: told.send(str(e))
+        else: told.send('')
+    context = multiprocessing.get_context('fork')
+    here, there = context.Pipe(duplex=False)
+    p = context.Process(target=child, args=(there,))
+    p.start()
+    assert here.poll(60)
+    line = here.recv()
+    p.join()
+    assert 'cannot write' in line and 'free some space' in line and '\n' not in line
+    assert not list(tmp_path.rglob('*.tmp'))
+    if kind == 'row': assert 1 < len(read_rows(tmp_path/'r.jsonl')) < 99
+    if kind in ('coco', 'voc'): assert 'is not written to its end' in refused(read_detection, tmp_path/'set')
+    write(tmp_path)
+    if kind in ('coco', 'voc'): assert len(read_detection(tmp_path/'set')) == 5 + (kind == 'voc')

@@ -5,10 +5,9 @@ import warnings
 import pytest
 from PIL import Image
 
+from helpers import right_or_refused
 from synthdet import core
-from synthdet.core import UserError
 from synthdet.data.annotations import read_detection
-from synthdet.data.voc import read_voc
 
 W, H = 80, 60
 CORNERS = [20, 15, 60, 45]
@@ -145,26 +144,10 @@ JUNK = ['', '0', '-1', '1e309', 'nan', '21.5', '999999999', 'x'*300, '<a/>', '</
         '<?xml version="1.0"?>', 'é']
 
 
-def right_or_refused(folder):
-    "A mutated file is refused in one line, or what is read of it holds together; and nothing else is heard."
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        warnings.filterwarnings('ignore', category=UserWarning,
-                                message='.*(left out|less than half|found by their names).*')
-        try: ds = read_detection(folder)
-        except UserError as e:
-            assert '\n' not in str(e) and len(str(e)) < 1500, str(e)
-            return False
-    for t in ds.targets:
-        for x1, y1, x2, y2 in t['boxes'].tolist(): assert 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H
-        assert all(1 <= l <= len(ds.classes) for l in t['labels'].tolist()) and len(t['labels']) == len(t['boxes'])
-    return True
-
-
 def test_any_text_is_read_or_refused(tmp_path):
     g, read = random.Random(0), 0
     parts = WHOLE.replace('<', '\n<').replace('>', '>\n').split('\n') # elements and what is between them
-    assert right_or_refused(written(tmp_path, WHOLE))
+    assert right_or_refused(written(tmp_path, WHOLE), W, H)
     for _ in range(2000):
         some = list(parts)
         for _ in range(g.choice([1, 1, 2, 5])):
@@ -174,7 +157,7 @@ def test_any_text_is_read_or_refused(tmp_path):
             elif how < .85: some[at:at] = some[at:at + g.choice([1, 4, 12])]
             else: some[at] = g.choice(parts)
         (tmp_path / 'a.xml').write_text(''.join(some), encoding='utf-8')
-        read += right_or_refused(tmp_path)
+        read += right_or_refused(tmp_path, W, H)
     assert 100 < read < 1900, read
 
 
@@ -190,7 +173,7 @@ def test_any_bytes_are_read_or_refused(tmp_path):
             elif how < .8: del bad[at:at + g.choice([1, 3, 40])]
             else: bad[at:at] = bad[at:at + g.choice([1, 5, 60])]
         (tmp_path / 'a.xml').write_bytes(bytes(bad))
-        read += right_or_refused(tmp_path)
+        read += right_or_refused(tmp_path, W, H)
     assert 50 < read < 1900, read
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
+from helpers import needs_shared
 from synthdet.core import refused, shared
 from synthdet.detection.widerface import (
     read_ground_truth, SETTINGS, wider_ap, wider_curves, wider_name, write_wider)
@@ -217,7 +218,7 @@ def test_ground_truth_of_another_version(tmp_path):
     assert "wider_easy_val.mat: does not belong to wider_face_val.mat" in told()
 
 
-@pytest.mark.skipif(not shared(), reason="needs the reference folder beside the project")
+@needs_shared
 def test_known_scores():
     place = shared()/"eval"/"wider_face"
     scores = wider_ap(place/"predictions_retinaface_mnet025.tar.gz", place/"ground_truth")

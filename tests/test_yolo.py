@@ -1,6 +1,5 @@
 "Annotated folders as tools write them: what they hold, what is passed over, and what nobody could know."
 import json
-import os
 import random
 import warnings
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synthdet import core
+from helpers import remedy
 from synthdet.core import UserError
 from synthdet.data.annotations import read_detection
 from synthdet.data.domain import Missing
@@ -18,13 +17,6 @@ from synthdet.data.domains import load_domain
 W, H = 80, 60
 BIRD, CAT = (20, 15, 60, 45), (0, 0, 40, 30)
 ROW = {BIRD: '.5 .5 .5 .5', CAT: '.25 .25 .5 .5'}
-
-
-def refused(*args, **options):
-    "The line of a refusal, which says what to do."
-    line = core.refused(*args, **options)
-    assert '\n' not in line and ('; ' in line or ', so ' in line), line
-    return line
 
 
 def picture(path, shade=90):
@@ -350,7 +342,7 @@ def test_names_from_one(tmp_path):
     text(d/'data.yaml', 'names: {1: bird, 2: cat}')
     assert held(read_detection(d), d) == {'images/a.png': [BIRD, CAT]}
     yolo(d/'labels'/'a.txt', BIRD)
-    assert 'class 0 is unknown; choose from 1 (bird), 2 (cat)' in refused(read_detection, d)
+    assert 'class 0 is unknown; choose from 1 (bird), 2 (cat)' in remedy(read_detection, d)
 
 
 BAD_NAMES = {
@@ -364,7 +356,7 @@ BAD_NAMES = {
 @pytest.mark.parametrize('file, content, told', [(f, *case) for f, cases in BAD_NAMES.items() for case in cases])
 def test_class_names_that_are_none(tmp_path, file, content, told):
     text(simple(tmp_path, BIRD)/file, content)
-    assert told in refused(read_detection, tmp_path)
+    assert told in remedy(read_detection, tmp_path)
 
 
 def test_class_names_that_differ(tmp_path):
@@ -374,7 +366,7 @@ def test_class_names_that_differ(tmp_path):
     text(tmp_path/'data.yaml', 'names: [dog, horse]')          # farther away
     assert read_detection(d).classes == ('bird', 'cat')
     text(d/'data.yaml', 'names: [cat, bird]')
-    line = refused(read_detection, d)
+    line = remedy(read_detection, d)
     assert 'data.yaml' in line and 'classes.txt' in line and 'cat' in line
 
 
@@ -422,7 +414,7 @@ def test_rows_are_understood_over_the_set(tmp_path, kind, names):
 def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
     "The same seven numbers: a triangle, or a box with a keypoint."
     row = '0 .3 .35 .5 .3 .45 .4'
-    line = refused(read_detection, rows_set(tmp_path, row))
+    line = remedy(read_detection, rows_set(tmp_path, row))
     assert 'outlines or boxes with keypoints of x, y' in line and 'kpt_shape' in line and '0.txt, line 1' in line
     (tmp_path/'classes.txt').unlink()
     box = lambda: read_detection(tmp_path).targets[0]['boxes'][0].tolist()
@@ -431,10 +423,10 @@ def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
     text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [1, 2]')
     assert np.allclose(box(), [4, 12, 44, 30])
     text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [17, 3]')
-    assert '5 numbers, or 56 as kpt_shape says' in refused(read_detection, tmp_path)
+    assert '5 numbers, or 56 as kpt_shape says' in remedy(read_detection, tmp_path)
     for odd in ('17', '[17, 4]', '[x, 3]', '[99999999, 3]'):
         text(tmp_path/'data.yaml', f'names: [bird, cat]\nkpt_shape: {odd}')
-        assert 'kpt_shape is' in refused(read_detection, tmp_path)
+        assert 'kpt_shape is' in remedy(read_detection, tmp_path)
 
 
 BAD_ROWS = ['0 .5 .5 .2', '0 .5 .5 .2 high', 'bird .5 .5 .2 .2', '-1 .5 .5 .2 .2', '.5 .5 .5 .2 .2', 'nan .5 .5 .2 .2',
@@ -446,7 +438,7 @@ BAD_ROWS = ['0 .5 .5 .2', '0 .5 .5 .2 high', 'bird .5 .5 .2 .2', '-1 .5 .5 .2 .2
 
 @pytest.mark.parametrize('row', BAD_ROWS)
 def test_a_row_that_is_none_is_named(tmp_path, row):
-    line = refused(read_detection, rows_set(tmp_path, '', row))
+    line = remedy(read_detection, rows_set(tmp_path, '', row))
     assert '1.txt, line 1' in line, line
 
 
@@ -456,13 +448,13 @@ def test_label_files_in_capitals(tmp_path):
     (d/'labels'/'0.txt').rename(d/'labels'/'0.TXT')
     assert held(read_detection(d), d) == {'images/0.png': [BIRD], 'images/1.png': [BIRD]}
     text(d/'labels'/'2.TXT', B)
-    assert '2.TXT: its image is missing' in refused(read_detection, d)
+    assert '2.TXT: its image is missing' in remedy(read_detection, d)
 
 
 @pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
 def test_a_single_track_is_no_corner_of_an_outline(tmp_path, names):
     "Of one animal followed through a film each row ends in 1."
-    line = refused(read_detection, rows_set(tmp_path, B + ' .9 1', B + ' .8 1', names=names))
+    line = remedy(read_detection, rows_set(tmp_path, B + ' .9 1', B + ' .8 1', names=names))
     assert 'outlines' in line and 'boxes with confidence and track' in line and '0.txt, line 1' in line
     box = B + ' .9 1\n' + B + ' .4 2'                              # another track decides
     assert held(read_detection(rows_set(tmp_path, box, B + ' .8 1', names=names)), tmp_path)['images/1.png'] == [BIRD]
@@ -475,7 +467,7 @@ def test_predicted_keypoints_have_confidences_and_tracks(tmp_path, shape, behind
     text(d/'data.yaml', f'names: [bird, cat]\nkpt_shape: {shape}\n')
     assert held(read_detection(d), d) == {'images/0.png': [BIRD]}
     text(d/'labels'/'0.txt', B + ' .3 .3 2 .6 .6 1 .4 .4')          # neither three keypoints nor a track
-    assert 'or 11 as kpt_shape says' in refused(read_detection, d)
+    assert 'or 11 as kpt_shape says' in remedy(read_detection, d)
 
 
 @pytest.mark.parametrize('names', ['classes.txt', 'data.yaml'])
@@ -493,7 +485,7 @@ def test_pictures_without_labels_count_and_labels_without_pictures_do_not(tmp_pa
     assert held(data, d) == {'images/0.png': [BIRD], 'images/1.png': [], 'images/night/c.png': []}
     assert '1 images without a label file' in repr(data)
     for n in 'efgh': yolo(d/'labels'/f'{n}.txt', BIRD)
-    line = refused(read_detection, d)
+    line = remedy(read_detection, d)
     assert '4 label files' in line and 'e.txt, f.txt, g.txt' in line and 'h.txt' not in line
     for n in 'efgh': (d/'labels'/f'{n}.txt').rename(d/'labels'/f'._{n}.txt')
     assert len(read_detection(d)) == 3
@@ -502,7 +494,7 @@ def test_pictures_without_labels_count_and_labels_without_pictures_do_not(tmp_pa
 def test_an_export_without_its_pictures(tmp_path):
     cvat_yolo(tmp_path)
     for p in tmp_path.rglob('*.png'): p.unlink()
-    assert 'missing' in refused(read_detection, tmp_path)
+    assert 'missing' in remedy(read_detection, tmp_path)
     for n in 'ab': picture(tmp_path.parent/'photos'/f'{n}.png')
     with pytest.raises(UserError): read_detection(tmp_path, images=tmp_path.parent/'nowhere')
     data = read_detection(tmp_path, images=tmp_path.parent/'photos')
@@ -523,11 +515,11 @@ def test_two_whole_formats_are_an_error_that_names_both(tmp_path):
     cvat_voc(tmp_path)
     yolo(tmp_path/'labels'/'a.txt', BIRD)
     text(tmp_path/'classes.txt', 'bird\ncat')
-    line = refused(read_detection, tmp_path)
+    line = remedy(read_detection, tmp_path)
     assert 'Pascal VOC XML (Annotations/a.xml)' in line and 'YOLO labels (labels/a.txt)' in line and 'give the path' in line
     assert held(read_detection(tmp_path/'labels'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
     coco(tmp_path/'set.json', ('JPEGImages/a.png', [BIRD]))
-    assert 'COCO JSON (set.json)' in refused(read_detection, tmp_path)
+    assert 'COCO JSON (set.json)' in remedy(read_detection, tmp_path)
     assert held(read_detection(tmp_path/'set.json'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
 
 
@@ -538,7 +530,7 @@ def test_two_labels_of_one_picture(tmp_path):
     text(tmp_path/'classes.txt', 'bird\ncat')
     assert held(read_detection(tmp_path), tmp_path) == {'images/a.png': [BIRD]}
     yolo(tmp_path/'images'/'a.txt', CAT)
-    assert 'labels a.png, too, and differs' in refused(read_detection, tmp_path)
+    assert 'labels a.png, too, and differs' in remedy(read_detection, tmp_path)
 
 
 # ---- parts of sets ---------------------------------------------------------------------------------------------------
@@ -641,16 +633,16 @@ def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
         with pytest.warns(UserWarning, match='train .1 images., val .1 images., test .1 images. are read as one set'):
             assert len(read_detection(tmp_path/place)) == 3
     coco_parts(tmp_path/'c')
-    assert 'holds 3 JSON files' in refused(read_detection, tmp_path/'c')
+    assert 'holds 3 JSON files' in remedy(read_detection, tmp_path/'c')
     roboflow_coco_parts(tmp_path/'r')
-    assert 'holds the sets test, train, valid' in refused(read_detection, tmp_path/'r')
+    assert 'holds the sets test, train, valid' in remedy(read_detection, tmp_path/'r')
     text(tmp_path/'y'/'data.yaml', 'train: /a/images/train\nval: /a/b/train\nnames: [bird, cat]')
     for s in ('val', 'test'):
         for part in ('images', 'labels'):
             for p in (tmp_path/'y'/part/s).iterdir(): p.unlink()
             (tmp_path/'y'/part/s).rmdir()
-    assert "split 'x' is unknown; choose from train, val, test" in refused(read_detection, tmp_path, split='x')
-    assert 'has no val set' in refused(read_detection, tmp_path/'y', split='val')
+    assert "split 'x' is unknown; choose from train, val, test" in remedy(read_detection, tmp_path, split='x')
+    assert 'has no val set' in remedy(read_detection, tmp_path/'y', split='val')
 
 
 def test_an_export_of_another_name_is_told(tmp_path):
@@ -672,7 +664,32 @@ def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):
         assert held(read_detection(place, split=split), d) == {'obj/a.jpg': [BIRD]}
     for name in ('/x/train', '/y/val'): assert not Path(name).exists()
     text(d/'data.yaml', 'train: /x/obj\nval: /y/obj\nnames: [bird, cat]\n')
-    assert 'would be the same pictures' in refused(read_detection, d/'data.yaml', split='val')
+    assert 'would be the same pictures' in remedy(read_detection, d/'data.yaml', split='val')
+
+
+def test_a_path_that_is_not_there_leads_nowhere(tmp_path):
+    "Taken by letters, `nowhere/..` is a folder that is there: a stranger's, or the whole disk."
+    d = simple(tmp_path/'a'/'set', BIRD)
+    yolo(tmp_path/'strangers'/'c.txt', CAT)
+    picture(tmp_path/'strangers'/'c.png')
+    text(d/'data.yaml', f'path: {tmp_path}/nowhere\ntrain: ../strangers\nval: images\nnames: [bird, cat]')
+    assert held(read_detection(d), d) == {'images/a.png': [BIRD]}
+    assert 'has no train set; found val' in remedy(read_detection, d/'data.yaml', split='train')
+
+
+def test_a_picture_has_one_name_wherever_a_path_comes_from(tmp_path):
+    d = simple(tmp_path/'up'/'set', BIRD)
+    text(d/'data.yaml', 'train: images\nval: ..\nnames: [bird, cat]')
+    assert held(read_detection(d/'data.yaml'), d) == {'images/a.png': [BIRD]}
+    assert len(read_detection(d/'data.yaml').files) == 1
+
+
+def test_names_with_back_slashes_are_found_in_any_format(tmp_path):
+    "Unpacked by a tool that takes them for letters."
+    picture(tmp_path/'images\\day\\a.png')
+    coco(tmp_path/'set.json', ('/home/me/day/a.png', [BIRD]))
+    with pytest.warns(UserWarning, match='found by their names alone'): data = read_detection(tmp_path)
+    assert held(data, tmp_path) == {'images\\day\\a.png': [BIRD]}
 
 
 @pytest.mark.parametrize('n', [2, 5])
@@ -680,7 +697,7 @@ def test_json_files_of_other_tools_are_no_annotations(tmp_path, n):
     for i in range(n):
         picture(tmp_path/f'{i}.jpg')
         text(tmp_path/f'{i}.json', json.dumps(dict(version='5.4', shapes=[], imagePath=f'{i}.jpg')))
-    line = refused(read_detection, tmp_path)
+    line = remedy(read_detection, tmp_path)
     assert 'holds no annotations' in line and '0.json' in line and 'export in one of these formats' in line
 
 
@@ -738,3 +755,19 @@ def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
                 assert (t['labels'] > 0).all() and (t['labels'] <= len(data.classes)).all()
         for p in [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix != '.png']: p.unlink()
     assert read > n/5
+
+
+POSES = [(' .3 .3 .91 .6 .6 .12', tail) for tail in ('', ' .87', ' 3', ' .87 3')] + [(' .3 .3 .6 .6', tail) for tail in (' .87', ' .87 3')] + [
+    (''.join(f' .{40+k} .5 .{99-k}' for k in range(17)), tail) for tail in ('', ' .87', ' .87 3')] + [(' 0 0 .2 .5 .5 .9', '')]
+
+
+@pytest.mark.parametrize('points, behind', POSES)
+def test_predicted_keypoints_are_no_outline_until_it_is_said(tmp_path, points, behind):
+    "They were read as outlines around box and keypoints, without a word."
+    d = rows_set(tmp_path, B + points + behind, '')
+    told = remedy(read_detection, d)
+    assert 'predicted keypoints' in told and 'kpt_shape' in told and '0.txt, line 1' in told
+    k = 3 if ' .3 .3 .6' not in points else 2
+    (d/'classes.txt').unlink()
+    text(d/'data.yaml', f'names: [bird, cat]\nkpt_shape: [{len(points.split())//k}, {k}]\n')
+    if behind != ' 3': assert held(read_detection(d), d)['images/0.png'] == [BIRD]

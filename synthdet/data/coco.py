@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 from ..core import short, UserError, write_atomic
+from .folders import Finder
 from .images import MAX_PIXELS, progress
-from .labelled import (class_name, detections_of, flag, MARKS, need, number, Pictures, Record,
+from .labelled import (class_name, detections_of, flag, MARKS, need, number, Record,
                                     size_of, unique)
 from ..files import read_json
 
@@ -153,12 +154,12 @@ def _coco_boxes(labels, names, ids, path, strict):
 # %% ../../nbs/1_data/05_coco.ipynb #cd6fa81f
 def _pictures(path, images):
     "Where the pictures of a COCO file may be."
-    if images: return Pictures([images])
+    if images: return Finder([images])
     here, above, names = path.parent, path.parent.parent, (path.stem, path.stem.split('_', 1)[-1])
     usual = [here/'images', here, here/path.stem, above/'images', above]
     named = [place/n for n in names for place in (above, above/'images', here, here/'images')]
     aside = here.name.lower() in ('annotations', 'annotation', 'labels')
-    return Pictures(usual + named + [here/'data'], [above if aside else here])
+    return Finder(usual + named + [here/'data'], [above if aside else here])
 
 def _name(picture, where):
     "The name of a picture, or the end of its address."

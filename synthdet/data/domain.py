@@ -229,8 +229,10 @@ def _values(part, chosen=None):
     if not hasattr(part, 'files'): return [digest(part[i]) for i in chosen]
     files = [Path(part.files[i]) for i in chosen]
     labels, targets = getattr(part, 'labels', None), getattr(part, 'targets', None)
+    masks = [m and Path(m) for m in getattr(part, 'masks', ())]
+    beside = [[m and (m.name, m.stat().st_size) for m in (masks[i] for i in chosen)]] if masks else []
     return [[(f.name, f.stat().st_size) for f in files], labels and [labels[i] for i in chosen],
-            targets and [_tensors(targets[i]) for i in chosen]]
+            targets and [_tensors(targets[i]) for i in chosen], *beside]
 
 def fingerprint(*parts) -> str:
     """The name of parts of a domain by their values: other boxes, labels or pictures have another name.

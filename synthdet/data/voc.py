@@ -13,8 +13,9 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml.ElementTree import fromstring
 from ..core import regular, short, suffix_of, UserError, write_atomic
-from .images import image_files, leftover, progress
-from .labelled import class_name, detections_of, flag, MARKS, number, Pictures, Record, size_of
+from .folders import Finder, tree
+from .images import image_files, progress
+from .labelled import class_name, detections_of, flag, MARKS, number, Record, size_of
 from ..files import as_text, read_text
 
 # %% ../../nbs/1_data/06_voc.ipynb #7a04d7cf
@@ -76,12 +77,12 @@ def _record(root, path, file, i):
 class _Matched:
     "Finds the picture of an annotation."
     def __init__(self, base, place):
-        self.base, self.place, self.files = base, place, image_files(place, below=True)
+        self.base, self.place, self.files = base, place, image_files(place, below=True, follow=True)
         self.by_path, self.by_stem, self.meant = defaultdict(list), defaultdict(list), {}
         for f in self.files:
             self.by_path[f.relative_to(place).with_suffix('').as_posix()].append(f)
             self.by_stem[f.stem].append(f)
-        self.by_name = Pictures([place])
+        self.by_name = Finder([place])
 
     def find(self, x, filename):
         "The picture of the annotation `x`, which calls it `filename`."
@@ -107,7 +108,7 @@ def _few(paths): return ', '.join(p.name for p in paths[:3]) + ', ...'*(len(path
 
 def _annotations(base, folder):
     "(path, root element) of the annotations below a folder, and XML files that are none."
-    xmls = sorted(p for p in base.rglob('*') if suffix_of(p) == '.xml' and not leftover(p, base) and p.is_file())
+    xmls = sorted(p for p in tree(base).values() if suffix_of(p) == '.xml')
     roots = [(x, _root(x)) for x in progress(xmls, folder.name)]
     found, others = [r for r in roots if r[1].tag == 'annotation'], [r for r in roots if r[1].tag != 'annotation']
     if found: return found, [x for x, _ in others]

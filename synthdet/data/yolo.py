@@ -7,16 +7,16 @@ __all__ = ['read_yolo', 'write_yolo']
 
 # %% ../../nbs/1_data/10_yolo.ipynb #29c910cb
 import os, warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 import yaml
 from ..core import short, suffix_of, UserError, write_atomic
-from .folders import ignored, pictures
+from .folders import folded, ignored, pictures
 from .images import image_size, progress
 from .labelled import detections_of, Record, without_marked
-from .yolofolder import Folder, is_text, label_of, pair
+from .yolofolder import Folder, is_text, label_of, places
 from .yolonames import class_names, few, told_by
-from .yolorows import boxes_of, has_rows, labels_like, rows_of, understood
+from .yolorows import boxes_of, has_rows, rows_of, understood
 from ..files import read_text
 
 # %% ../../nbs/1_data/10_yolo.ipynb #a195d8ee
@@ -43,14 +43,19 @@ def _chosen(found, split):
     return sorted(names, key=lambda n: n.split('/'))
 
 def _paired(found, shown):
-    "The label file of each picture; raises `UserError` for labels without one."
-    paired = pair(shown, found.files)
-    used = {label_of(n, found.files) for n in pictures(found.files) if n not in paired}.union(paired.values())
+    "The label file of each picture, or None; raises `UserError` for one that is shared, and for labels without one."
+    labels = {n: label_of(n, found.files) for n in pictures(found.files)}
+    paired = {n: labels[n] for n in shown}
+    _no_shared(found, paired)
+    used = set(labels.values())
     spare = [n for n in found.files if is_text(n) and n not in used and has_rows(found.files[n])]
     if not any(paired.values()):
         alone = _by_name(shown, spare)
         paired, spare = paired | alone, [n for n in spare if n not in alone.values()]
         if alone: found.notes['labels found by their names alone'] = len(alone)
+    more = _respelled(paired, spare)
+    if more: found.notes['labels found in another case or Unicode form'] = len(more)
+    paired, spare = paired | more, [n for n in spare if n not in more.values()]
     ours = {os.path.dirname(t) for t in (*shown, *filter(None, paired.values()))}
     inner = lambda n: os.path.dirname(n) in ours or 'labels' in n.lower().split('/')[:-1] and not found.where
     lost = [found.files[n] for n in spare if inner(n)]
@@ -58,6 +63,24 @@ def _paired(found, shown):
     raise UserError(f"{lost[0]}: its image is missing, as those of {len(lost)} label files are "
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
                     "images, say where they lie with images=, or remove the labels")
+
+def _respelled(paired, spare):
+    "Labels whose names differ from those of pictures without one by case or Unicode form alone, where none else fits."
+    by_name = defaultdict(list)
+    for t in spare: by_name[folded(t)].append(t)
+    fit = {n: {t for p in places(n) for t in by_name.get(folded(p), ())} for n, t in paired.items() if t is None}
+    owners = Counter(t for texts in fit.values() for t in texts)
+    return {n: t for n, texts in fit.items() for t in texts if len(texts) == 1 and owners[t] == 1}
+
+def _no_shared(found, paired):
+    "Raise `UserError` when two pictures have one name or one label file."
+    owner = {}
+    for name, text in paired.items():
+        for key in {os.path.splitext(name)[0], text or name}:
+            other = owner.setdefault(key, name)
+            if other == name: continue
+            raise UserError(f"{found.files[name].parent}: the image name (without suffix) {Path(name).stem} occurs 2 "
+                            f"times ({other}, {name}); expected each once, so rename or remove one")
 
 def _by_name(shown, texts):
     "Labels and pictures that alone have their name, when all labels find one."
@@ -69,12 +92,10 @@ def _by_name(shown, texts):
 # %% ../../nbs/1_data/10_yolo.ipynb #12c8cc0d
 def _rows_in(found, paired):
     "The rows of each label file, by name; texts that hold no numbers are let go."
-    rows = {}
-    for name, text in progress(paired.items(), 'labels'):
-        content = read_text(found.files[text], 'YOLO labels') if text else None
-        if text and labels_like(content): rows[text] = rows_of(content)
-        else: paired[name] = None
-    return rows
+    texts = progress([t for t in paired.values() if t], 'labels')
+    rows = {t: rows_of(read_text(found.files[t], 'YOLO labels')) for t in texts}
+    paired.update({n: None for n, t in paired.items() if t and rows[t] is None})
+    return {t: lines for t, lines in rows.items() if lines is not None}
 
 def _classes(found, place, rows):
     "The class names of a set, the files that tell them, and what its data.yaml says, or None."

@@ -14,7 +14,7 @@ from ..data.settings import DataSource, Labels
 from ..detection.settings import (check_model, Model, resolved as resolved_model, resolved_schedule,
                                          Schedule)
 from ..masks.settings import mask_weights
-from ..objects.settings import check_objects
+from ..objects.settings import check_objects, LABELLED
 from ..settings import opt, override, SEEDS, Settings, words
 from ..synthesis.settings import PAPER, paper_recipe, resolved as resolved_synthesis, Synthesis
 
@@ -100,12 +100,12 @@ WORDS = dict(
                       'backgrounds=released')
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f9f78b06
-def _bent(arm, naive):
-    "The settings of a protocol as the domain and the kind of experiment change them."
+def _bent(arm, whole):
+    "The settings of a protocol as the domain and the kind of experiment, with `whole` pictures or not, change them."
     protocol, domain, changes = arm.protocol, arm.data.domain, {}
     if domain == 'wider': changes['select'] = 'last'
     if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha')
-    if protocol == 'released' and domain == 'cars' and not naive: changes['centre_crop'] = 256
+    if protocol == 'released' and domain == 'cars' and not whole: changes['centre_crop'] = 256
     if protocol == 'released' and arm.synthesis.n_fake:
         changes.update(pretrain_steps=arm.pretrain_steps//2, order='first')
     if protocol != 'quick' and domain == 'birds': changes['steps'] = 2*arm.steps
@@ -118,20 +118,21 @@ def start(given, preset='') -> Arm:
 
     Parameters
     ----------
-    given : `Arm`, of which protocol, domain, n_fake and segmenter are looked at
+    given : `Arm`, of which protocol, domain, n_fake, segmenter and source of objects are looked at
     preset : which of the paper's recipes; '': the domain's own
     """
-    protocol, domain, naive = given.protocol, given.data.domain, given.synthesis.masks.segmenter == 'frame'
+    protocol, domain, synthesis = given.protocol, given.data.domain, given.synthesis
+    whole = synthesis.masks.segmenter == 'frame' or synthesis.objects.source in LABELLED # nothing to be cropped
     arm = override(Arm(), WORDS[protocol])
-    arm = override(arm, dict(protocol=protocol, domain=domain, n_fake=given.synthesis.n_fake))
-    if protocol == 'quick': return _bent(arm, naive)
+    arm = override(arm, dict(protocol=protocol, domain=domain, n_fake=synthesis.n_fake))
+    if protocol == 'quick': return _bent(arm, whole)
     preset = preset or (FACTS[domain].preset if domain in FACTS else '')
     if not preset:
         raise UserError(f"protocol {protocol!r} has no recipe for domain {domain!r}; choose one of the paper's, such "
                         "as preset=birds, or protocol=quick")
     recipe = paper_recipe(preset, released=protocol == 'released', image_size=None)
     arm = replace(arm, synthesis=replace(arm.synthesis, recipe=recipe))
-    return _bent(arm if domain in FACTS else override(arm, dict(backgrounds='')), naive)
+    return _bent(arm if domain in FACTS else override(arm, dict(backgrounds='')), whole)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f8ef15cf
 def make_arms(arms:str='pretrain', settings:str='', *, usual:str='', **given) -> list:

@@ -15,7 +15,7 @@ from ..core import alone, digest, memory_mb, named, processes, run_info, tidy, U
 from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
-from ..data.domains import load_domain
+from ..data.domains import load_domain, masked
 from ..data.images import Resized
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
@@ -26,7 +26,9 @@ from ..detection.settings import check_schedule
 from ..detection.train import matcher_of, train
 from .arm import Arm, ARMS, Mixture, resolved
 from ..masks.segment import make_segmenter
+from ..objects.labelled import LabelledObjects
 from ..objects.objects import make_objects
+from ..objects.settings import LABELLED
 from ..ranks import agree, equal_share, heard, main, rank, ranks
 from ..settings import identity, to_row
 from ..synthesis.settings import Synthesis
@@ -80,10 +82,12 @@ def _synthesis(sees, arm, loaded):
     "What of a synthesis names its result: settings, weights that were found, things that were handed over."
     made, found, objects = identity(sees), {}, loaded.objects
     if objects is not None or sees.objects.source != 'real':
-        drawn = make_objects(sees.objects if objects is None else objects, loaded.domain, seed=arm.seed)
+        drawn = make_objects(sees.objects if objects is None else objects, loaded.domain, arm.seed, arm.labels)
         found['objects'] = digest(_content('objects', drawn, type(objects).__name__))
     masks = make_segmenter(sees.masks if loaded.masks is None else loaded.masks, loaded.domain)
     found['masks'] = [_content('masks', masks, masks.name), identity(masks.gate), masks.whole]
+    own = masked(loaded.domain) if masks.given else loaded.domain
+    if own is not loaded.domain: found['masks'].append(fingerprint(own.class_images))
     for k in found: made[k] = {**made[k], 'weights': found[k]}                      # by what was found, not where
     return made
 
@@ -138,7 +142,8 @@ def stream(sees, arm, loaded):
     loaded : `Loaded`
     """
     if isinstance(sees, Synthesis):
-        return make_samples(loaded.domain, sees, objects=loaded.objects, masks=loaded.masks, seed=arm.seed)
+        return make_samples(loaded.domain, sees, objects=loaded.objects, masks=loaded.masks, seed=arm.seed,
+                            labels=arm.labels)
     if isinstance(sees, Mixture):
         both = [stream(part, arm, loaded) for part in (sees.labels, sees.synthesis)]
         return Mixed(*both, sees.share, seed=arm.seed)
@@ -221,10 +226,21 @@ def _about(arm, loaded):
     "What a row says of the data."
     d, row = loaded.domain, dict(arm=arm.arm, domain=loaded.domain.name, settings=to_row(arm))
     for k in ('train', 'val', 'test', 'class_images', 'backgrounds'): row[f'data_{k}'] = fingerprint(getattr(d, k))
-    if any(not isinstance(p.sees, Synthesis) for p in ARMS[arm.arm](arm)):
+    own, kinds = _cut_of_labelled(arm, loaded), {type(p.sees) for p in ARMS[arm.arm](arm)}
+    if own or kinds != {Synthesis}:
         part = taken(arm.labels, d.train)[0]
         row.update(labels=label_digest(part), n_labels=len(part))
-    return dict(row, class_images_from=d.class_images_from, boxes_spent=d.boxes_spent)
+    return dict(row, **dict(class_images_from=d.class_images_from, boxes_spent=d.boxes_spent) | own)
+
+def _cut_of_labelled(arm, loaded):
+    "What a row says of objects that were cut out of labelled images; nothing where none are pasted."
+    objects = arm.synthesis.objects if loaded.objects is None else loaded.objects
+    source = getattr(objects, 'source', objects)
+    pasted = any(not isinstance(p.sees, Labels) for p in ARMS[arm.arm](arm))
+    if not pasted or not isinstance(source, str) or source not in LABELLED: return {}
+    d, n = loaded.domain, len(LabelledObjects(taken(arm.labels, loaded.domain.train)[0]))
+    if source == 'labelled': return dict(class_images_from='labelled images', boxes_spent=n)
+    return dict(class_images_from=f'{d.class_images_from}, labelled images', boxes_spent=d.boxes_spent + n)
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #ff23dbd0
 def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers:int=0, **things) -> dict:

@@ -6,18 +6,19 @@
 __all__ = ['REPEATS', 'MARGIN', 'CLAIMS', 'pairs', 'cell', 't_interval', 'sign_flip', 'contrast', 'interquartile_mean', 'suite',
            'improvement', 'equivalence', 'at_least', 'prediction_interval', 'labels_needed', 'verdict']
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #12080fbf
+# %% ../../nbs/6_evidence/08_statistics.ipynb #61606ec4
 import re
 from math import inf, lcm
 import numpy as np
 import pandas as pd
 from scipy import stats
 from ..core import choose, generator, UserError
-from .tables import cells, command, grid, load_rows, paired_objects, segmenter_table
+from .tables import cells, command, grid, load_rows, paired_objects, segmenter_table # where they were
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #d2d925ab
+# %% ../../nbs/6_evidence/08_statistics.ipynb #865354da
 _MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|boxes_spent|'
-                       r'ranks|id|digest|commit|synthdet|python|cpus|threads') # what a run gave, and where; no setting
+                       r'ranks|id|digest|commit|synthdet|python|cpus|threads|memory_mb|'
+                       r'predictions')              # what a run gave, and where; no setting
 
 def _said(row, on): return ', '.join(f'{c}={row[c]}' for c in on)
 
@@ -43,7 +44,7 @@ def _check_equal(x, y, but):
         raise UserError(f"rows {x['id']} and {y['id']} are no pair: they differ in {', '.join(unlike[:4])}; expected a "
                         "difference in nothing but what is compared")
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #a6613e5d
+# %% ../../nbs/6_evidence/08_statistics.ipynb #bf3e05d4
 def pairs(a, b, differ=('arm',), on=('domain', 'n_real', 'fold', 'seed'), score='ap50') -> pd.DataFrame:
     """Put two sides of a comparison together, run by run.
 
@@ -75,7 +76,7 @@ def pairs(a, b, differ=('arm',), on=('domain', 'n_real', 'fold', 'seed'), score=
         lines.append(dict(zip(on, key), a=va, b=vb, gain=vb - va, id_a=x['id'], id_b=y['id']))
     return pd.DataFrame(lines, columns=[*on, 'a', 'b', 'gain', 'id_a', 'id_b'])
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #99cf4355
+# %% ../../nbs/6_evidence/08_statistics.ipynb #7d88d656
 def _values(scores):
     "Scores as float64 [n]; raises `UserError` when there are none, or one is no number."
     values = np.asarray(scores, float).ravel()
@@ -104,7 +105,7 @@ def cell(scores) -> dict:
     values = _values(scores)
     return dict(dots=values.tolist(), mean=float(values.mean()), sd=_sd(values), n=len(values))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #78c6358b
+# %% ../../nbs/6_evidence/08_statistics.ipynb #1d08c165
 def t_interval(values, level=.95) -> tuple:
     """Bound the mean of what the values were drawn from (Student's interval).
 
@@ -165,7 +166,7 @@ def contrast(gains) -> dict:
     low, high = t_interval(values)
     return dict(mean=float(values.mean()), sd=_sd(values), n=len(values), low=low, high=high, p=sign_flip(values))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #c4c428af
+# %% ../../nbs/6_evidence/08_statistics.ipynb #259c03dd
 REPEATS = 10_000 # draws of a bootstrap
 
 def _strata(scores, repeats, seed, name):
@@ -210,7 +211,7 @@ def suite(scores, *, repeats=REPEATS, seed=0) -> dict:
     low, high = _quantiles(interquartile_mean(list(_strata(scores, repeats, seed, 'suite'))))
     return dict(iqm=float(interquartile_mean(groups)), low=low, high=high, domains=len(groups), n=sum(map(len, groups)))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #e17464f0
+# %% ../../nbs/6_evidence/08_statistics.ipynb #fc48e0ad
 def _beaten(a, b):
     "How often values of b [...,m] exceed those of a [...,n]; equal ones count half."
     a, b = np.asarray(a)[..., :, None], np.asarray(b)[..., None, :]
@@ -241,7 +242,7 @@ def improvement(a, b, *, repeats=2000, seed=0) -> dict:
     here = np.mean([_beaten(_values(a[d]), _values(b[d])) for d in a])
     return dict(probability=float(here), low=low, high=high, domains=len(a))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #153f2206
+# %% ../../nbs/6_evidence/08_statistics.ipynb #fef97832
 MARGIN = 3 # points of AP50 by which arms may differ and be called equal
 
 def _one_sided(gains, margin):
@@ -287,7 +288,7 @@ def at_least(gains, margin=MARGIN) -> dict:
     found, p = _one_sided(gains, margin)
     return dict(found, p=p[0], holds=p[0] < .05)
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #a956b531
+# %% ../../nbs/6_evidence/08_statistics.ipynb #cc45d6b4
 def prediction_interval(values, level=.95) -> dict:
     """Bound one new value, drawn as the values were.
 
@@ -305,7 +306,7 @@ def prediction_interval(values, level=.95) -> dict:
     mean, half = values.mean(), stats.t.ppf((1 + level)/2, len(values) - 1)*_sd(values)*np.sqrt(1 + 1/len(values))
     return dict(mean=float(mean), n=len(values), low=float(mean - half), high=float(mean + half))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #c2f26888
+# %% ../../nbs/6_evidence/08_statistics.ipynb #c9bd1c26
 def _crossing(labels, curve, goal):
     "The labels at which a curve first reaches a goal: the first of all if it does from the start, inf if never."
     reached = np.flatnonzero(curve >= goal)
@@ -346,7 +347,7 @@ def labels_needed(labels, scores, goal, *, repeats=2000, seed=0) -> dict:
     low, high = _quantiles(needed)
     return dict(labels=_crossing(labels, scores.mean(0), goal.mean()), low=low, high=high, n=len(goal))
 
-# %% ../../nbs/6_evidence/08_statistics.ipynb #4fe2b5f3
+# %% ../../nbs/6_evidence/08_statistics.ipynb #3d6effd2
 CLAIMS = dict(more=(0, inf), less=(-inf, 0), at_least=(-MARGIN, inf), equal=(-MARGIN, MARGIN)) # where a gain lies
 
 def _level(paper, level, surrogate):

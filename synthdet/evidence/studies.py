@@ -63,11 +63,13 @@ naive_paste = Study('naive_paste', BASE, _both([20], [25, 100], masks=dict(grabc
 class_images_matter = Study('class_images_matter', BASE, _both(
     [20], [25], objects=dict(real='', labelled='objects=labelled', both='objects=both')), claims=('C8',))
 
+_GATE = 'min_area=.03 max_area=.9 max_border=.65 min_largest=.6 keep=.2'   # GrabCut's: a network cuts scraps, too
+
 masks_matter = Study('masks_matter', BASE, [
     dict(domain=BUTTERFLIES, n_real=[100], seed=THREE, arm=['pretrain', 'pretrain_only'], masks=dict(
         frame='segmenter=frame', redo='segmenter=redo', grabcut='', true='segmenter=alpha')),
-    dict(domain=_of(['airplanes', 'cars']), n_real=[20], seed=THREE, arm=['pretrain', 'pretrain_only'], masks=dict(
-        frame='segmenter=frame', grabcut='', supervised='segmenter=alpha'))])
+    dict(domain=_of(['airplanes', 'birds', 'cars']), n_real=[20], seed=THREE, arm=['pretrain', 'pretrain_only'],
+         masks=dict(frame='segmenter=frame', grabcut='', supervised=f'segmenter=alpha {_GATE}'))])
 
 reuse = Study('reuse', BASE, dict(
     domain=BUTTERFLIES, n_real=[25], seed=THREE, arm=['pretrain', 'pretrain_only'],

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 import torch
 import torch.nn.functional as F
+from ..boxes import borders
 from ..core import device, digest, hash_file, named, UserError, VERSIONS
 from ..settings import identity
 from .redonet import load_redo, said
@@ -51,7 +52,7 @@ def _alphas(images):
     "The fourth channel of a batch."
     if images.shape[1] == 4: return images[:, 3:]
     raise UserError("segmenter 'alpha' needs images with an alpha channel and these have none; "
-                    "choose 'grabcut', or give RGBA pictures")
+                    "choose 'grabcut', or give RGBA pictures, or their masks in class_masks")
 
 # %% ../../nbs/3_masks/05_segment.ipynb #86d7256c
 def redo(masks):
@@ -109,28 +110,40 @@ def _checked(masks, images, name):
 @dataclass(frozen=True)
 class Segmenter:
     """Pictures to masks: called with float images [B,3 or 4,S,S] in 0..1 of any precision, it gives float32 masks
-    [B,1,S,S] in 0..1 on the same device, and raises `UserError` for what are no pictures or no masks.
+    [B,1,S,S] in 0..1 on the same device, and raises `UserError` for what are no pictures or no masks. Called with a
+    box (left, top, right, bottom) of each object, too, in pixels, it gives what of the masks lies inside.
 
     Parameters
     ----------
     name : for reports
-    segment : callable float32 [B,3 or 4,S,S] in 0..1 -> [B,S,S] or [B,1,S,S] in 0..1
+    segment : callable float32 [B,3 or 4,S,S] in 0..1 -> [B,S,S] or [B,1,S,S] in 0..1; where it has an attribute
+        `within`, a callable of images and boxes, that is asked for objects whose box is known
     gate : which of its masks are believed; a limit that is None is the usual one
     content : text that names what it does, weights and thresholds; None: its results are not kept
     whole : is the mask the whole picture, to be pasted as it is?
+    given : does it take the masks that came with the pictures?
     """
     name: str
     segment: object = field(repr=False)
     gate: Gate = USUAL
     content: object = None
     whole: bool = False
+    given: bool = False
 
     def __post_init__(self): object.__setattr__(self, 'gate', own_gate(given=self.gate))
 
-    def __call__(self, images):
+    def __call__(self, images, boxes=None):
         _check_batch(images)
-        with torch.no_grad(): masks = self.segment(images.float())
-        return _checked(masks, images, self.name)
+        within = None if boxes is None else getattr(self.segment, 'within', None)
+        with torch.no_grad(): masks = within(images.float(), boxes) if within else self.segment(images.float())
+        masks = _checked(masks, images, self.name)
+        return masks if boxes is None else masks*_insides(boxes, masks)
+
+def _insides(boxes, masks):
+    "Ones inside the box of each picture, like masks [B,1,S,S]."
+    inside = torch.zeros_like(masks)
+    for box, one in zip(boxes, inside): one[0][borders(box, one.shape[1:])] = 1
+    return inside
 
 # %% ../../nbs/3_masks/05_segment.ipynb #93ba8b9a
 def _content(masks, segment):
@@ -167,4 +180,4 @@ def _named(masks, domain):
     "The segmenter of some settings."
     name, masks = masks.segmenter, resolved(replace(masks, weights=str(mask_weights(masks, domain) or '')))
     segment = named('segmenter', name, SEGMENTERS)(masks)
-    return Segmenter(name, segment, masks.gate, _content(masks, segment), whole=name == 'frame')
+    return Segmenter(name, segment, masks.gate, _content(masks, segment), whole=name == 'frame', given=name == 'alpha')

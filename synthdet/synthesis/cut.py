@@ -112,19 +112,25 @@ def _squared(image):
     if h != w: square = cv2.resize(square, (max(h, w),)*2, interpolation=cv2.INTER_LINEAR)
     return chw(square).float()/255
 
+def _stretched(box, image, side):
+    "A box in an image that is made a square."
+    h, w = image.shape[-2:]
+    return tuple(v*side/of for v, of in zip(box, (w, h, w, h)))
+
 def _back(mask, size):
     "A float [S,S] mask at (height, width)."
     if tuple(mask.shape) == size: return mask
     return torch.from_numpy(cv2.resize(mask.numpy(), size[::-1], interpolation=cv2.INTER_AREA))
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #c1d16fb2
-def masks_of(images, segment) -> list:
+def masks_of(images, segment, boxes=None) -> list:
     """Find the mask of every image at its own size, whatever the sizes in the list; under 8 pixels there is none.
 
     Parameters
     ----------
     images : list of uint8 [3 or 4,h,w]
     segment : `Segmenter`: float [B,C,S,S] in 0..1 -> float [B,1,S,S] in 0..1
+    boxes : of each image the (left, top, right, bottom) of its object, px, or None; None: no box is known
 
     Returns
     -------
@@ -134,19 +140,20 @@ def masks_of(images, segment) -> list:
     ------
     UserError : for what is no picture
     """
-    groups, masks = {}, [None]*len(images)
-    for i, x in enumerate(images):
+    groups, masks, boxes = {}, [None]*len(images), boxes or [None]*len(images)
+    for i, (x, box) in enumerate(zip(images, boxes, strict=True)):
         check_image(x, f'image {i}')
         side = max(x.shape[-2:])
         if side < 8: masks[i] = torch.zeros(x.shape[-2:])          # a tracking pixel of the web, a far box
-        else: groups.setdefault((len(x), side), []).append(i)
-    for members in groups.values():
-        found = segment(torch.stack([_squared(images[i]) for i in members]))[:, 0].float().cpu() # [B,S,S]
+        else: groups.setdefault((len(x), side, box is not None), []).append(i)
+    for (_, side, boxed), members in groups.items():
+        known = [[_stretched(boxes[i], images[i], side) for i in members]] if boxed else []
+        found = segment(torch.stack([_squared(images[i]) for i in members]), *known)[:, 0].float().cpu() # [B,S,S]
         for i, m in zip(members, found): masks[i] = _back(m, tuple(images[i].shape[-2:]))
     return masks
 
 # %% ../../nbs/4_synthesis/03_cut.ipynb #50e8e59a
-def scores_of(images, masks, segment) -> list:
+def scores_of(images, masks, segment, boxes=None) -> list:
     """Score every mask, by what the segmenter finds in the mirrored pictures.
 
     Parameters
@@ -154,10 +161,16 @@ def scores_of(images, masks, segment) -> list:
     images : list of uint8 [3 or 4,h,w]
     masks : their masks: list of float [h,w] in 0..1
     segment : `Segmenter` that found them
+    boxes : as `masks_of` takes them
 
     Returns
     -------
     list : of `Score`
     """
-    mirrored = masks_of([chw(np.ascontiguousarray(hwc(x)[:, ::-1])) for x in images], segment)
+    turned = [chw(np.ascontiguousarray(hwc(x)[:, ::-1])) for x in images]
+    mirrored = masks_of(turned, segment, boxes and [_turned(box, x.shape[-1]) for box, x in zip(boxes, images)])
     return [mask_score(m, f, x) for x, m, f in zip(images, masks, mirrored, strict=True)]
+
+def _turned(box, width):
+    "A box in the mirrored picture; None stays None."
+    return box and (width - box[2], box[1], width - box[0], box[3])

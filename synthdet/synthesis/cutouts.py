@@ -18,12 +18,13 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 from ..archives import open_zip
-from ..boxes import chw, hwc
+from ..boxes import borders, chw, hwc
 from ..core import alone, cache_dir, digest, disk_refused, interactive, processes, tidy, UserError, VERSIONS
 from ..core import write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
-from ..objects.objects import content, has_end, shrink
+from ..objects.labelled import Boxed
+from ..objects.objects import content, has_end, smaller
 from .cut import check_image, cut_or_reason, Cutout, masks_of, scores_of
 from .pool import Cutouts, Endless
 
@@ -170,12 +171,19 @@ def _cached(path, name, budget_mb):
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #3e069951
 def _cut_batch(members, segmenter, size, tight, scored):
     "(Cutout or None, reason or None, score or nan) of each of some objects."
-    images = [shrink(x.image, size) for x in members]
-    masks = masks_of(images, segmenter)
-    scores = [s.total for s in scores_of(images, masks, segmenter)] if scored else [None]*len(masks)
+    images, boxes = zip(*(_looked_at(smaller(x, size), segmenter.whole) for x in members))
+    masks = masks_of(images, segmenter, boxes)
+    scores = [s.total for s in scores_of(images, masks, segmenter, boxes)] if scored else [None]*len(masks)
     cut = partial(cut_or_reason, limits=segmenter.gate, tight=tight, whole=segmenter.whole)
     return [(*cut(x, m, o.label, o.origin, score=s), math.nan if s is None else s)
             for x, m, o, s in zip(images, masks, members, scores)]
+
+def _looked_at(item, whole):
+    "(picture, its object's box or None) of a class image; where whole pictures are pasted, a box is the whole picture."
+    if not isinstance(item, Boxed): return item.image, None
+    if not whole: return item.image, item.box
+    rows, columns = borders(item.box, item.image.shape[1:])
+    return item.image[:, rows, columns].contiguous(), None
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #add49a38
 _BLOCK = 256

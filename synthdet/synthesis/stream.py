@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 import numpy as np
 from ..boxes import chw, hwc, wrap
 from ..core import digest, generator, UserError, VERSIONS
-from ..data.domains import load_domain
+from ..data.domains import load_domain, masked
 from ..data.images import Held
+from ..data.settings import Labels
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
 from ..objects.settings import Objects
@@ -175,7 +176,7 @@ def _recipe(given):
     return override(Recipe(), given) if '=' in given else paper_recipe(given)
 
 def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks=None, recipe=None, seed:int=0,
-                 with_masks:bool=False, budget_mb:int=1024, n_fake:int | None=None,
+                 labels:Labels=Labels(), with_masks:bool=False, budget_mb:int=1024, n_fake:int | None=None,
                  reuse:int | None=None) -> Samples:
     """Make the stream of a domain.
 
@@ -187,6 +188,7 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     masks : `Masks`, a name of a segmenter, or one itself: see `make_segmenter`
     recipe : `Recipe`, words of settings ('blend=paste scale=.2,.5'), or the name of one of the paper's
     seed : which stream
+    labels : which labelled images may be seen by `objects='labelled'` and 'both'
     with_masks : targets with masks
     budget_mb : memory for decoded cut-outs and for decoded backgrounds, MB each; beyond it cut-outs are read from disk,
         and backgrounds decoded again, at every use
@@ -205,7 +207,8 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     or_own = lambda given, own: own if given is None else given
     objects, masks = or_own(objects, synthesis.objects), or_own(masks, synthesis.masks)
     recipe = _recipe(or_own(recipe, synthesis.recipe))
-    made, segmenter = make_objects(objects, domain, seed), make_segmenter(masks, domain)
+    segmenter = make_segmenter(masks, domain)
+    made = make_objects(objects, masked(domain) if segmenter.given else domain, seed, labels)
     size = objects.size if isinstance(objects, Objects) else synthesis.objects.size
     cutouts = make_cutouts(made, segmenter, size=size, tight=style(recipe).composer.tight, budget_mb=budget_mb)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, with_masks=with_masks, classes=domain.classes,

@@ -1,0 +1,75 @@
+"What several files of tests use."
+import itertools
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthdet import core
+from synthdet.core import shared, UserError
+from synthdet.data.annotations import read_detection
+from synthdet.data.batches import batches
+
+needs_shared = pytest.mark.skipif(shared() is None, reason='the reference folder is not beside the project')
+ROOT, PIPE = Path(__file__).resolve().parents[1], subprocess.PIPE
+LEFT_OUT = '.*(left out|less than half|found by their names).*'
+
+
+def contents(folder):
+    "What lies in a folder: name -> bytes."
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def lasting(row):
+    "A row as it is read, without what differs from one time to the next."
+    passing = ('seconds', 'threads', 'commit', 'data_val', 'digest')
+    return json.loads(json.dumps({k: v for k, v in row.items() if k not in passing}))
+
+
+def remedy(f, *args, **options):
+    "The one line with which a call refuses, and which says what to do."
+    line = core.refused(f, *args, **options)
+    assert line.isprintable() and ('; ' in line or ', so ' in line), line
+    return line
+
+
+def python(code, *args, env=(), **options):
+    "A Python of its own that runs some code, and can import the tests."
+    env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}', 'OMP_NUM_THREADS': '1', **dict(env)}
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True,
+                            cwd=ROOT, env=env, **options)
+
+
+def take(n, *args, **options):
+    "The first batches of a stream, which is closed again."
+    it = batches(*args, **options)
+    try: return list(itertools.islice(it, n))
+    finally: it.close()
+
+
+def right_or_refused(path, w, h):
+    "Is a damaged set of pictures of one size read? What is read holds together, and else there is one line and no other word."
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        warnings.filterwarnings('ignore', category=UserWarning, message=LEFT_OUT)
+        try: ds = read_detection(path)
+        except UserError as e:
+            assert str(e).isprintable() and len(str(e)) < 1500, str(e)
+            return False
+    for t in ds.targets:
+        b, n = t['boxes'], len(t['boxes'])
+        assert (b >= 0).all() and (b <= torch.tensor([w, h, w, h])).all() and (b[:, 2:] > b[:, :2]).all()
+        assert all(1 <= l <= len(ds.classes) for l in t['labels'].tolist()) and type(t['image_id']) is int
+        assert all(len(t[k]) == n for k in ('labels', 'difficult', 'iscrowd') if k in t)
+    return True
+
+
+class Call:
+    "Calls `f(*arguments)` in whoever unpickles it."
+    def __init__(self, f, *arguments): self.call = f, arguments
+    def __reduce__(self): return self.call
