@@ -204,13 +204,14 @@ def synth(argv=None):
     _guarded(_synth, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #55e2a108
-_STUDY = '''without NAME, every study and how far it is. Ctrl-C and kill lose the steps since the last save at most: the same
-command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or ~/.cache/synthdet/studies, where any checkout
-finds them), rows in FILE (default: results/studies/NAME.jsonl of the checkout; without one, OUT/NAME.jsonl).'''
+_STUDY = '''Run what a study lacks; without NAME, list every study and how far it is. Ctrl-C and kill lose the steps since
+the last save at most: the same command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or
+~/.cache/synthdet/studies, where any checkout finds them), rows in FILE (default: results/studies/NAME.jsonl of the
+checkout; without one, OUT/NAME.jsonl).'''
 
 def _study_parser():
     "The parser of `synthdet-study`."
-    p = _Parser('synthdet-study', description='Run what a study lacks: ' + _STUDY, allow_abbrev=False)
+    p = _Parser('synthdet-study', description=_STUDY, allow_abbrev=False)
     p.add_argument('name', nargs='?', metavar='NAME', help='of a study')
     p.add_argument('--data', default='', metavar='FOLDER', help='what a study names (data/birds) lies below it')
     p.add_argument('--out', help='folder of artefacts')
@@ -274,9 +275,10 @@ def study(argv=None):
     _guarded(_study, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #a697b0b2
-_RUNS = '''What runs have left in a folder: size, age, the runs that made it and the results files whose rows need it (those
-of the checkout in results/studies, those in OUT and those given). --prune lists what was made by runs of which no row is
-left, and deletes it with --yes; a training that no run has come to the end of stays, as does what no run has made.'''
+_RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need it
+(those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by runs of which
+no row is left, and deletes it with --yes; a training that no run has come to the end of stays, as does what no run has
+made.'''
 
 def _runs(argv):
     "What `synthdet-runs` does."
@@ -311,7 +313,8 @@ def _pack(a, out):
     "`synthdet-runs --pack`: copy what a study has made."
     from synthdet.evidence.artefacts import pack, usual_results
     from synthdet.evidence.studies import STUDIES
-    if a.prune or not a.pack or not a.study: raise UserError('--pack FOLDER and --study NAME go together, without --prune')
+    if a.prune or not (a.pack and a.study):
+        raise UserError('--pack FOLDER and --study NAME go together, without --prune')
     study = choose('study', a.study, STUDIES)
     results = plain_path(a.results[-1], '--results') if a.results else usual_results(a.study, out)
     to = pack(study, a.pack, out, results, a.data)

@@ -40,7 +40,7 @@ REFUSED = dict(
         domain=birds root=HERE/empty class_images=dm-gan | class_images='dm-gan' is no folder; choose one, or dmgan
         domain=birds root=HERE/empty backgrounds=inriaa | backgrounds='inriaa' is no folder; choose one, or inria
         domain=birds root=HERE/empty options=splot=1 | domain 'birds': option 'splot' is unknown
-        objects=real2 | source 'real2' is unknown; choose from real, images, gan
+        objects=real2 | source 'real2' is unknown; choose from real, labelled, both, images, gan
         objects=gan objects.weights=/nope.pt | weights '/nope.pt': no such file
         objects=stylegan | stylegan for domain 'butterflies' needs stylegan[!2]*, and none come with the package
         objects=stylegan objects.weights=HERE/empty | holds 0 stylegan[!2]*
@@ -162,7 +162,7 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
 
 
 def test_help_and_lists_cost_nothing(here):
-    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("study", ["--results", str(here/"no.jsonl")]), ("runs", [str(here/"empty")]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
+    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("study", ["--results", str(here/"no.jsonl")]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
     for (command, words), row in zip(calls, said(calls, here), strict=True):
         assert row["code"] in (None, 0) or words[0] == "check" and row["code"] == 1, row
         assert row["loaded"] == [] and len(row["said"]) > 100
