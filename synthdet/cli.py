@@ -204,8 +204,8 @@ def synth(argv=None):
     _guarded(_synth, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #55e2a108
-_STUDY = '''Run what a study lacks; without NAME, list every study and how far it is. Ctrl-C and kill lose the steps since
-the last save at most: the same command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or
+_STUDY = '''Run what a study lacks; without NAME, list every study and how far it is. Ctrl-C and kill lose the steps
+since the last save at most: the same command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or
 ~/.cache/synthdet/studies, where any checkout finds them), rows in FILE (default: results/studies/NAME.jsonl of the
 checkout; without one, OUT/NAME.jsonl).'''
 
@@ -275,8 +275,8 @@ def study(argv=None):
     _guarded(_study, argv)
 
 # %% ../nbs/7_roof/00_cli.ipynb #a697b0b2
-_RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need it
-(those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by runs of which
+_RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need
+it (those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by runs of which
 no row is left, and deletes it with --yes; a training that no run has come to the end of stays, as does what no run has
 made.'''
 
