@@ -276,9 +276,9 @@ def study(argv=None):
 
 # %% ../nbs/7_roof/00_cli.ipynb #a697b0b2
 _RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need
-it (those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by runs of
-which no row is left, and deletes it with --yes; a training that no run has come to the end of stays, as does what no run has
-made.'''
+it (those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by
+runs of which no row is left, and deletes it with --yes; a training that no run has come to the end of
+stays, as does what no run has made.'''
 
 def _runs(argv):
     "What `synthdet-runs` does."

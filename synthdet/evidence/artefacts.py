@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from ..core import alone, cache_dir, folder, plain_path, project, UserError, whole_folder
 from .rows import read_rows, write_row
-from .study import arm_of, placed, run_key
+from .study import arm_of, loaded_once, placed, run_key
 
 # %% ../../nbs/6_evidence/12_artefacts.ipynb #752e0245
 def usual_out() -> Path:
@@ -134,14 +134,9 @@ def remove(found) -> float:
 # %% ../../nbs/6_evidence/12_artefacts.ipynb #790c1dec
 def _keys(study, data):
     "The trainings of a study's cells: what they see has to be read to name them."
-    from synthdet.evidence.phases import load, phases
-    loaded, keys = {}, {}
-    for cell in study.cells():
-        arm = placed(cell.arm, data)
-        what = arm.data, arm.model, arm.protocol
-        if what not in loaded: loaded = {what: load(arm)}                # one at a time, photographs take memory
-        keys.update(dict.fromkeys(phase.key for phase in phases(arm, loaded[what])))
-    return list(keys)
+    from synthdet.evidence.phases import phases
+    arms = [placed(cell.arm, data) for cell in study.cells()]
+    return dict.fromkeys(phase.key for arm in arms for phase in phases(arm, loaded_once(arm)))
 
 def pack(study, to, out, results, data='') -> Path:
     """Copy what a study has made so far, so that another machine or checkout goes on from there.
