@@ -37,6 +37,15 @@ def test_figure_is_drawn_from_results(notebook, tmp_path, studies):
     if notebook.stem == "readme": assert (tmp_path/"out"/"README.md").read_text() == (root/"README.md").read_text(), "run `make figures`"
 
 
+def test_the_readme_shows_the_studies(tmp_path, studies):
+    draw("readme", tmp_path, tmp_path/"out", studies=str(studies))
+    text = (tmp_path/"out"/"README.md").read_text()
+    block = lambda name: text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    assert "| 25 | " in block("butterflies") and "(n=5)" in block("butterflies") and "commit planted" in block("butterflies")
+    assert "| kangaroos | " in block("photographs") and "(n=3)" in block("photographs") and block("photographs").count("| kangaroos |") == 2
+    assert "| faces | 20 | " in block("objects") and all(f"| {c} | " in block("claims") for c in ("C1", "C4", "C8")) and "direction only" in block("claims")
+
+
 @pytest.mark.parametrize("name", ["curves", "tables", "claims"])
 def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path):
     (tmp_path/"none").mkdir()
