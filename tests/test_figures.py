@@ -1,14 +1,75 @@
-"Figures and the README follow from what is in results/, in seconds and without training."
+"Figures and the README follow from what is in results/, in seconds and without training; what is wrong there stops them."
+import json
 from pathlib import Path
 
 import papermill
 import pytest
+from planted import plant, row
+
+from synthdet.core import VERSIONS
+from synthdet.evidence.claims import studies_file
+from synthdet.evidence.notebooks import parameters
+from synthdet.evidence.rows import read_rows, write_row
+from synthdet.evidence.studies import STUDIES
 
 root = Path(__file__).resolve().parents[1]
+MADE = dict(curves=["fig3", "fig4"], tables=["table1", "table2", "table3", "table4"], claims=["claims"], pictures=["fig1", "fig2"])
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    for name in STUDIES: plant(folder, name)
+    return folder
+
+
+def draw(name, folder, out, **more):
+    papermill.execute_notebook(str(root/"paper_figures"/f"{name}.ipynb"), str(folder/"out.ipynb"), parameters=dict(out=str(out), **more), kernel_name="python3", progress_bar=False)
+    return (folder/"out.ipynb").read_text()
 
 
 @pytest.mark.parametrize("notebook", sorted((root/"paper_figures").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_figure_is_drawn_from_results(notebook, tmp_path):
-    papermill.execute_notebook(str(notebook), str(tmp_path/"out.ipynb"), parameters=dict(out=str(tmp_path/"out")), kernel_name="python3", progress_bar=False)
+def test_figure_is_drawn_from_results(notebook, tmp_path, studies):
+    more = dict(studies=str(studies)) if "studies" in parameters(notebook) and notebook.stem != "readme" else {}
+    draw(notebook.stem, tmp_path, tmp_path/"out", **more)
     assert any(p.stat().st_size > 1000 for p in (tmp_path/"out").rglob("*") if p.is_file())
+    for name in MADE.get(notebook.stem, ()): assert all((tmp_path/"out"/f"{name}.{kind}").stat().st_size > 1000 for kind in ("svg", "png")), name
     if notebook.stem == "readme": assert (tmp_path/"out"/"README.md").read_text() == (root/"README.md").read_text(), "run `make figures`"
+
+
+def test_the_readme_shows_the_studies(tmp_path, studies):
+    draw("readme", tmp_path, tmp_path/"out", studies=str(studies))
+    text = (tmp_path/"out"/"README.md").read_text()
+    block = lambda name: text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    assert "| 25 | " in block("butterflies") and "(n=5)" in block("butterflies") and "commit planted" in block("butterflies")
+    assert "| kangaroos | " in block("photographs") and "(n=3)" in block("photographs") and block("photographs").count("| kangaroos |") == 2
+    assert "| faces | 20 | " in block("objects") and all(f"| {c} | " in block("claims") for c in ("C1", "C4", "C8")) and "direction only" in block("claims")
+
+
+@pytest.mark.parametrize("name", ["curves", "tables", "claims"])
+def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path):
+    (tmp_path/"none").mkdir()
+    text = draw(name, tmp_path, tmp_path/"out", studies=str(tmp_path/"none"))
+    assert "not run" in text and not list((tmp_path/"out").glob("*.svg"))
+
+
+def fault(kind, folder):
+    "A study's file with one mistake; what the error names."
+    study = STUDIES["labels_curve"].only(domain="butterflies", n_real=[25, 100])
+    file, runs = plant(folder, "labels_curve", study), study.missing([])
+    rows = read_rows(file)
+    file.unlink()
+    if kind == "twice": rows = [*rows, rows[3]]
+    if kind == "older": rows[3] = rows[3] | dict(versions=VERSIONS | dict(train=0))
+    if kind == "missing": del rows[3]
+    for r in rows: write_row(file, r)
+    return "synthdet-run arms=" if kind == "missing" else row(runs[3])["id"]
+
+
+@pytest.mark.parametrize("kind", ["twice", "older", "missing"])
+def test_a_mistake_in_the_rows_stops_the_figures(kind, tmp_path):
+    named = fault(kind, tmp_path/"studies")
+    for name in ("curves", "claims"):
+        with pytest.raises(papermill.PapermillExecutionError) as e: draw(name, tmp_path, tmp_path/"out", studies=str(tmp_path/"studies"))
+        assert e.value.ename == "UserError" and named in e.value.evalue and not list((tmp_path/"out").glob("*.svg"))
+    assert json.loads(studies_file("labels_curve", tmp_path/"studies").read_text().splitlines()[0])["commit"] == "planted"

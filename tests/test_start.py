@@ -40,7 +40,7 @@ REFUSED = dict(
         domain=birds root=HERE/empty class_images=dm-gan | class_images='dm-gan' is no folder; choose one, or dmgan
         domain=birds root=HERE/empty backgrounds=inriaa | backgrounds='inriaa' is no folder; choose one, or inria
         domain=birds root=HERE/empty options=splot=1 | domain 'birds': option 'splot' is unknown
-        objects=real2 | source 'real2' is unknown; choose from real, images, gan
+        objects=real2 | source 'real2' is unknown; choose from real, labelled, both, images, gan
         objects=gan objects.weights=/nope.pt | weights '/nope.pt': no such file
         objects=stylegan | stylegan for domain 'butterflies' needs stylegan[!2]*, and none come with the package
         objects=stylegan objects.weights=HERE/empty | holds 0 stylegan[!2]*
@@ -91,6 +91,26 @@ REFUSED = dict(
         --output HERE/new backbone=resnet51 | backbone 'resnet51' is unknown
         --output HERE/text.ipynb | cannot write
         --output /proc/x | cannot write /proc/x/stream.yaml""",
+    study="""
+        labels_curv | study 'labels_curv' is unknown; choose from labels_curve, mixed_vs_pretrain
+        labels_curve | n_real=20, arm=scratch, seed=0: data/airplanes: no such folder
+        labels_curve --data /nope | /nope: no such folder; expected a folder of data
+        labels_curve --only seeds=1 | axis of study labels_curve 'seeds' is unknown; choose from seed, domain
+        labels_curve --only domain=brids | domain of study labels_curve 'brids' is unknown; choose from butterflies
+        labels_curve --only birds | 'birds' is no part of a study; write axis=label
+        labels_curve --jobs x | --jobs=x: expected a whole number
+        labels_curve --jobs 5000 | jobs=5000: expected a whole number from 0
+        labels_curve --resources GPU=1 | resources are those of the workers of a cluster; give --dask ADDRESS
+        labels_curve --only domain=butterflies --out /proc/x | cannot write /proc/x/made.jsonl
+        labels_curve --only domain=butterflies --results /proc/x/rows | cannot write /proc/x/rows
+        labels_curve --results HERE/text.ipynb | text.ipynb: not a row of results
+        labels_curve more | unrecognized arguments: more""",
+    runs="""
+        /nope | /nope: no such folder; expected a folder of artefacts
+        HERE/empty --yes | --yes is for --prune; say both
+        HERE/empty --pack HERE/new | --pack FOLDER and --study NAME go together
+        HERE/empty --pack HERE/new --study nonsense | study 'nonsense' is unknown; choose from labels_curve
+        HERE/empty --pack HERE/empty --study naive_paste | empty is there; choose the name of a new folder""",
     data="""
         nonsense | invalid choice: 'nonsense'
         list nonsense | data set 'nonsense' is unknown; choose from fddb, cub
@@ -142,14 +162,14 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
 
 
 def test_help_and_lists_cost_nothing(here):
-    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
+    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("study", ["--results", str(here/"no.jsonl")]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
     for (command, words), row in zip(calls, said(calls, here), strict=True):
         assert row["code"] in (None, 0) or words[0] == "check" and row["code"] == 1, row
         assert row["loaded"] == [] and len(row["said"]) > 100
 
 
 @pytest.mark.parametrize("words, code, line", [
-    ([], 2, "error: which command? choose from run, preview, synth, data"), (["nonsense"], 2, "error: which command?"),
+    ([], 2, "error: which command? choose from run, preview, synth, study, runs, data"), (["nonsense"], 2, "error: which command?"),
     (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
     (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])

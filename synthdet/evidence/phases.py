@@ -297,8 +297,10 @@ def _made(arm, out, results, ident, planned, loaded, workers):
     file = save_detector(model, out/name, row=ident, scores=scores,
                          settings=None if loaded.detector else arm.model, image_size=arm.model.image_size,
                          classes=loaded.domain.classes, licences=[loaded.domain.licence])
+    kept.update(artefacts=[phase.key for phase in planned], weights_file=file.name)
+    write_row(out/'made.jsonl', dict(id=ident, **kept))
     row = dict(id=ident, **_about(arm, loaded), **scores, val_ap50=best and round(best, 6), curve=_curve(planned, done),
-               best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), weights_file=file.name, **kept,
+               best_step=done[-1]['best_step'], seconds=round(time.time()-start, 1), **kept,
                handed=[k for k in ('objects', 'masks', 'detector') if getattr(loaded, k) is not None],
                memory_mb=memory_mb(), ranks=[d['ranks'] for d in done], **run_info())
     return heard(write_row(results, row))

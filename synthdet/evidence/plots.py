@@ -135,7 +135,7 @@ def masks_against_detection(measured, rows, ax=None):
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/6_evidence/04_plots.ipynb #d9e89d90
+# %% ../../nbs/6_evidence/04_plots.ipynb #a5c8555a
 def training_curves(rows, title='', ax=None):
     """Validation AP50 against steps: every run thin, the mean of each arm with a band of one sample sd (Fig. 3).
 
@@ -145,6 +145,7 @@ def training_curves(rows, title='', ax=None):
     title : a line above
     ax : axes to draw on; new ones when None
     """
+    rows = rows[rows.arm != 'pretrain_only']                      # the first half of what `pretrain` shows
     ax, hue = _axes(ax), [a for a in ARM_COLOURS if a in set(rows.arm)]
     long = pd.DataFrame([(r.arm, r.seed, step, 100*v) for r in rows.itertuples() for step, v in r.curve],
                         columns=['arm', 'seed', 'steps', 'ap50'])
@@ -162,7 +163,7 @@ def _framed(ax):
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/6_evidence/04_plots.ipynb #4f5faa73
+# %% ../../nbs/6_evidence/04_plots.ipynb #65a94fb7
 def label_curve(rows, title='', score='ap50', ax=None):
     """Test score against the number of labelled images, on a logarithmic axis (Fig. 4).
 
@@ -189,7 +190,7 @@ def label_curve(rows, title='', score='ap50', ax=None):
     ax.set_title(drawable(title), **AS_IT_IS)
     return _framed(ax)
 
-# %% ../../nbs/6_evidence/04_plots.ipynb #e07f96ea
+# %% ../../nbs/6_evidence/04_plots.ipynb #400c0305
 def score_dots(rows, x, hue=None, score='ap50', ax=None):
     """Test scores of runs, each a dot, and their means.
 
@@ -212,7 +213,7 @@ def score_dots(rows, x, hue=None, score='ap50', ax=None):
     ax.set(xlabel='', ylabel=f'test {score.upper()}', ylim=(0, 100))
     return _framed(ax)
 
-# %% ../../nbs/6_evidence/04_plots.ipynb #649547b9
+# %% ../../nbs/6_evidence/04_plots.ipynb #79486fe2
 def gains(found, names, title='', margin=0, ax=None):
     """Gains in points with their intervals, one line per place.
 
@@ -239,7 +240,7 @@ def gains(found, names, title='', margin=0, ax=None):
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/6_evidence/04_plots.ipynb #7e42ab88
+# %% ../../nbs/6_evidence/04_plots.ipynb #b7c0df33
 def save_figure(ax, path) -> list:
     """Write a figure as SVG and PNG; the same figure gives the same bytes.
 

@@ -1,0 +1,389 @@
+"What a user does with a study: run it, stop it, kill it, run it on a cluster, keep what it made and throw it away."
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synthdet.core import refused
+from synthdet.data.domains import load_domain, write_domain
+from synthdet.evidence import artefacts, cluster, study
+from synthdet.evidence.arm import Arm
+from synthdet.evidence.rows import read_rows, write_row
+from synthdet.evidence.study import in_turn, part, placed, run_key, Study
+from synthdet.settings import override, to_row
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ('domain=folder root=world backbone=mobilenetv1_025 model.image_size=64 batch_size=2 steps={0} '
+        'pretrain_steps={0} eval_every=5 n_fake=4')
+TIMED = ('seconds', 'threads', 'commit', 'digest', 'memory_mb')
+# the commands of the package on some cores, with one study of their own: TINY arms, sys.argv[1] steps each
+CODE = '''
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(os.environ['CORES'])])
+from synthdet import cli
+from synthdet.evidence.studies import STUDIES
+from tests.test_study import tiny
+if __name__ == '__main__':
+    STUDIES.clear()
+    STUDIES['tiny'] = tiny(int(sys.argv[1]))
+    getattr(cli, sys.argv[2])(sys.argv[3:])
+'''
+
+
+def tiny(steps):
+    over = dict(arm=['scratch', 'pretrain', 'pretrain_only'], n_real=[2])
+    return Study('tiny', override(Arm(), TINY.format(steps)), over, seeds=(0, 1))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "A folder of data that holds the one domain that the study names, and the program that runs the study."
+    folder = tmp_path_factory.mktemp('data')
+    write_domain(load_domain('butterflies', n_class_images=12, n_backgrounds=3), folder/'world', n_labelled=8)
+    (folder/'program.py').write_text(CODE)
+    return folder
+
+
+def started(data, *words, steps=10, cores=2, **how):
+    "A command in a session of its own, so that whatever it leaves behind can be found."
+    env = {**os.environ, 'PYTHONPATH': f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", 'CORES': str(cores),
+           'OMP_NUM_THREADS': '1'}
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | how
+    return subprocess.Popen([sys.executable, data/'program.py', str(steps), *map(str, words)], text=True, env=env,
+                            cwd=data, start_new_session=True, **how)
+
+
+def done(data, *words, **how):
+    "What a command says on standard output; it has to end well."
+    process = started(data, *words, **how)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return out
+
+
+def at(data, out, *more): return ('study', 'tiny', '--data', data, '--out', out, '--results', out/'rows.jsonl', *more)
+
+
+def plain(path):
+    "Rows in one order, without what two runs of the same differ in."
+    rows = [{k: v for k, v in row.items() if k not in TIMED} for row in read_rows(path)]
+    return sorted(json.loads(json.dumps(rows)), key=lambda row: row['id'])
+
+
+def descendants(*pids):
+    "The processes below some, and they themselves, that are alive."
+    parents = {}
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try: text = stat.read_text()
+        except OSError: continue # it has just ended
+        state, parent = text.rpartition(')')[2].split()[:2]
+        if state != 'Z': parents[int(stat.parent.name)] = int(parent)
+    found = {p for p in pids if p in parents}
+    while more := {p for p, parent in parents.items() if parent in found} - found: found |= more
+    return found
+
+
+def gone(pids, seconds=20):
+    "Do these processes end by themselves?"
+    end = time.monotonic() + seconds
+    while descendants(*pids) & set(pids):
+        if time.monotonic() > end: return False
+        time.sleep(.1)
+    return True
+
+
+def until(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it never happens'
+        time.sleep(.05)
+
+
+# who is next
+
+class Slots:
+    "Futures that end when somebody says so, as a study that is told of them goes on."
+    def __init__(self, *order): self.order, self.running, self.begun = list(order), {}, []
+
+    def submit(self, arm):
+        self.begun.append(arm)
+        self.running[arm] = Future()
+        return self.running[arm]
+
+    def wait(self, running, return_when):
+        "In the place of `concurrent.futures.wait`: the next of the order ends."
+        arm = next(a for a in self.order if a in self.running)
+        self.running.pop(arm).set_result(dict(arm=arm.arm))
+        return type('Done', (), dict(done=[f for f in running if f.done()]))
+
+
+def test_what_shares_a_pretraining_in_progress_waits_while_there_is_something_else(monkeypatch):
+    base = override(Arm(), TINY.format(4))
+    only, one, two = (override(base, w) for w in ('arm=pretrain_only', 'n_real=1', 'n_real=2'))
+    scratch, other = override(base, 'arm=scratch'), override(base, 'seed=1 arm=pretrain_only')
+    slots, told = Slots(one, scratch, other, two, only), []
+    monkeypatch.setattr(study, 'wait', slots.wait)
+    ended = in_turn([scratch, only, one, two, other], slots.submit, 2, lambda *state: told.append(state))
+    # the longest first; then what shares nothing with it, though another is longer; after the pretraining, anything
+    assert slots.begun == [one, scratch, two, only, other]
+    assert {run_key(a) for a, _ in ended} == {run_key(a) for a in (scratch, only, one, two, other)}
+    assert all(len(running) <= 2 for _, running, _ in told) and told[-1][1:] == ([], [])
+
+
+def test_where_all_share_one_pretraining_nobody_waits_for_a_lock(monkeypatch):
+    base = override(Arm(), TINY.format(4))
+    arms = [override(base, f'n_real={k}') for k in range(1, 5)]
+    slots = Slots(*arms)
+    monkeypatch.setattr(study, 'wait', slots.wait)
+    most = []
+    in_turn(arms, slots.submit, 4, lambda ended, running, todo: most.append(len(running)))
+    assert slots.begun[0] == arms[0] and len(slots.begun) == 4
+    assert most == [0, 2, 1, 0], 'after the pretraining all others run beside each other'
+
+
+def test_an_arm_that_fails_is_told_at_the_end_and_the_others_run(tmp_path, data, monkeypatch):
+    class Here:
+        def __init__(self, jobs): pass
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+        def submit(self, arm, **_):
+            future = Future()
+            if arm.seed: future.set_exception(ValueError('no luck'))
+            else: future.set_result(write_row(tmp_path/'rows.jsonl', dict(id=arm.arm)))
+            return future
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', Here)
+    monkeypatch.setattr(study, 'plan', lambda *_: study.Plan(6, 1, 1, 1))
+    told = refused(tiny(4).run, tmp_path, tmp_path/'rows.jsonl', data=data, jobs=2, tell=lambda _: None)
+    assert told == 'study tiny: 3 runs failed, the first: no luck' and len(read_rows(tmp_path/'rows.jsonl')) == 3
+
+
+def test_parts_of_a_study():
+    s = tiny(4)
+    assert [c.at['seed'] for c in part(s, ['seed=1', 'arm=scratch']).cells()] == [1]
+    assert len(part(s, ['arm=scratch', 'arm=pretrain']).cells()) == 4 and part(s, []) is s
+    assert 'write axis=label' in refused(part, s, ['seed'])
+    assert "axis of study tiny 'sead' is unknown; choose from seed, arm, n_real" in refused(part, s, ['sead=1'])
+    assert "arm of study tiny 'scrtch' is unknown; choose from scratch, pretrain" in refused(part, s, ['arm=scrtch'])
+    assert 'axis of study tiny' in refused(s.only, sead=1)
+
+
+# mistakes, in one line, before anything is started
+
+def test_what_cannot_be_run_is_told_before_anything_is_started(data, tmp_path, monkeypatch):
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', None)
+    told = refused(tiny(4).run, tmp_path/'out', data=tmp_path/'nope')
+    assert 'nope: no such folder; expected a folder of data' in told
+    told = refused(tiny(4).run, tmp_path/'out', data=tmp_path)
+    assert told.startswith('study tiny, arm=scratch, n_real=2, seed=0: world: no such folder') and 'below data=' in told
+    assert 'cannot write' in refused(tiny(4).run, '/proc/x', data=data)
+    assert 'jobs=-1: expected a whole number' in refused(tiny(4).run, tmp_path/'out', data=data, jobs=-1)
+    assert not (tmp_path/'out/artefacts').exists()
+
+
+def test_a_cluster_that_there_cannot_be_is_told(monkeypatch):
+    assert 'give --dask ADDRESS' in refused(cluster.check_cluster, None, resources=dict(GPU=1))
+    monkeypatch.setattr(cluster, 'find_spec', lambda name: None)
+    assert "pip install 'distributed>=2024.4.2'" in refused(cluster.check_cluster, 'local')
+    monkeypatch.setattr(cluster, 'find_spec', lambda name: name)
+    assert 'leave jobs out' in refused(cluster.check_cluster, 'tcp://127.0.0.1:8786', jobs=2)
+
+
+def test_nobody_who_answers_is_told():
+    pytest.importorskip('distributed')
+    for address, line in (('nonsense', 'no scheduler answers'), ('tcp://127.0.0.1:1', 'tcp://HOST:8786')):
+        with pytest.raises(ValueError, match=line), cluster.cluster(address): pass
+
+
+# what runs leave
+
+KEYS = [c*16 for c in 'abcd']
+
+
+@pytest.fixture
+def left(tmp_path):
+    "Artefacts: of a published run, of one whose row is gone, of one that was killed; and somebody's own files."
+    out = tmp_path/'out'
+    for key in KEYS[:3]:
+        (out/'artefacts'/key).mkdir(parents=True)
+        (out/'artefacts'/key/'state.pt').write_bytes(bytes(2**20))
+    (out/'predictions').mkdir()
+    for name in ('predictions/predictions-' + 'a'*16, 'flies-pretrain-' + 'b'*16):
+        (out/f'{name}.safetensors').write_bytes(b'x')
+    for mine in ('artefacts/mine/notes', 'mine.safetensors', 'notes.txt', 'predictions/mine.txt'):
+        (out/mine).parent.mkdir(exist_ok=True)
+        (out/mine).write_text('mine')
+    write_row(out/'made.jsonl', dict(id='pretrain-' + 'b'*16, artefacts=KEYS[:2],
+                                     weights_file=f"flies-pretrain-{'b'*16}.safetensors"))
+    write_row(tmp_path/'rows.jsonl', dict(id='a', artefacts=KEYS[:1], predictions=f"predictions-{'a'*16}.safetensors"))
+    return out
+
+
+def test_what_no_row_needs_can_go_and_nothing_else(left, tmp_path):
+    results = [tmp_path/'rows.jsonl']
+    found = artefacts.kept(left, results)
+    assert {k.path.name[:20]: (len(k.rows), k.needed) for k in found} == {
+        KEYS[0]: (2, ('rows.jsonl',)), KEYS[1]: (1, ()), KEYS[2]: (0, ()), 'predictions-aaaaaaaa': (1, ('rows.jsonl',)),
+        'flies-pretrain-bbbbb': (1, ())}
+    assert all(abs(k.mb - 1) < .1 for k in found[:3]) and all(0 <= k.days < 1 for k in found)
+    before = {p for p in left.rglob('*') if p.is_file()}
+    old = artefacts.prunable(found, results)
+    assert {p for p in left.rglob('*') if p.is_file()} == before, 'saying it deletes nothing'
+    artefacts.remove(old)
+    lost = before - {p for p in left.rglob('*') if p.is_file()}
+    assert lost == {left/'artefacts'/KEYS[1]/'state.pt', left/f"flies-pretrain-{'b'*16}.safetensors"}
+
+
+def test_rows_of_before_keep_every_training(left, tmp_path):
+    write_row(tmp_path/'old.jsonl', dict(id='of-before'))
+    results = [tmp_path/'rows.jsonl', tmp_path/'old.jsonl']
+    old = artefacts.prunable(artefacts.kept(left, results), results)
+    assert [k.path.name for k in old] == [f"flies-pretrain-{'b'*16}.safetensors"]
+
+
+def test_pruning_asks_first(left, tmp_path):
+    words = ('runs', left, '--results', tmp_path/'rows.jsonl')
+    (tmp_path/'program.py').write_text(CODE)
+    before = sorted(left.rglob('*'))
+    assert 'add --yes to delete them' in done(tmp_path, *words, '--prune') and sorted(left.rglob('*')) == before
+    assert 'MB are free' in done(tmp_path, *words, '--prune', '--yes') and len([*left.rglob('*')]) == len(before) - 3
+
+
+def test_rows_beside_artefacts_count(left):
+    write_row(left/'results.jsonl', dict(id='b', artefacts=KEYS[1:2]))
+    assert left/'results.jsonl' in artefacts.results_files(left) and left/'made.jsonl' not in artefacts.results_files(left)
+    found = artefacts.kept(left, artefacts.results_files(left))
+    assert {k.path.name: k.needed for k in found}[KEYS[1]] == ('results.jsonl',)
+
+
+# real runs
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    "The study as it is when nothing happens to it: one arm after the other."
+    out = tmp_path_factory.mktemp('whole')
+    said = done(data, *at(data, out, '--jobs', 1), cores=1) # sums of floats depend on how many threads share them
+    return out, said
+
+
+def finished(out): return {p: p.stat().st_mtime_ns for p in [*Path(out).glob('artefacts/*/last.safetensors')]}
+
+
+@pytest.mark.slow
+def test_a_study_runs_and_tells_how_far_it_is(whole, data):
+    out, said = whole
+    lines = said.splitlines()
+    assert lines[0].startswith('tiny: 6 runs, 60 steps, about ') and lines[0].endswith(' GB')
+    assert [line.split(',')[0] for line in lines[1:7]] == [f'tiny: {k} of 6 done' for k in range(1, 7)]
+    assert lines[7:] == [f'tiny: all 6 rows are in {out}/rows.jsonl']
+    rows, made = read_rows(out/'rows.jsonl'), read_rows(out/'made.jsonl')
+    assert {r['id']: r['artefacts'] for r in rows} == {r['id']: r['artefacts'] for r in made}
+    assert {k for r in rows for k in r['artefacts']} == {p.name for p in (out/'artefacts').iterdir()}
+    assert done(data, *at(data, out)) == f'tiny: all 6 rows are in {out}/rows.jsonl\n', 'there is nothing left to do'
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_it_costs_and_leaves_nothing(whole, data, tmp_path):
+    said = done(data, *at(data, tmp_path/'new', '--dry', '--only', 'seed=0'))
+    lines = said.splitlines()
+    assert len(lines) == 5 and lines[0].split() == ['arm', 'n_real', 'seed'] and lines[-1].startswith('tiny: 3 runs, 30')
+    assert [p.name for p in (tmp_path/'new').iterdir()] == [], 'only looked at'
+    rows = tmp_path/'rows.jsonl'
+    for row in read_rows(whole[0]/'rows.jsonl'):
+        if row['arm'] == 'scratch': write_row(rows, row)
+    words = ('study', 'tiny', '--data', data, '--out', tmp_path/'new', '--results', rows, '--dry')
+    assert 'tiny: 4 runs, 40 steps, about ' in done(data, *words)
+    assert 'nothing is missing' in done(data, *at(data, whole[0], '--dry'))
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_twice_ends_with_the_same_rows(whole, data, tmp_path):
+    g = np.random.default_rng(0)
+    for kill in range(2):
+        process = started(data, *at(data, tmp_path, '--jobs', 2))
+        until(lambda: len(finished(tmp_path)) > kill and [*tmp_path.glob('artefacts/*/state.pt')])
+        time.sleep(g.uniform(0, 3))
+        below = descendants(process.pid)
+        process.kill()
+        process.communicate()
+        assert gone(below), 'they end with it'
+        before, rows = finished(tmp_path), plain(tmp_path/'rows.jsonl')
+    assert before, 'something was finished'
+    done(data, *at(data, tmp_path, '--jobs', 2))
+    assert plain(tmp_path/'rows.jsonl') == plain(whole[0]/'rows.jsonl')
+    assert finished(tmp_path).items() >= before.items(), 'what was finished is not done again'
+    assert all(row in plain(tmp_path/'rows.jsonl') for row in rows)
+    left = [p.name for p in tmp_path.rglob('.*')]
+    assert not [p for p in left if p.endswith(('.tmp', '.lock'))], left
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_leaves_no_process(data, tmp_path):
+    terminal, inside = pty.openpty()
+    process = started(data, *at(data, tmp_path, '--jobs', 2), steps=2000, stdin=inside, stderr=inside)
+    until(lambda: [*tmp_path.glob('artefacts/*/state.pt')])
+    below = descendants(process.pid)
+    assert len(below) >= 3
+    os.killpg(process.pid, signal.SIGINT) # as a terminal does: all of them
+    assert process.wait(60) == 130 and gone(below)
+    os.close(inside)
+    said = os.read(terminal, 1 << 20).decode().replace('\r', '\n')
+    assert 'stopped; the same command goes on from here' in said and 'Traceback' not in said
+
+
+@pytest.mark.slow
+def test_what_is_packed_goes_on_elsewhere(whole, data, tmp_path):
+    half = tmp_path/'half'
+    done(data, *at(data, half, '--only', 'seed=0'))
+    words = ('runs', half, '--study', 'tiny', '--data', data, '--results', half/'rows.jsonl', '--pack', tmp_path/'pack')
+    said = done(data, *words)
+    assert said.startswith(f"{tmp_path}/pack: go on with synthdet-study tiny --out {tmp_path}/pack --results ")
+    before = finished(tmp_path/'pack')
+    assert len(before) == 3 and len(read_rows(tmp_path/'pack/tiny.jsonl')) == 3
+    done(data, 'study', 'tiny', '--data', data, '--out', tmp_path/'pack', '--results', tmp_path/'pack/tiny.jsonl')
+    assert plain(tmp_path/'pack/tiny.jsonl') == plain(whole[0]/'rows.jsonl')
+    assert finished(tmp_path/'pack').items() >= before.items()
+    found = artefacts.kept(tmp_path/'pack', [tmp_path/'pack/tiny.jsonl'])
+    assert len(found) == 6 + 6 + 6 and all(k.needed for k in found)
+    process = started(data, *words)
+    assert 'choose the name of a new folder' in process.communicate()[1] and process.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_ends_with_the_same_rows(whole, data, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    killed = []
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None,
+                                  memory_limit=None) as here, distributed.Client(here) as client:
+        def kill(line):
+            "As soon as one run is there, while another is under way."
+            if killed or ' done, ' not in line: return
+            until(lambda: any(client.processing().values()))
+            busy = next(address for address, tasks in client.processing().items() if tasks)
+            killed.append(next(w for w in here.workers.values() if w.worker_address == busy).pid)
+            until(lambda: len(descendants(killed[0])) > 1)
+            os.kill(killed[0], signal.SIGKILL)
+        tiny(10).run(tmp_path, tmp_path/'rows.jsonl', data=data, client=client, tell=kill)
+    assert killed and plain(tmp_path/'rows.jsonl') == plain(whole[0]/'rows.jsonl')
+    assert len(read_rows(tmp_path/'rows.jsonl')) == len(tiny(10).cells()), 'one row for each cell'
+
+
+@pytest.mark.slow
+def test_the_command_starts_a_cluster_of_its_own(whole, data, tmp_path):
+    pytest.importorskip('distributed')
+    said = done(data, *at(data, tmp_path, '--dask', 'local', '--jobs', 2, '--resources', 'GPU=1'))
+    assert plain(tmp_path/'rows.jsonl') == plain(whole[0]/'rows.jsonl') and said.count(' of 6 done') == 6
+
+
+def test_rows_know_the_run_of_a_cell_whatever_folder_its_data_are_in(data):
+    s = tiny(4)
+    arm = s.cells()[0].arm
+    row = dict(id='a', settings=json.loads(json.dumps(to_row(placed(arm, data)))))
+    assert len(s.missing([row])) == len(s.cells()) - 1
