@@ -21,7 +21,7 @@ def row(cell, points=None, **more):
     if arm != "pretrain_only": about |= dict(labels=digest(at["domain"], n, at["seed"]), n_labels=n)
     found = dict(ap50=round(points/100, 6), curve=[[s, round(points/100*(k + 1)/len(steps), 6)] for k, s in enumerate(steps)])
     where = dict(versions=VERSIONS, torch="2", device="cpu", commit="planted", class_images_from="planted", boxes_spent=0, handed=[])
-    return about | found | where | dict(seconds=60, memory_mb=400, best_step=300) | more
+    return about | found | where | dict(seconds=60, memory_mb=400, best_step=300, predictions=f"{run}.npz", artefacts=[run]) | more
 
 
 def plant(folder, name, study=None):

@@ -18,7 +18,7 @@ from .tables import cells, command, grid, load_rows, paired_objects, segmenter_t
 # %% ../../nbs/6_evidence/08_statistics.ipynb #865354da
 _MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|boxes_spent|'
                        r'ranks|id|digest|commit|synthdet|python|cpus|threads|memory_mb|'
-                       r'predictions')              # what a run gave, and where; no setting
+                       r'predictions|artefacts')            # what a run gave, and where; no setting
 
 def _said(row, on): return ', '.join(f'{c}={row[c]}' for c in on)
 
