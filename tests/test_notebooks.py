@@ -48,8 +48,9 @@ def test_a_parameter_is_a_literal(tmp_path, source):
 @pytest.mark.parametrize("notebook", sorted((project()/"nbs/experiments").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_papermill_understands_every_parameter(notebook, caplog):
     from papermill.inspection import inspect_notebook
-    found = inspect_notebook(str(notebook))
-    assert sorted(found) == sorted(parameters(notebook)) and not caplog.text
+    found, known = inspect_notebook(str(notebook)), parameters(notebook)
+    told = [k for k, (default, _) in known.items() if "=" not in str(default)] # papermill cannot show words as a default
+    assert set(told) <= set(found) and not any(f"'{k}:" in caplog.text for k in told)
 
 
 @pytest.mark.parametrize("content, line", [
