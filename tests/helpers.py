@@ -27,7 +27,7 @@ def contents(folder):
 
 def lasting(row):
     "A row as it is read, without what differs from one time to the next."
-    passing = ('seconds', 'threads', 'commit', 'data_val', 'digest')
+    passing = ('seconds', 'memory_mb', 'threads', 'commit', 'data_val', 'digest')
     return json.loads(json.dumps({k: v for k, v in row.items() if k not in passing}))
 
 
