@@ -849,3 +849,10 @@ def test_pascal_voc_files_lie_in_folders_of_any_name(tmp_path, folder):
     voc(tmp_path/folder/'p.xml', 'p.png', BIRD)
     text(tmp_path/folder/'notes.txt', 'nothing')
     assert list(held(read_detection(tmp_path), tmp_path).values()) == [[BIRD]]
+
+
+def test_empty_labels_beside_a_stray_voc_file_are_undecided(tmp_path):
+    "Backgrounds of a YOLO set, and one file of another tool deep below: neither is meant for sure."
+    picture(tmp_path/'images/a.png'); text(tmp_path/'labels/a.txt', '')
+    text(tmp_path/'old/export/a.xml', '<annotation><filename>a.png</filename></annotation>')
+    assert 'holds Pascal VOC XML (old/export/a.xml) and YOLO labels (labels/a.txt)' in remedy(read_detection, tmp_path)

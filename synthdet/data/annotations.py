@@ -66,6 +66,12 @@ def _coco_files(files):
     found = [n for n in _near(files, '.json') if is_coco(files[n])]
     return [n for n in found if os.path.basename(n).startswith('instances')] or found
 
+def _several(folder, kinds):
+    "The `UserError` for a folder with several kinds of annotations."
+    return UserError(f"{folder}: holds {' and '.join(f'{k} ({n[0]})' for k, n in kinds.items())}; expected one of "
+                     f"{', '.join(KINDS)}, so remove the others or give the path of one: of a JSON file, of labels or of "
+                     "Annotations")
+
 def _whole(files):
     "The kinds of annotations in a folder that are whole: kind -> names of their files."
     found = {_COCO: _coco_files(files), _YOLO: first_label(files),
@@ -76,7 +82,12 @@ def _begun(folder, files):
     "The kinds that may be meant, though something is wrong or nothing is in it."
     texts = _near(files, '.json')                                  # of several that are none, none is meant
     deep = [n for n in files if suffix_of(n) == '.xml' and is_voc(files[n])]
-    if deep: return {_VOC: deep}                                   # in folders of any name
+    if deep:                                                       # in folders of any name
+        shown = {Path(n).stem for n in pictures(files)}
+        texts = [n for n in files if suffix_of(n) == '.txt' and 'labels' in n.lower().split('/')]
+        labels = [n for n in texts if Path(n).stem in shown]
+        if labels: raise _several(folder, {_VOC: deep, _YOLO: labels})
+        return {_VOC: deep}
     found = {_COCO: texts if len(texts) == 1 else [], _VOC: _near(files, '.xml'), _YOLO: may_be_yolo(folder, files)}
     return {kind: names for kind, names in found.items() if names}
 
@@ -98,10 +109,7 @@ class Set(NamedTuple):
 
 def _one(folder, files, kinds) -> Set:
     "The set in a folder, of the kinds that were found there; raises `UserError` when there are several."
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: holds {' and '.join(f'{k} ({n[0]})' for k, n in kinds.items())}; expected one of "
-                        f"{', '.join(KINDS)}, so remove the others or give the path of one: of a JSON file, of labels "
-                        "or of Annotations")
+    if len(kinds) > 1: raise _several(folder, kinds)
     (kind, names), = kinds.items()
     if kind == _YOLO: return Set(kind, folder)
     used = {*names, *pictures(files)}

@@ -68,11 +68,16 @@ class Study:
     seeds: tuple = (0, 1, 2)
     claims: tuple = ()
 
+    @property
+    def grids(self) -> list:
+        "The grids, each a dict of setting -> values."
+        return [self.over] if isinstance(self.over, Mapping) else list(self.over)
+
     @elsewhere()
     def cells(self) -> list:
         "All cells; raises `UserError` when one place of the grid stands for two different arms."
         found = {}
-        for grid in [self.over] if isinstance(self.over, Mapping) else self.over:
+        for grid in self.grids:
             axes = {**{k: v for k, v in grid.items() if k != 'seed'}, 'seed': grid.get('seed', self.seeds)}
             for choice in itertools.product(*(_choices(k, v) for k, v in axes.items())):
                 cell = _cell(self.base, choice)
@@ -89,9 +94,8 @@ class Study:
         """
         wanted = {k: v if isinstance(v, (list, tuple, set)) else [v] for k, v in at.items()}
         for k in wanted: choose(f'axis of study {self.name}', k, _labels(self))
-        grids = [self.over] if isinstance(self.over, Mapping) else self.over
         kept = [dict(g, **{k: _among(g.get(k, self.seeds if k == 'seed' else ()), v) for k, v in wanted.items()})
-                for g in grids]
+                for g in self.grids]
         kept = [g for g in kept if all(len(g[k]) for k in wanted)]
         if not kept: raise UserError(f'study {self.name} has no cell at {at}')
         return replace(self, over=kept)
@@ -150,7 +154,7 @@ def _among(values, wanted):
 def _labels(study):
     "dict axis -> its labels."
     found = {}
-    for grid in [study.over] if isinstance(study.over, Mapping) else study.over:
+    for grid in study.grids:
         for axis, values in {'seed': study.seeds, **grid}.items():
             found.setdefault(axis, {}).update(dict.fromkeys(values))
     return {axis: list(labels) for axis, labels in found.items()}
@@ -161,7 +165,7 @@ def part(study, words) -> Study:
     Parameters
     ----------
     study : `Study`
-    words : list of 'axis=label'; of an axis that comes twice, either label
+    words : list of 'axis=label' or 'axis=label,label'; of an axis that comes twice, any of its labels
 
     Raises
     ------
@@ -172,7 +176,8 @@ def part(study, words) -> Study:
         axis, eq, label = word.partition('=')
         if not eq: raise UserError(f'{word!r} is no part of a study; write axis=label')
         labels = choose(f'axis of study {study.name}', axis, known)
-        at.setdefault(axis, []).append(choose(f'{axis} of study {study.name}', label, {str(l): l for l in labels}))
+        named = {str(l): l for l in labels}
+        at.setdefault(axis, []).extend(choose(f'{axis} of study {study.name}', l, named) for l in label.split(','))
     return study.only(**at) if at else study
 
 # %% ../../nbs/6_evidence/07_study.ipynb #9f4940a5
