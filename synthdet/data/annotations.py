@@ -69,8 +69,8 @@ def _coco_files(files):
 def _several(folder, kinds):
     "The `UserError` for a folder with several kinds of annotations."
     return UserError(f"{folder}: holds {' and '.join(f'{k} ({n[0]})' for k, n in kinds.items())}; expected one of "
-                     f"{', '.join(KINDS)}, so remove the others or give the path of one: of a JSON file, of labels or of "
-                     "Annotations")
+                     f"{', '.join(KINDS)}, so remove the others or give the path of one: of a JSON file, of labels "
+                     "or of Annotations")
 
 def _whole(files):
     "The kinds of annotations in a folder that are whole: kind -> names of their files."
