@@ -69,7 +69,7 @@ REFUSED = dict(
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
-        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so run from a checkout
+        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so give its path, or a name
         --notebook HERE/text.ipynb | text.ipynb: cannot be read as JSON
         --nonsense | unrecognized arguments: --nonsense""",
     preview="""
