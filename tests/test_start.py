@@ -169,7 +169,7 @@ def test_help_and_lists_cost_nothing(here):
 
 
 @pytest.mark.parametrize("words, code, line", [
-    ([], 2, "error: which command? choose from run, preview, synth, study, runs, data"), (["nonsense"], 2, "error: which command?"),
+    ([], 2, "error: which command? choose from run, preview, synth, notebooks, study, runs, data"), (["nonsense"], 2, "error: which command?"),
     (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
     (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])
