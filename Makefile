@@ -1,5 +1,7 @@
 # make demo: the paper's idea on the embedded domain, in minutes.   make test: everything that must hold.
 PYTHON ?= python3
+# what was tested together; VERSIONS=/dev/null takes the newest of everything
+VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -7,12 +9,12 @@ export TQDM_MININTERVAL ?= 1
 
 .PHONY: demo test quick slow lab prepare clean sync figures
 
-$(READY): settings.ini setup.py pyproject.toml
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,13))' || { echo "$(PYTHON) is `$(PYTHON) -V`; synthdet needs Python 3.10 to 3.13, so name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -c $(VERSIONS) -e '.[dev]'
 	@touch $@
 
 demo: $(READY)

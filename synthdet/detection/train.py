@@ -17,10 +17,9 @@ from typing import NamedTuple
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from synthdet.core import (
-    alone, append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError,
+    alone, append_jsonl, choose, device as default_device, digest, generator, named, progress, UserError,
     write_atomic)
 from .settings import check_schedule, OPTIMIZERS, resolved_schedule, Schedule
 from ..ranks import (
@@ -308,7 +307,7 @@ def _fit(run, batches, validate, save_every):
     pending, source = [], iter(batches(at['step']))
     closed = closing(source) if hasattr(source, 'close') else nullcontext() # a traceback would keep its processes alive
     run.model.train()
-    with closed, tqdm(total=steps, initial=at['step'], disable=not interactive(), desc='train', leave=False) as bar:
+    with closed, progress(what='train', total=steps, initial=at['step'], leave=False) as bar:
         for step in range(at['step'] + 1, steps + 1):
             batch = next(source, None)
             if batch is None:

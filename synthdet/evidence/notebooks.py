@@ -482,7 +482,7 @@ def _papermill():
 def _execute(papermill, path, values):
     "Run the notebook at `path` in place; gives it as papermill does."
     watch = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if sys.stderr.isatty() else {}
-    if not watch: os.environ.setdefault('SYNTHDET_QUIET', '1')   # nobody is watching: no bars in the executed copy
+    os.environ.setdefault('SYNTHDET_QUIET', '0' if watch else '1') # bars are for who watches, not for the executed copy
     plain = str(path).replace('{', '{{').replace('}', '}}')      # papermill fills in what stands in braces
     return papermill.execute_notebook(
         plain, plain, parameters=values, kernel_name='python3', language='python', progress_bar=False,
