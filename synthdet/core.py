@@ -642,7 +642,7 @@ def git(*words) -> str:
     if project() is None: return ''
     with suppress(OSError, subprocess.SubprocessError):
         words = ['git', '-C', str(project()), *words]
-        return subprocess.run(words, capture_output=True, encoding='utf-8', timeout=10).stdout.strip()
+        return subprocess.run(words, capture_output=True, encoding='utf-8', errors='replace', timeout=10).stdout.strip()
     return ''
 
 def _commit():
