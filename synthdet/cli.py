@@ -212,7 +212,7 @@ def _notebooks(argv):
     from synthdet.evidence.notebooks import copy_notebooks, experiments, title
     p = _Parser('synthdet-notebooks', allow_abbrev=False, description='Copy the experiment notebooks into a folder, to '
                 'be read and edited there; without DIR, list them. synthdet-run --notebook DIR/NAME.ipynb runs a copy.')
-    p.add_argument('folder', nargs='?', metavar='DIR', help='made when it is not there; no file that differs is replaced')
+    p.add_argument('folder', nargs='?', metavar='DIR', help='made when it is not there; what differs is not replaced')
     a = p.read(argv)
     if a.folder is None:
         return print(_lines([dict(name=k, about=title(path)) for k, path in experiments().items()], 'name', 'about'))
