@@ -22,6 +22,6 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     python_requires=">=" + cfg["min_python"], packages=find_packages(include=[name, name + ".*"]), include_package_data=True,
     install_requires=words("requirements"),
-    extras_require={k: words(f"{k}_requirements") for k in ("dev", "onnx", "cluster")},
+    extras_require={k: words(f"{k}_requirements") for k in ("dev", "onnx", "cluster", "track")},
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
 )
