@@ -137,7 +137,7 @@ print(json.dumps([said(command, words) for command, words in json.load(sys.stdin
 def said(calls, cwd):
     "What each of some commands says, one after another in a process of their own, and what is imported by then."
     done = subprocess.run([sys.executable, "-c", CODE.format(heavy=HEAVY)], input=json.dumps(calls), text=True,
-                          capture_output=True, check=True, cwd=cwd)
+                          capture_output=True, check=True, cwd=cwd, timeout=300)
     return json.loads(done.stdout)
 
 
@@ -174,7 +174,7 @@ def test_help_and_lists_cost_nothing(here):
     (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])
 def test_the_module_says_the_same(words, code, line, tmp_path):
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path, timeout=300)
     told = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
     assert done.returncode == code and (done.stdout + "\n".join(told)).startswith(line)
     loaded = {l.rsplit("|", 1)[1].strip() for l in done.stderr.splitlines() if l.startswith("import time:")}
