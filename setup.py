@@ -63,6 +63,9 @@ class Source(sdist):
         write_bare(Path(base_dir)/EXPERIMENTS)
 
 
+extras = {key.removesuffix("_requirements"): words(key) for key in cfg if key.endswith("_requirements")}
+extras["dev"] = sorted({r for part in extras.values() for r in part})       # tests and pages need all of them
+
 setup(
     name=name, version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
     author=cfg["author"], author_email=cfg["author_email"], license_expression="Apache-2.0", url=url,
@@ -80,7 +83,7 @@ setup(
     package_dir={"": "."},                                      # so an editable install is a line in a .pth file
     package_data={name: ["py.typed", "assets/*"]}, include_package_data=False,
     install_requires=words("requirements"),
-    extras_require={key.removesuffix("_requirements"): words(key) for key in cfg if key.endswith("_requirements")},
+    extras_require=extras,
     entry_points={"console_scripts": words("console_scripts"), "nbdev": [f"{name}={name}._modidx:d"]},
     cmdclass=dict(build_py=Build, sdist=Source),
 )
