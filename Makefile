@@ -48,7 +48,6 @@ figures: $(READY)
 
 # notebooks and docstrings as HTML; a broken link, a picture that was not made or a warning is an error
 docs: $(READY)
-	@test -x $(BIN)/sphinx-build || $(BIN)/python -m pip install -q -e '.[docs]'
 	$(BIN)/python nbs/pages/build.py
 
 lab: $(READY)

@@ -163,15 +163,16 @@ def contents(names):
 
     Every notebook stands in it: pages as `CHAPTERS` say, experiments by name, floors through their own index.
     """
-    chapters = {caption: [f'pages/{p}' for p in pages] for caption, pages in CHAPTERS.items()}
+    chapters = {caption: [f'pages/{p}' for p in pages if f'pages/{p}' in names] for caption, pages in CHAPTERS.items()}
     chapters['Experiments'] = sorted(n for n in names if n.startswith('experiments/'))
-    return chapters | {'How it is made': [f'{f}/index' for f in FLOORS], 'Reference': ['reference/index']}
+    floors = [f'{f}/index' for f in FLOORS if any(n.startswith(f'{f}/') for n in names)]
+    return chapters | {'How it is made': floors, 'Reference': ['reference/index']}
 
 
-def listed(names):
-    "The notebooks that the table of contents leads to."
-    floors = {n for n in names if n.split('/')[0] in FLOORS}
-    return {'index', *floors, *(page for pages in contents(names).values() for page in pages)} & set(names)
+def unlisted(names):
+    "The notebooks that the table of contents does not lead to."
+    listed = {page for pages in contents(names).values() for page in pages} | {'index'}
+    return sorted(n for n in names if n not in listed and n.split('/')[0] not in FLOORS)
 
 
 def floor_page(floor, nbs):
@@ -204,6 +205,7 @@ def reference_page(modules):
              '`[3,H,W]`.', '', '[synthdet](face.md): what most users need.', '']
     for floor, text in FLOORS.items():
         inside = {n: nb for n, nb in modules.items() if n.startswith(f'{floor}/')}
+        if not inside: continue
         rows = [f'| [{module(nb).removeprefix("synthdet.")}]({module(nb)}.md) | {about(nb)} |' for nb in inside.values()]
         lines += [f'## {text}', '', '| module | |', '| --- | --- |', *rows, '']
     return '\n'.join([*lines, toctree(['face', *map(module, modules.values())])])
@@ -276,7 +278,7 @@ def sources(nbs, root, folder):
     for name, nb in nbs.items(): write(folder/f'{name}.ipynb', json.dumps(page(name, nb, nbs, folder)))
     modules = {n: nb for n, nb in nbs.items() if n.split('/')[0] in FLOORS and module(nb)}
     for name, nb in modules.items(): write(folder/'reference'/f'{module(nb)}.md', module_page(module(nb), name))
-    for floor in FLOORS: write(folder/floor/'index.md', floor_page(floor, nbs))
+    for floor in {n.split('/')[0] for n in nbs} & set(FLOORS): write(folder/floor/'index.md', floor_page(floor, nbs))
     write(folder/'reference'/'face.md', face_page())
     write(folder/'reference'/'index.md', reference_page(modules))
     shutil.copytree(root/'nbs'/'images', folder/'images')
@@ -287,7 +289,7 @@ def sources(nbs, root, folder):
 def page(name, nb, nbs, folder):
     "A notebook as a page, with what is put into two of them: the table of contents and the gallery."
     nb = staged(nb, f'nbs/{name}.ipynb')
-    if name == 'index': nb['cells'] += [markdown(toctree(p, c), k) for k, (c, p) in enumerate(contents(nbs).items())]
+    if name == 'index': nb['cells'] += [markdown(toctree(p, c), k) for k, (c, p) in enumerate(contents(nbs).items()) if p]
     if name == 'pages/gallery': nb['cells'] += [markdown(gallery(nbs, folder/'pages'/'gallery'), 1)]
     return nb
 
@@ -298,7 +300,7 @@ def build(root=ROOT, folder=ROOT/'_docs'):
     with tempfile.TemporaryDirectory() as scratch:
         sources(nbs, root, Path(scratch))
         laid(Path(scratch), folder/'source')
-    command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', '2', '-b', 'html', '-d', folder/'doctrees']
+    command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-j', '2', '-d', folder/'doctrees']
     done = subprocess.run([*command, folder/'source', folder/'html'], env={**os.environ, 'PYTHONPATH': str(root)})
     wrong = lacking(nbs) + ['Sphinx has warned, see above']*(done.returncode != 0) + broken(folder/'html')
     if wrong: shutil.rmtree(folder/'doctrees', ignore_errors=True)      # or the next build would be silent about it
