@@ -102,7 +102,7 @@ def title(nb): return ''.join(nb['cells'][0]['source']).splitlines()[0].lstrip('
 def about(nb):
     "The line under a notebook's title."
     lines = ''.join(nb['cells'][0]['source']).splitlines()
-    return next((l[2:] for l in lines if l.startswith('> ')), '')
+    return next((l[2:].replace('|', '\\|') for l in lines if l.startswith('> ')), '')
 
 
 def module(nb):
@@ -141,7 +141,7 @@ def run(nb):
     "A notebook with its outputs."
     import nbformat
     from nbclient import NotebookClient
-    nb = nbformat.from_dict({**nb, 'nbformat': 4, 'nbformat_minor': 5})
+    nb = nbformat.reads(json.dumps(nb), as_version=4)
     NotebookClient(nb, timeout=600, kernel_name='python3').execute()
     return json.loads(nbformat.writes(nb))
 
@@ -231,7 +231,7 @@ def gallery(nbs, folder):
             file = f'{name.replace("/", "-")}.{kind.split("/")[1]}'
             (folder/file).write_bytes(base64.b64decode(''.join(data)))
             lines += [':::{container} card', f'[![{title(nbs[name])}](gallery/{file})](../{name}.ipynb)', '',
-                      f'[{title(nbs[name])}](../{name}.ipynb): {about(nbs[name])}', ':::']
+                      f'[{title(nbs[name])}](../{name}.ipynb) {about(nbs[name])}', ':::']
         if inside: lines += ['::::', '']
     return '\n'.join(lines)
 

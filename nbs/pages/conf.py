@@ -52,19 +52,21 @@ def sections(lines):
 
 def setting(f):
     "A field of `Settings` as a parameter: its help, its default, what it may be."
-    if 'help' not in f.metadata: return [f.name, f'    {f.default.__class__.__doc__ or ""} (`{type(f.default).__name__}`)']
+    if 'help' not in f.metadata: return [f.name, f'    `{type(f.default).__name__}`, or a dict of its settings']
     words = ', '.join(map(str, choices(f)))
     low, high = f.metadata['low'], f.metadata['high']
     about = [plain(f.metadata['help']), f'default ``{f.default!r}``']
-    if words: about.append(plain(f'one of {words}'))
+    if words: about.append(plain(f'one of {words}' + ', or a path'*f.metadata['path']))
     if low is not None: about.append(f'{low} or more' if high is None else f'{low} to {high}')
     return [f.name, '    ' + '; '.join(about)]
 
 
 def docstring(app, what, name, obj, options, lines):
     "Docstrings are Markdown-like text with numpy's sections; settings tell of themselves."
+    settings = isinstance(obj, type) and issubclass(obj, Settings) and obj is not Settings
+    if settings and 'Attributes' in lines: del lines[lines.index('Attributes'):]       # the same, with less to say
     lines[:] = sections(lines)
-    if isinstance(obj, type) and issubclass(obj, Settings) and obj is not Settings:
+    if settings:
         fields = [line for f in dataclasses.fields(obj) for line in setting(f)]
         lines += ['', 'Parameters', '----------', *fields, '']
 
