@@ -164,6 +164,7 @@ def contents(names):
     Every notebook stands in it: pages as `CHAPTERS` say, experiments by name, floors through their own index.
     """
     chapters = {caption: [f'pages/{p}' for p in pages if f'pages/{p}' in names] for caption, pages in CHAPTERS.items()}
+    chapters['Start'] = [*chapters['Start'], *sorted(n for n in names if '/' not in n and n != 'index')]
     chapters['Experiments'] = sorted(n for n in names if n.startswith('experiments/'))
     floors = [f'{f}/index' for f in FLOORS if any(n.startswith(f'{f}/') for n in names)]
     return chapters | {'How it is made': floors, 'Reference': ['reference/index']}
