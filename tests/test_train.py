@@ -1,11 +1,12 @@
 "Training across processes: killed anywhere, it ends with the same bytes; refused disks leave the old files."
-import csv, itertools, json, os, resource, signal, subprocess, sys, time, traceback
+import csv, itertools, json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file
 from torch import nn
 
+from helpers import ended, forked
 from synthdet.core import generator, refused
 from synthdet.files import read_jsonl
 from synthdet.detection import train as train_module
@@ -103,16 +104,11 @@ def doomed(out, kind, n):
 
 def in_child(function, *args, kill_after=None):
     "Run in a forked process; the signal that ended it, 0 when it came to its end."
-    child = os.fork()
-    if child == 0:
-        try: function(*args)
-        except BaseException: traceback.print_exc(); os._exit(3)
-        os._exit(0)
+    child = forked(function, *args)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+        child.kill()
+    return -ended(child)
 
 
 def drive(root, points):
