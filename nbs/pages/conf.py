@@ -22,6 +22,7 @@ autodoc_typehints = 'signature'
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = False
+napoleon_use_rtype = False                   # "uint8 [3,size,size]" is text, no name
 default_role = 'py:obj'                      # `name` is a link where there is such a name
 python_use_unqualified_type_names = True
 
