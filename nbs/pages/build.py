@@ -123,15 +123,16 @@ def readable(cell):
     "A cell without nbdev's directives, imports folded; None where nothing is left."
     source = re.sub(r'^#\|.*\n?', '', ''.join(cell['source']), flags=re.M)
     if not source.strip(): return None
-    folded = cell['cell_type'] == 'code' and imports_only(source)
-    return {**cell, 'source': source, 'metadata': dict(tags=['hide-input']) if folded else {}}
+    tags = set(cell['metadata'].get('tags', ()))
+    if cell['cell_type'] == 'code' and imports_only(source): tags.add('hide-input')
+    return {**cell, 'source': source, 'metadata': dict(tags=sorted(tags))}
 
 
 def staged(nb, path):
     "A notebook as a page: where it is said what it exports, and whether it was ever run."
     said, name = [], module(nb)
     if name: said = [f'*Notebook `{path}`, exported as `{name}`:* [its functions and classes](../reference/{name}.md).']
-    elif not any(outs for _, outs in outputs(nb)):
+    elif outputs(nb) and not any(outs for _, outs in outputs(nb)):
         said = ['```{note}\nThis notebook has not been run yet, so there are no numbers or pictures.\n```']
     first, *rest = filter(None, map(readable, nb['cells']))
     return {**nb, 'cells': [first, *map(markdown, said), *rest]}
@@ -314,7 +315,7 @@ def main(argv):
     start, folder = time.perf_counter(), Path(argv[0]) if argv else ROOT/'_docs'
     wrong = build(folder=folder)
     for line in wrong: print(line)
-    if wrong: sys.exit(f'{len(wrong)} mistakes')
+    if wrong: sys.exit(f'not built: {len(wrong)} wrong')
     pages = len(list((folder/'html').rglob('*.html')))
     print(f'{pages} pages in {time.perf_counter() - start:.0f} s: {folder/"html"/"index.html"}')
 

@@ -13,6 +13,7 @@ html_theme, html_title = 'furo', f'synthdet {release}'
 html_static_path, html_css_files = ['_static'], ['pages.css']
 html_show_sourcelink = html_copy_source = False
 nb_execution_mode = 'off'                    # notebooks carry their outputs; build.py runs the pages that carry none
+nb_output_stderr = 'remove'
 myst_enable_extensions = ['colon_fence', 'attrs_block', 'attrs_inline']
 myst_heading_anchors = 3
 suppress_warnings = ['myst.header']          # notebooks may skip a level of headings
