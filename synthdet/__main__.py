@@ -1,9 +1,10 @@
-"The commands as a module: `python -m synthdet run ...`, and preview, synth, study, runs, data, detect, evaluate, export."
+"The commands as a module: `python -m synthdet run ...`, and preview, synth, notebooks, study, runs, data, detect,
+evaluate, export."
 import sys
-from .cli import _guarded, data, detect, evaluate, export, preview, run, runs, study, synth
+from .cli import _guarded, data, detect, evaluate, export, notebooks, preview, run, runs, study, synth
 from .core import UserError
 
-COMMANDS = dict(run=run, preview=preview, synth=synth, study=study, runs=runs, data=data,
+COMMANDS = dict(run=run, preview=preview, synth=synth, notebooks=notebooks, study=study, runs=runs, data=data,
                 detect=detect, evaluate=evaluate, export=export)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture_files', 'as_image', 'seen_size', 'sized', 'trained', 'detect']
 
-# %% ../../nbs/5_detection/09_detect.ipynb #60be4411
+# %% ../../nbs/5_detection/09_detect.ipynb #0fc011f4
 import glob, os, warnings
 from math import isfinite
 from pathlib import Path
@@ -25,7 +25,7 @@ from .evaluate import predict
 from .settings import DETECTORS
 from ..show import as_picture
 
-# %% ../../nbs/5_detection/09_detect.ipynb #00b85240
+# %% ../../nbs/5_detection/09_detect.ipynb #63ace1ce
 def _below(folder):
     "What is or should be a picture in a folder and below it, by name; raises `UserError` when there is none."
     names = (e for e in walk(folder, whole=False) if suffix_of(e.name) in IMAGE_SUFFIXES or is_image(e.path))
@@ -61,7 +61,7 @@ def picture_files(places) -> list:
     """
     return list({os.path.abspath(p): p for place in places for p in _files(place)}.values())
 
-# %% ../../nbs/5_detection/09_detect.ipynb #aa647294
+# %% ../../nbs/5_detection/09_detect.ipynb #57ea8324
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 def _listed(pictures):
@@ -105,7 +105,7 @@ def _unlike_a_picture(x):
     if kind == 'uint8': return ''
     return '' if 'float' in kind and 0 <= x.min() and x.max() <= 1 else f'{kind} from {x.min()} to {x.max()}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #76209bfa
+# %% ../../nbs/5_detection/09_detect.ipynb #8bb8e47c
 def seen_size(model):
     """The size that a detector brings every picture to.
 
@@ -137,7 +137,7 @@ def sized(image, size):
     if size is None or tuple(image.shape[1:]) == size: return image
     return chw(cv2.resize(hwc(image), size[::-1], interpolation=cv2.INTER_LINEAR))
 
-# %% ../../nbs/5_detection/09_detect.ipynb #64be7870
+# %% ../../nbs/5_detection/09_detect.ipynb #f1f9e041
 def _read(pictures, i, size, images):
     "Picture i: what its record begins with, and how the detector sees it; or the line that says why not."
     picture = pictures[i]
@@ -192,7 +192,7 @@ def _line(pictures, i, fault):
     where = str(pictures[i]) if _is_path(pictures[i]) else f'picture {i}'
     return fault if fault.startswith(where) else f'{where}: {fault}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #8b058604
+# %% ../../nbs/5_detection/09_detect.ipynb #75aaa5c5
 def trained(model):
     """A detector that was trained: one that is handed over, or that of a file.
 

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['same_classes', 'scores_on']
 
-# %% ../../nbs/5_detection/11_scores.ipynb #97d1ff20
+# %% ../../nbs/5_detection/11_scores.ipynb #7332e0b6
 import warnings
 import torch
-from ..core import choose, short, UserError
+from ..core import choose, progress, UserError
 from ..data.labelled import MARKS
 from .detect import detect, trained
 from .evaluate import evaluate
 
-# %% ../../nbs/5_detection/11_scores.ipynb #f11a4e56
+# %% ../../nbs/5_detection/11_scores.ipynb #34cb4fc2
 def same_classes(ours, theirs, rename=None, tell=warnings.warn) -> dict:
     """Match the classes of a labelled set to those of a detector, by name.
 
@@ -48,7 +48,7 @@ def same_classes(ours, theirs, rename=None, tell=warnings.warn) -> dict:
 
 def _few(names): return ', '.join(map(str, names[:8])) + ', ...'*(len(names) > 8)
 
-# %% ../../nbs/5_detection/11_scores.ipynb #45f617ff
+# %% ../../nbs/5_detection/11_scores.ipynb #c9679d1f
 _OF_BOXES = 'boxes', 'labels', 'area', *MARKS
 
 def _renumbered(target, labels):
@@ -92,7 +92,8 @@ def scores_on(model, labelled, *, rename=None, tell=warnings.warn, **how) -> dic
     targets = [_renumbered(t, labels) for t in whole]
     n = sum(len(t['labels']) for t in targets)
     if not n: raise UserError(f"the set holds no box of {_few(ours)}; expected some to find")
-    found = [_known(f, labels.values()) for f in detect(model, labelled, 0, bad=_refuse, clip=False, **how)]
+    every = progress(detect(model, labelled, 0, bad=_refuse, clip=False, **how), 'detecting', total=len(labelled))
+    found = [_known(f, labels.values()) for f in every]
     known = [ours[k-1] for k in sorted(set(labels.values()))]
     return dict(images=len(targets), boxes=n, classes=known, **evaluate(found, targets))
 
