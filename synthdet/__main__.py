@@ -1,5 +1,4 @@
-"The commands as a module: `python -m synthdet run ...`, and preview, synth, notebooks, study, runs, data, detect,
-evaluate, export."
+"The commands as a module: `python -m synthdet run ...`, and every other command of `COMMANDS`."
 import sys
 from .cli import _guarded, data, detect, evaluate, export, notebooks, preview, run, runs, study, synth
 from .core import UserError

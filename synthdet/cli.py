@@ -356,6 +356,7 @@ def _detect_parser():
     p.add_argument('pictures', nargs='+', metavar='PICTURES', help="folders, files, patterns ('photos/**/*.jpg')")
     p.add_argument('--score', default='.3', help='least score, 0 to 1 (default: %(default)s)')
     p.add_argument('--output', default='found', help='new folder to write to (default: %(default)s)')
+    p.add_argument('--truncated', default='error', help="keep: of files that end too early take what is there")
     p.add_argument('--no-pictures', action='store_true', help='draw none')
     p.add_argument('--prelabel', action='store_true', help='write a labelled set to be corrected, too '
                    '(OUTPUT/labelled), and which pictures are most worth labelling (OUTPUT/label_first.csv)')
@@ -376,6 +377,7 @@ def _detect(argv):
     a = _detect_parser().read(argv)
     score, most, size = _share('--score', a.score), _number('--most', a.most), _number('--batch-size', a.batch_size)
     choose('format', a.format, FORMATS)
+    choose('--truncated', a.truncated, ('error', 'keep'))
     if (most or a.format != 'yolo') and not a.prelabel:
         raise UserError('--most and --format are for --prelabel; add it')
     from synthdet.core import device, progress
@@ -387,7 +389,8 @@ def _detect(argv):
     with progress(total=len(files), what='detecting') as bar:
         def tell(line): _tell_bad(line, bad, bar)
         def counted():
-            for r in detect(model.to(device()), files, 0, batch_size=size, bad=tell, images=not a.no_pictures):
+            for r in detect(model.to(device()), files, 0, batch_size=size, bad=tell, images=not a.no_pictures,
+                            truncated=a.truncated):
                 bar.update(r['index'] + 1 - bar.n)
                 yield r
         found = write_found(at_least(counted(), score), folder, files, model.classes)
@@ -427,7 +430,7 @@ def _prelabelled(found, most, format, folder, classes):
     labelled = write_prelabelled(sorted(chosen, key=lambda r: r['index']), folder/'labelled', classes, format)
     first = write_order(order, folder/'label_first.csv')
     yield f'labelled  {labelled}: {len(chosen):,} pictures to be corrected ({format})'
-    yield f"first     {', '.join(r['file'].name for r in order[:3])}, ... are most worth labelling: {first}"
+    yield f"first     {', '.join(str(r['file']) for r in order[:3])} are most worth labelling: {first}"
 
 def detect(argv=None):
     "Entry point of `synthdet-detect`."

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['using', 'card_of', 'card', 'write_card']
 
-# %% ../../nbs/5_detection/13_card.ipynb #f39a97bd
+# %% ../../nbs/5_detection/13_card.ipynb #ad3b5ab1
 import shlex
 from pathlib import Path
 from ..core import write_atomic
 
-# %% ../../nbs/5_detection/13_card.ipynb #077911a4
+# %% ../../nbs/5_detection/13_card.ipynb #f1fc5e01
 def using(file) -> str:
     """The command that uses a detector.
 
@@ -29,7 +29,7 @@ def card_of(file) -> Path:
     """
     return Path(file).with_suffix('.md')
 
-# %% ../../nbs/5_detection/13_card.ipynb #0c9e7369
+# %% ../../nbs/5_detection/13_card.ipynb #e4a1d25b
 def _lines(**facts): return [f'- {k.replace("_", " ")}: {v}' for k, v in facts.items() if v not in (None, '', [])]
 
 def _what(note):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['picture_files', 'as_image', 'seen_size', 'sized', 'trained', 'detect']
 
-# %% ../../nbs/5_detection/09_detect.ipynb #0fc011f4
+# %% ../../nbs/5_detection/09_detect.ipynb #9d20cf7c
 import glob, os, warnings
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torchvision.ops import clip_boxes_to_image
 
 from ..boxes import chw, hwc, resize_boxes
-from ..core import plain_path, short, suffix_of, UserError
+from ..core import choose, plain_path, short, suffix_of, UserError
 from ..data.ahead import Bank
 from ..data.images import IMAGE_SUFFIXES, is_image, read_image, walk
 from .detectors import detector
@@ -25,7 +26,7 @@ from .evaluate import predict
 from .settings import DETECTORS
 from ..show import as_picture
 
-# %% ../../nbs/5_detection/09_detect.ipynb #63ace1ce
+# %% ../../nbs/5_detection/09_detect.ipynb #998fab3b
 def _below(folder):
     "What is or should be a picture in a folder and below it, by name; raises `UserError` when there is none."
     names = (e for e in walk(folder, whole=False) if suffix_of(e.name) in IMAGE_SUFFIXES or is_image(e.path))
@@ -61,7 +62,7 @@ def picture_files(places) -> list:
     """
     return list({os.path.abspath(p): p for place in places for p in _files(place)}.values())
 
-# %% ../../nbs/5_detection/09_detect.ipynb #57ea8324
+# %% ../../nbs/5_detection/09_detect.ipynb #e7db2c88
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 def _listed(pictures):
@@ -71,13 +72,14 @@ def _listed(pictures):
     paths = isinstance(pictures, (list, tuple)) and any(map(_is_path, pictures))
     return picture_files(pictures) if paths else pictures
 
-def as_image(picture) -> torch.Tensor:
+def as_image(picture, truncated:str='error') -> torch.Tensor:
     """A picture as the readers give it.
 
     Parameters
     ----------
     picture : path; tensor [3,H,W] or [1,H,W], array [H,W,3] or [H,W], uint8 or float 0..1; a Pillow image; or
         (one of them, target)
+    truncated : of files that end too early: 'error', or 'keep' to take what is there
 
     Returns
     -------
@@ -88,7 +90,7 @@ def as_image(picture) -> torch.Tensor:
     UserError : for a file that cannot be read, other shapes and other values
     """
     if isinstance(picture, (tuple, list)) and len(picture) == 2: picture = picture[0]
-    if _is_path(picture): return read_image(picture)
+    if _is_path(picture): return read_image(picture, truncated=truncated)
     if isinstance(picture, Image.Image): picture = np.asarray(picture.convert('RGB'))
     if isinstance(picture, torch.Tensor): picture = picture.detach().cpu().as_subclass(torch.Tensor)
     fault = _unlike_a_picture(picture)
@@ -105,7 +107,7 @@ def _unlike_a_picture(x):
     if kind == 'uint8': return ''
     return '' if 'float' in kind and 0 <= x.min() and x.max() <= 1 else f'{kind} from {x.min()} to {x.max()}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #8bb8e47c
+# %% ../../nbs/5_detection/09_detect.ipynb #95983a8d
 def seen_size(model):
     """The size that a detector brings every picture to.
 
@@ -137,19 +139,19 @@ def sized(image, size):
     if size is None or tuple(image.shape[1:]) == size: return image
     return chw(cv2.resize(hwc(image), size[::-1], interpolation=cv2.INTER_LINEAR))
 
-# %% ../../nbs/5_detection/09_detect.ipynb #f1f9e041
-def _read(pictures, i, size, images):
+# %% ../../nbs/5_detection/09_detect.ipynb #df15cfa9
+def _read(pictures, i, size, images, truncated):
     "Picture i: what its record begins with, and how the detector sees it; or the line that says why not."
     picture = pictures[i]
-    try: image = as_image(picture)
+    try: image = as_image(picture, truncated)
     except UserError as e: return i, str(e), None
     record = dict(index=i, file=Path(picture) if _is_path(picture) else None, size=tuple(image.shape[1:]))
     if images: record['image'] = image
     return i, record, sized(image, size)
 
-def _block(pictures, batch_size, size, images, b):
+def _block(pictures, batch_size, reading, b):
     "The pictures of block b, read."
-    return [_read(pictures, i, size, images) for i in range(b*batch_size, min((b + 1)*batch_size, len(pictures)))]
+    return [_read(pictures, i, *reading) for i in range(b*batch_size, min((b + 1)*batch_size, len(pictures)))]
 
 def _predicted(model, seen, **how):
     "What a detector finds in each picture of a block, or the line that says why it does not take one."
@@ -169,11 +171,11 @@ def _own(found, seen, size, score, clip):
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(1) # what lies outside has nothing left
     return dict(boxes=boxes[keep], scores=found['scores'][keep], labels=found['labels'][keep])
 
-def _records(model, pictures, classes, score, batch_size, bad, images, clip, how):
+def _records(model, pictures, classes, score, batch_size, bad, reading, clip, how):
     "The records, block by block."
-    size, name = seen_size(model), lambda k: classes[k-1] if 0 < k <= len(classes) else str(k)
+    name = lambda k: classes[k-1] if 0 < k <= len(classes) else str(k)
     blocks = -(-len(pictures)//batch_size)
-    with Bank(lambda b: _block(pictures, batch_size, size, images, b), ahead=3) as bank:
+    with Bank(partial(_block, pictures, batch_size, reading), ahead=3) as bank:
         for b in range(blocks):
             read = bank[b]
             seen = [r for r in read if r[2] is not None]
@@ -192,7 +194,7 @@ def _line(pictures, i, fault):
     where = str(pictures[i]) if _is_path(pictures[i]) else f'picture {i}'
     return fault if fault.startswith(where) else f'{where}: {fault}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #75aaa5c5
+# %% ../../nbs/5_detection/09_detect.ipynb #944df5b8
 def trained(model):
     """A detector that was trained: one that is handed over, or that of a file.
 
@@ -217,7 +219,7 @@ def _check(score, batch_size):
         raise UserError(f'batch_size={short(batch_size)}: expected a whole number from 1')
 
 def detect(model, pictures, score:float=.3, *, batch_size:int=16, device=None, precision:str='fp32', classes=None,
-           bad=warnings.warn, images:bool=False, clip:bool=True):
+           bad=warnings.warn, images:bool=False, clip:bool=True, truncated:str='error'):
     """Find objects in pictures, one record after the other; `list(detect(...))` for all.
 
     Parameters
@@ -233,6 +235,7 @@ def detect(model, pictures, score:float=.3, *, batch_size:int=16, device=None, p
     bad : function of a line, called for each picture that cannot be read, of which there is no record
     images : put the pictures into their records, too (uint8 [3,H,W])
     clip : cut boxes at the border of the picture, and leave out what lies outside; False: as the detector gives them
+    truncated : of files that end too early: 'error', or 'keep' to take what is there
 
     Returns
     -------
@@ -245,7 +248,8 @@ def detect(model, pictures, score:float=.3, *, batch_size:int=16, device=None, p
     UserError : for a file that is no detector, places that are not there, values out of bounds
     """
     _check(score, batch_size)
+    choose('truncated', truncated, ('error', 'keep'))
     model, pictures = trained(model), _listed(pictures)
-    classes = getattr(model, 'classes', ()) if classes is None else classes
-    return _records(model, pictures, tuple(classes), score, batch_size if seen_size(model) else 1, bad, images, clip,
-                    dict(device=device, precision=precision))
+    classes, size = getattr(model, 'classes', ()) if classes is None else classes, seen_size(model)
+    return _records(model, pictures, tuple(classes), score, batch_size if size else 1, bad, (size, images, truncated),
+                    clip, dict(device=device, precision=precision))

@@ -6,7 +6,7 @@
 __all__ = ['LEAST', 'draw_found', 'relative', 'names_of', 'coco_found', 'categories', 'csv_found', 'uncertainty', 'at_least',
            'by_uncertainty', 'write_prelabelled', 'new_folder', 'write_found', 'write_order']
 
-# %% ../../nbs/5_detection/10_found.ipynb #e3bdd88d
+# %% ../../nbs/5_detection/10_found.ipynb #03ddfd37
 import csv, io, json, math, os, shutil, unicodedata
 from collections import Counter
 from pathlib import Path
@@ -23,13 +23,12 @@ from ..data.annotations import write_annotations
 from ..data.images import IMAGE_SUFFIXES, write_image
 from ..data.settings import FORMATS
 
-# %% ../../nbs/5_detection/10_found.ipynb #dd5b1f44
+# %% ../../nbs/5_detection/10_found.ipynb #a78f18a9
 _COLOURS = '#ffb000', '#56b4e9', '#3ddc84', '#f0e442', '#ff7f6e', '#e39ad0', '#b8c4ff', '#d0d0d0' # light
 LEAST = 640 # px, long side of a drawn picture
 
-def _named_box(pen, box, text, colour, line, font):
-    "Draw a box and its name: above it, or inside where there is no room above; never beyond the picture."
-    pen.rectangle(box, outline=colour, width=line)
+def _name(pen, box, text, colour, line, font):
+    "Write the name of a box: above it, or inside where there is no room above; never beyond the picture."
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     wide, high, pad = right - left, bottom - top, line
     x = max(0, min(box[0], pen.im.size[0] - wide - 2*pad))
@@ -53,13 +52,14 @@ def draw_found(image, found) -> torch.Tensor:
     a = hwc(image) if k == 1 else cv2.resize(hwc(image), None, fx=k, fy=k, interpolation=cv2.INTER_CUBIC)
     side, canvas = max(a.shape[:2]), Image.fromarray(a)
     font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), max(14, side//45))
-    parts = zip((found['boxes']*k).tolist(), found['scores'].tolist(), found['labels'].tolist(), found['names'])
-    for box, score, label, name in reversed(list(parts)):
-        _named_box(ImageDraw.Draw(canvas), box, f'{name} {score:.2f}', _COLOURS[(label - 1) % len(_COLOURS)],
-                   max(2, side//320), font)
+    pen, line = ImageDraw.Draw(canvas), max(2, side//250)
+    parts = list(zip((found['boxes']*k).tolist(), found['scores'].tolist(), found['labels'].tolist(), found['names']))
+    colour = lambda label: _COLOURS[(label - 1) % len(_COLOURS)]
+    for box, _, label, _ in parts[::-1]: pen.rectangle(box, outline=colour(label), width=line)
+    for box, score, label, name in parts[::-1]: _name(pen, box, f'{name} {score:.2f}', colour(label), line, font)
     return chw(np.array(canvas))
 
-# %% ../../nbs/5_detection/10_found.ipynb #4c951048
+# %% ../../nbs/5_detection/10_found.ipynb #616d7528
 def _apart(names):
     "Names of which no two are one on any disk, with a number where needed; in the same order."
     taken, found = set(), []
@@ -99,7 +99,7 @@ def names_of(files, sep='/', suffixes=IMAGE_SUFFIXES) -> dict:
     named = [sep.join(p.parts) for p in relative(files).values()]
     return dict(zip(files, _apart([n if suffix_of(n) in suffixes else f'{n}.jpg' for n in named])))
 
-# %% ../../nbs/5_detection/10_found.ipynb #13886fde
+# %% ../../nbs/5_detection/10_found.ipynb #7c223e71
 def coco_found(records, names, classes) -> tuple:
     """What was found as COCO has it.
 
@@ -147,7 +147,7 @@ def _csv(head, rows):
     csv.writer(text, lineterminator='\n').writerows([head, *rows])
     return text.getvalue().encode('utf-8', 'surrogateescape')
 
-# %% ../../nbs/5_detection/10_found.ipynb #eb279930
+# %% ../../nbs/5_detection/10_found.ipynb #efc88ab3
 def uncertainty(scores) -> float:
     """Say how unsure a detector is of a picture: the sum of 1-vs-2 margins of its detections.
 
@@ -190,7 +190,7 @@ def by_uncertainty(records) -> list:
     """
     return sorted(records, key=lambda r: -r['uncertainty'])
 
-# %% ../../nbs/5_detection/10_found.ipynb #77fe617b
+# %% ../../nbs/5_detection/10_found.ipynb #9a535243
 def write_prelabelled(records, folder, classes, format='yolo') -> Path:
     """Write what was found as a labelled set, to be corrected.
 
@@ -234,7 +234,7 @@ def new_folder(path, what) -> Path:
     if not any(path.iterdir()): return path
     raise UserError(f'{what} {path} holds something already; choose another folder, or delete this one')
 
-# %% ../../nbs/5_detection/10_found.ipynb #9ad6ed2e
+# %% ../../nbs/5_detection/10_found.ipynb #ddd6531a
 _DRAWN = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
 
 def write_found(records, folder, files, classes) -> list:
