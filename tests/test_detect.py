@@ -178,8 +178,9 @@ def labelled(folder, names, n=3):
 
 def test_a_saved_detector_on_another_set_class_by_name(file, tmp_path, capsys):
     place = labelled(tmp_path/"set", ["wasp", "größe", "Falter"])
-    code, out, err = said(capsys, "evaluate", file, place, "--class", "Falter=butterfly", "--output", tmp_path/"scores.json")
-    assert code == 0 and len(err) == 1 and "the detector does not know wasp" in err[0]
+    with pytest.warns(UserWarning, match="the detector does not know wasp"):
+        code, out, _ = said(capsys, "evaluate", file, place, "--class", "Falter=butterfly", "--output", tmp_path/"scores.json")
+    assert code == 0
     data, model = read_detection(place), detector(file)
     number = {2: 2, 3: 1}
     targets = [{k: v for k, v in t.items() if k in ("boxes", "labels")} for t in data.targets]

@@ -47,7 +47,8 @@ def faces():
 MAKE = dict(ssd=ssd_of_three, retinaface=faces)
 
 
-@pytest.fixture(scope="module", params=[(m, k) for m in MAKE for k in ("onnx", "torch.export")], ids="-".join)
+@pytest.fixture(scope="module", ids="-".join, params=[
+    ("ssd", "onnx"), *(pytest.param((m, k), marks=pytest.mark.slow) for m, k in (("ssd", "torch.export"), ("retinaface", "onnx"), ("retinaface", "torch.export")))])
 def made(request, tmp_path_factory):
     "A detector, its file, and what its export said."
     name, kind = request.param
@@ -80,8 +81,8 @@ def test_landmarks_go_along(made):
     with torch.no_grad(): own = model(images.float()/255)
     out = runner(path)(images)
     for i, f in enumerate(own):
-        first = f["scores"][:20].diff().abs().gt(1e-5).all()
-        assert first and torch.allclose(out["landmarks"][i, :20], f["landmarks"][:20], atol=.02)
+        alone = torch.tensor([(f["scores"] - s).abs().lt(1e-4).sum() == 1 for s in f["scores"][:50]]) # where no other place says the same
+        assert alone.sum() > 5 and torch.allclose(out["landmarks"][i, :50][alone], f["landmarks"][:50][alone], atol=.02)
 
 
 def test_the_file_says_what_it_is(made):
@@ -156,7 +157,7 @@ ALONE = """
 import sys
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1])
-boxes, scores, labels, counts = session.run(None, {"images": numpy.zeros((3, 3, 64, 64), numpy.uint8)})
+boxes, _, _, counts = session.run(None, {"images": numpy.zeros((3, 3, 64, 64), numpy.uint8)})
 print(boxes.shape, counts.shape, "torch" in sys.modules, "synthdet" in sys.modules)
 """
 
