@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -208,14 +209,14 @@ def test_what_cannot_be_scored_is_one_line(file, tmp_path, monkeypatch, capsys, 
 def test_a_run_leaves_a_card_and_its_detector_scores_as_its_row(tmp_path):
     "On its own test pictures the saved detector has the scores of the row; a card that was lost is written again."
     from synthdet.data.domains import load_domain
-    arm, = make_arms("scratch", "steps=4 eval_every=4 batch_size=4 n_real=4 image_size=64 val=budget")
+    arm, = make_arms("scratch", "steps=4 eval_every=4 batch_size=4 n_real=4 model.image_size=64 val=budget")
     few = load_domain("butterflies", n_class_images=2, n_backgrounds=2)
-    few = few.__class__(**{**few.__dict__, "test": Scenes([few.test[i] for i in range(6)])})
+    few = replace(few, test=Scenes([few.test[i] for i in range(6)]))
     for _ in range(2):
         row = run(arm, tmp_path, domain=few)
         file = tmp_path/row["weights_file"]
         card = card_of(file).read_text()
-        for told in ("finds: butterfly", few.licence, "labelled pictures that were spent: 4", f"| ap50 | {100*row['ap50']:.1f} |", row["id"], "synthdet-run arms=scratch",
+        for told in ("finds: butterfly", few.licence, f"learned from: {row['n_labels']}", "chosen on: labelled pictures of the same budget", f"| ap50 | {100*row['ap50']:.1f} |", row["id"], "synthdet-run arms=scratch",
                      "steps=4", f"synthdet-detect {file.name} photos/"): assert told in card, told
         card_of(file).unlink()
     scores = scores_on(file, few.test)

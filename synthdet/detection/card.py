@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['using', 'card_of', 'card', 'write_card']
 
-# %% ../../nbs/5_detection/13_card.ipynb #ad3b5ab1
+# %% ../../nbs/5_detection/13_card.ipynb #7e10b807
 import shlex
 from pathlib import Path
 from ..core import write_atomic
 
-# %% ../../nbs/5_detection/13_card.ipynb #f1fc5e01
+# %% ../../nbs/5_detection/13_card.ipynb #6f0fc0f7
 def using(file) -> str:
     """The command that uses a detector.
 
@@ -29,7 +29,7 @@ def card_of(file) -> Path:
     """
     return Path(file).with_suffix('.md')
 
-# %% ../../nbs/5_detection/13_card.ipynb #e4a1d25b
+# %% ../../nbs/5_detection/13_card.ipynb #586d4196
 def _lines(**facts): return [f'- {k.replace("_", " ")}: {v}' for k, v in facts.items() if v not in (None, '', [])]
 
 def _what(note):
@@ -40,10 +40,18 @@ def _what(note):
     return _lines(finds=', '.join(note.get('classes', ())), network=m.get('detector', 'built by its owner'),
                   backbone=m.get('backbone'), sees_pictures_at=seen)
 
+def _chosen_on(row):
+    "On what the checkpoint was chosen, which spends labels, too; None where the row does not say."
+    if 'settings' not in row: return None
+    if row.get('val_ap50') is None or row['settings']['schedule']['select'] == 'last': return 'nothing: it is the last'
+    if row['settings']['labels']['val'] == 'budget': return 'labelled pictures of the same budget, put aside'
+    return 'all labelled validation pictures of the domain'
+
 def _data(row, note):
     "What it learned from."
     spent = row.get('boxes_spent')
-    return _lines(domain=row.get('domain'), labelled_pictures_that_were_spent=row.get('n_labels', 'none'),
+    return _lines(domain=row.get('domain'), labelled_pictures_that_it_learned_from=row.get('n_labels', 'none'),
+                  checkpoint_chosen_on=_chosen_on(row),
                   class_images_from=row.get('class_images_from'),
                   boxes_spent_for_class_images=spent or None, licences='; '.join(note.get('licences', ())))
 

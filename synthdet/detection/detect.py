@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture_files', 'as_image', 'seen_size', 'sized', 'trained', 'detect']
 
-# %% ../../nbs/5_detection/09_detect.ipynb #9d20cf7c
+# %% ../../nbs/5_detection/09_detect.ipynb #afe5a288
 import glob, os, warnings
 from functools import partial
 from math import isfinite
@@ -26,7 +26,7 @@ from .evaluate import predict
 from .settings import DETECTORS
 from ..show import as_picture
 
-# %% ../../nbs/5_detection/09_detect.ipynb #998fab3b
+# %% ../../nbs/5_detection/09_detect.ipynb #15dadcd2
 def _below(folder):
     "What is or should be a picture in a folder and below it, by name; raises `UserError` when there is none."
     names = (e for e in walk(folder, whole=False) if suffix_of(e.name) in IMAGE_SUFFIXES or is_image(e.path))
@@ -62,7 +62,7 @@ def picture_files(places) -> list:
     """
     return list({os.path.abspath(p): p for place in places for p in _files(place)}.values())
 
-# %% ../../nbs/5_detection/09_detect.ipynb #e7db2c88
+# %% ../../nbs/5_detection/09_detect.ipynb #c45bfcfc
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 def _listed(pictures):
@@ -107,7 +107,7 @@ def _unlike_a_picture(x):
     if kind == 'uint8': return ''
     return '' if 'float' in kind and 0 <= x.min() and x.max() <= 1 else f'{kind} from {x.min()} to {x.max()}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #95983a8d
+# %% ../../nbs/5_detection/09_detect.ipynb #8ebe4c38
 def seen_size(model):
     """The size that a detector brings every picture to.
 
@@ -139,7 +139,7 @@ def sized(image, size):
     if size is None or tuple(image.shape[1:]) == size: return image
     return chw(cv2.resize(hwc(image), size[::-1], interpolation=cv2.INTER_LINEAR))
 
-# %% ../../nbs/5_detection/09_detect.ipynb #df15cfa9
+# %% ../../nbs/5_detection/09_detect.ipynb #ae3cf95f
 def _read(pictures, i, size, images, truncated):
     "Picture i: what its record begins with, and how the detector sees it; or the line that says why not."
     picture = pictures[i]
@@ -194,7 +194,7 @@ def _line(pictures, i, fault):
     where = str(pictures[i]) if _is_path(pictures[i]) else f'picture {i}'
     return fault if fault.startswith(where) else f'{where}: {fault}'
 
-# %% ../../nbs/5_detection/09_detect.ipynb #944df5b8
+# %% ../../nbs/5_detection/09_detect.ipynb #bfa330d8
 def trained(model):
     """A detector that was trained: one that is handed over, or that of a file.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTPUTS', 'KINDS', 'survivors', 'kept', 'onnx_bool', 'Deployed', 'export', 'runner', 'compared']
 
-# %% ../../nbs/5_detection/12_export.ipynb #e99dd62b
+# %% ../../nbs/5_detection/12_export.ipynb #2bef030d
 import copy, json, time, warnings
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .evaluate import predict
 from .retinaface import decode_points, priors, RetinaFace
 from .ssd import as_size, decode, SSD
 
-# %% ../../nbs/5_detection/12_export.ipynb #a8426e35
+# %% ../../nbs/5_detection/12_export.ipynb #ef468287
 def _ssd_says(model, x):
     "Boxes [B,N,4] in pixels and scores [B,N,C] of an SSD, 0 what does not enter the suppression."
     logits, offsets = model.raw(x)
@@ -47,7 +47,7 @@ def _meeting(model):
     if isinstance(model, RetinaFace): return (0, 0, 1, 1), model.nms_thresh          # the reference counts pixels
     return (0, 0, 0, 0), float(np.nextafter(np.float32(model.selection['nms_thresh']), np.float32(0))) # inclusive
 
-# %% ../../nbs/5_detection/12_export.ipynb #dccf7f35
+# %% ../../nbs/5_detection/12_export.ipynb #4f339aee
 def survivors(boxes, scores, iou:float):
     """Tell which boxes no better one of their picture and class overlaps, with torchvision's suppression.
 
@@ -69,7 +69,7 @@ def survivors(boxes, scores, iou:float):
     place = group*scores.shape[2] + which
     return torch.zeros_like(scores, dtype=torch.bool).flatten().index_fill(0, place[left], True).view(scores.shape)
 
-# %% ../../nbs/5_detection/12_export.ipynb #d34317f5
+# %% ../../nbs/5_detection/12_export.ipynb #5b7ae775
 @torch.library.custom_op('synthdet::kept', mutates_args=())
 def kept(boxes:torch.Tensor, scores:torch.Tensor, iou:float, most:int) -> torch.Tensor:
     "`survivors` as one operator, which becomes ONNX's own NonMaxSuppression with its batch and class axes."
@@ -91,7 +91,7 @@ def onnx_bool():
     import onnx
     return int(onnx.TensorProto.BOOL)
 
-# %% ../../nbs/5_detection/12_export.ipynb #e17d225a
+# %% ../../nbs/5_detection/12_export.ipynb #bfadbfca
 class Deployed(nn.Module):
     """A detector as one function of a batch of pictures: uint8 in, padded detections out.
 
@@ -139,7 +139,7 @@ class Deployed(nn.Module):
         h, w = self.model.size
         return boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
 
-# %% ../../nbs/5_detection/12_export.ipynb #a6c94a4e
+# %% ../../nbs/5_detection/12_export.ipynb #9c33e393
 OUTPUTS = 'boxes', 'scores', 'labels', 'counts', 'landmarks'
 
 def _dynamic(deployed):
@@ -175,7 +175,7 @@ def _to_torch(deployed, about, path):
 
 KINDS = {'onnx': ('.onnx', _to_onnx), 'torch.export': ('.pt2', _to_torch)}
 
-# %% ../../nbs/5_detection/12_export.ipynb #4b16fa5c
+# %% ../../nbs/5_detection/12_export.ipynb #3bb13b81
 def _deployable(model, score, image_size):
     "A copy of a detector on the CPU that can be exported; raises `UserError` for others."
     if not isinstance(model, (SSD, RetinaFace)):
@@ -238,7 +238,7 @@ def export(model, kind='onnx', path=None, *, score=None, most:int=100, image_siz
         write(Deployed(own, most), _about(own, whole, most), path)
     return dict(path=path, mb=round(path.stat().st_size/2**20, 3), **compared(own, path, pictures, most=most))
 
-# %% ../../nbs/5_detection/12_export.ipynb #051cb9ba
+# %% ../../nbs/5_detection/12_export.ipynb #b3ec700f
 def runner(path):
     """A function that runs a file of `export`: uint8 [B,3,H,W] -> dict of tensors, on the CPU and one thread.
 

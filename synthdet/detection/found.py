@@ -6,7 +6,7 @@
 __all__ = ['LEAST', 'draw_found', 'relative', 'names_of', 'coco_found', 'categories', 'csv_found', 'uncertainty', 'at_least',
            'by_uncertainty', 'write_prelabelled', 'new_folder', 'write_found', 'write_order']
 
-# %% ../../nbs/5_detection/10_found.ipynb #03ddfd37
+# %% ../../nbs/5_detection/10_found.ipynb #5dfb3ddc
 import csv, io, json, math, os, shutil, unicodedata
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..data.annotations import write_annotations
 from ..data.images import IMAGE_SUFFIXES, write_image
 from ..data.settings import FORMATS
 
-# %% ../../nbs/5_detection/10_found.ipynb #a78f18a9
+# %% ../../nbs/5_detection/10_found.ipynb #6be33645
 _COLOURS = '#ffb000', '#56b4e9', '#3ddc84', '#f0e442', '#ff7f6e', '#e39ad0', '#b8c4ff', '#d0d0d0' # light
 LEAST = 640 # px, long side of a drawn picture
 
@@ -59,7 +59,7 @@ def draw_found(image, found) -> torch.Tensor:
     for box, score, label, name in parts[::-1]: _name(pen, box, f'{name} {score:.2f}', colour(label), line, font)
     return chw(np.array(canvas))
 
-# %% ../../nbs/5_detection/10_found.ipynb #616d7528
+# %% ../../nbs/5_detection/10_found.ipynb #88688516
 def _apart(names):
     "Names of which no two are one on any disk, with a number where needed; in the same order."
     taken, found = set(), []
@@ -99,7 +99,7 @@ def names_of(files, sep='/', suffixes=IMAGE_SUFFIXES) -> dict:
     named = [sep.join(p.parts) for p in relative(files).values()]
     return dict(zip(files, _apart([n if suffix_of(n) in suffixes else f'{n}.jpg' for n in named])))
 
-# %% ../../nbs/5_detection/10_found.ipynb #7c223e71
+# %% ../../nbs/5_detection/10_found.ipynb #331fbc5c
 def coco_found(records, names, classes) -> tuple:
     """What was found as COCO has it.
 
@@ -147,7 +147,7 @@ def _csv(head, rows):
     csv.writer(text, lineterminator='\n').writerows([head, *rows])
     return text.getvalue().encode('utf-8', 'surrogateescape')
 
-# %% ../../nbs/5_detection/10_found.ipynb #efc88ab3
+# %% ../../nbs/5_detection/10_found.ipynb #0a486b58
 def uncertainty(scores) -> float:
     """Say how unsure a detector is of a picture: the sum of 1-vs-2 margins of its detections.
 
@@ -190,7 +190,7 @@ def by_uncertainty(records) -> list:
     """
     return sorted(records, key=lambda r: -r['uncertainty'])
 
-# %% ../../nbs/5_detection/10_found.ipynb #9a535243
+# %% ../../nbs/5_detection/10_found.ipynb #17f603f3
 def write_prelabelled(records, folder, classes, format='yolo') -> Path:
     """Write what was found as a labelled set, to be corrected.
 
@@ -234,7 +234,7 @@ def new_folder(path, what) -> Path:
     if not any(path.iterdir()): return path
     raise UserError(f'{what} {path} holds something already; choose another folder, or delete this one')
 
-# %% ../../nbs/5_detection/10_found.ipynb #ddd6531a
+# %% ../../nbs/5_detection/10_found.ipynb #fcc5be6e
 _DRAWN = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
 
 def write_found(records, folder, files, classes) -> list:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['same_classes', 'renumbered', 'scores_on']
 
-# %% ../../nbs/5_detection/11_scores.ipynb #1e9ab33e
+# %% ../../nbs/5_detection/11_scores.ipynb #1769b7bb
 import warnings
 import torch
 from ..core import choose, progress, UserError
@@ -13,7 +13,7 @@ from ..data.labelled import MARKS
 from .detect import detect, trained
 from .evaluate import evaluate
 
-# %% ../../nbs/5_detection/11_scores.ipynb #d60b1d76
+# %% ../../nbs/5_detection/11_scores.ipynb #e0d0234b
 def same_classes(ours, theirs, rename=None, tell=warnings.warn) -> dict:
     """Match the classes of a labelled set to those of a detector, by name.
 
@@ -48,7 +48,7 @@ def same_classes(ours, theirs, rename=None, tell=warnings.warn) -> dict:
 
 def _few(names): return ', '.join(map(str, names[:8])) + ', ...'*(len(names) > 8)
 
-# %% ../../nbs/5_detection/11_scores.ipynb #11189ca1
+# %% ../../nbs/5_detection/11_scores.ipynb #9466c3dc
 _OF_BOXES = 'boxes', 'labels', 'area', *MARKS
 
 def renumbered(target, labels) -> dict:
