@@ -1,5 +1,7 @@
 # make demo: the paper's idea on the embedded domain, in minutes.   make test: everything that must hold.
 PYTHON ?= python3
+# what was tested together; VERSIONS=/dev/null takes the newest of everything
+VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
 # who has nothing left to do takes over what waits: long tests lie side by side in their files
@@ -7,14 +9,14 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
 
-.PHONY: demo test quick slow lab prepare clean sync figures
+.PHONY: demo test quick slow lab prepare clean sync figures docs
 
-$(READY): settings.ini setup.py pyproject.toml
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,13))' || { echo "$(PYTHON) is `$(PYTHON) -V`; synthdet needs Python 3.10 to 3.13, so name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -c $(VERSIONS) -e '.[dev]'
 	@touch $@
 
 demo: $(READY)
@@ -44,6 +46,10 @@ figures: $(READY)
 	mkdir -p paper_figures/out
 	for n in paper_figures/*.ipynb; do $(BIN)/papermill --no-progress-bar $$n paper_figures/out/`basename $$n` || exit 1; done
 
+# notebooks and docstrings as HTML; a broken link, a picture that was not made or a warning is an error
+docs: $(READY)
+	$(BIN)/python nbs/pages/build.py
+
 lab: $(READY)
 	$(BIN)/jupyter lab nbs
 
@@ -53,5 +59,5 @@ prepare: $(READY)
 	timeout 600 $(BIN)/nbdev_test
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache paper_figures/out benchmarks/out
+	rm -rf runs build dist _docs *.egg-info .pytest_cache paper_figures/out benchmarks/out
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'UserError', 'short', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'plain_path',
            'suffix_of', 'unfit', 'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy',
            'half', 'whole_folder', 'finished', 'writable', 'append_jsonl', 'alone', 'project', 'shared', 'cores',
-           'processes', 'device', 'front_end', 'interactive', 'progress', 'memory_mb', 'run_info']
+           'processes', 'device', 'front_end', 'interactive', 'progress', 'git', 'memory_mb', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
 import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
@@ -632,15 +632,23 @@ def progress(items=None, what:str='', **options):
     return tqdm(items, **dict(desc=what, delay=1, disable=not interactive()) | options)
 
 # %% ../nbs/0_ground/00_core.ipynb #facdb09e
+def git(*words) -> str:
+    """What git says of the checkout this package is run from; '' where there is none, or no git.
+
+    Parameters
+    ----------
+    words : of git's command line
+    """
+    if project() is None: return ''
+    with suppress(OSError, subprocess.SubprocessError):
+        words = ['git', '-C', str(project()), *words]
+        return subprocess.run(words, capture_output=True, encoding='utf-8', errors='replace', timeout=10).stdout.strip()
+    return ''
+
 def _commit():
     "The commit this package is run from, with `+` when files were changed; None outside a git checkout."
-    if project() is None: return None
-    def git(*words):
-        words = ['git', '-C', str(project()), *words]
-        return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.strip()
-    with suppress(OSError, subprocess.SubprocessError):
-        head = git('rev-parse', '--short=10', 'HEAD')
-        return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
+    head = git('rev-parse', '--short=10', 'HEAD')
+    return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
 
 # %% ../nbs/0_ground/00_core.ipynb #fd5bb779
 def memory_mb() -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'opt', 'choices', 'elsewhere', 'checked', 'read_value', 'Settings', 'Leaf', 'leaves', 'listing',
-           'text_of', 'find', 'parse', 'words', 'override', 'identity', 'to_row', 'columns']
+           'text_of', 'find', 'parse', 'words', 'override', 'identity', 'to_row', 'columns', 'difference']
 
 # %% ../nbs/0_ground/02_settings.ipynb #6eea546a
 import difflib, math, os, shlex
@@ -424,3 +424,18 @@ def columns(settings) -> dict:
         names = ('.'.join(parts[k:]) for k in range(len(parts)-1, -1, -1))
         return next(n for n in names if sum(p == n or p.endswith('.' + n) for p in paths) == 1)
     return {p: shortest(p) for p in paths}
+
+def difference(settings, chosen) -> str:
+    """The words that turn one tree into another: `override(settings, difference(settings, chosen)) == chosen`.
+
+    Parameters
+    ----------
+    settings : a `Settings` object
+    chosen : another of its class
+
+    Returns
+    -------
+    str : `name=value` for each leaf that differs, as a shell takes it
+    """
+    names, both = columns(settings), zip(leaves(settings), leaves(chosen))
+    return ' '.join(shlex.quote(f'{names[b.path]}={text_of(b.value)}') for a, b in both if a.value != b.value)

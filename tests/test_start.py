@@ -69,7 +69,7 @@ REFUSED = dict(
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
-        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so run from a checkout
+        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so give its path, or a name
         --notebook HERE/text.ipynb | text.ipynb: cannot be read as JSON
         --nonsense | unrecognized arguments: --nonsense""",
     preview="""
@@ -169,7 +169,7 @@ def test_help_and_lists_cost_nothing(here):
 
 
 @pytest.mark.parametrize("words, code, line", [
-    ([], 2, "error: which command? choose from run, preview, synth, study, runs, data"), (["nonsense"], 2, "error: which command?"),
+    ([], 2, "error: which command? choose from run, preview, synth, notebooks, study, runs, data"), (["nonsense"], 2, "error: which command?"),
     (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
     (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])
