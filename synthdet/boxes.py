@@ -72,7 +72,7 @@ def masks_to_boxes(masks) -> torch.Tensor:
     """
     return torch.stack([mask_to_box(m) for m in masks]) if len(masks) else torch.zeros(0, 4)
 
-# %% ../nbs/0_ground/03_boxes.ipynb #45568e19
+# %% ../nbs/0_ground/03_boxes.ipynb #ef4f86c7
 _BETWEEN = np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) # 2 or more: a centre, beside one, or at a corner of two
 
 def outlines(mask) -> list:
@@ -94,7 +94,7 @@ def outlines(mask) -> list:
     found = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]
     return [p[:, 0]/2 + (x, y) for p in sorted(found, key=cv2.contourArea, reverse=True)]
 
-# %% ../nbs/0_ground/03_boxes.ipynb #2d54e183
+# %% ../nbs/0_ground/03_boxes.ipynb #c3f154af
 def _joined(whole, part):
     "An outline with another one inserted where they are nearest."
     i, j = divmod(int(((whole[:, None] - part)**2).sum(-1).argmin()), len(part)) # [V,P] distances
