@@ -73,7 +73,12 @@ def short(value) -> str:
     return text if len(text) <= 90 else f'{text[:60]}...{text[-20:]}'
 
 # %% ../nbs/0_ground/00_core.ipynb #c72e44bd
-_DOOR = [lambda path: f"{path.rpartition('.')[2]}="] # how a function takes it
+def _argument(path):
+    "How a function takes it."
+    name, _, value = path.partition('=')
+    return f"{name.rpartition('.')[2]}={value}"
+
+_DOOR = [_argument]
 
 def option(path, text='{}') -> str:
     """Name a setting for a message, as the door takes it through which the user came.
@@ -81,7 +86,7 @@ def option(path, text='{}') -> str:
     Parameters
     ----------
     path : dotted: one of a setting of an arm ('data.root'), or 'options.split' of a domain, 'read.images' of
-        `read_detection`, 'stream.n' of `write_stream`
+        `read_detection`, 'stream.n' of `write_stream`; a value may follow: 'options.split=official'
     text : around the name, which stands for {}
 
     Returns

@@ -11,12 +11,12 @@ import ast, io, itertools, math, os, shlex, sys, tokenize, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from ..core import (choose, disk_refused, plain_path, processes, project, regular, short, suffix_of, UserError,
-                           writable)
+from ..core import (choose, disk_refused, option, plain_path, processes, project, regular, short, suffix_of,
+                           through, UserError, writable)
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
-from .arm import Arm, check_arm, make_arms
+from .arm import Arm, as_word, check_arm, make_arms
 from .rows import read_rows
 from ..ranks import equal_share
 from ..settings import find, text_of
@@ -292,6 +292,7 @@ def typed(namespace) -> dict:
     ------
     UserError : for a value that can be no such thing, and for a name the notebook does not know
     """
+    through(as_word)                                             # from here on settings are words
     cells = namespace.get('In', ())
     known = _declared(cells)
     if not known: return {}                                      # run by something that keeps no cells
@@ -317,6 +318,8 @@ def _is_torn(path):
     try: return read_json(path, 'a notebook') is None
     except UserError: return True
 
+def _output_word(): return option('run.output').strip('=') or 'output'
+
 def own_output(output, notebook) -> Path:
     """The file that an executed notebook may be written to, links followed.
 
@@ -329,13 +332,14 @@ def own_output(output, notebook) -> Path:
     ------
     UserError : when it is no name of a notebook, the notebook itself, or a file that was not written here
     """
-    output = Path(os.path.realpath(plain_path(output, '--output')))
+    output = Path(os.path.realpath(plain_path(output, _output_word())))
     if suffix_of(output) != '.ipynb':
         raise UserError(f"{output} is no name of a notebook; choose one that ends in .ipynb")
     if os.path.exists(output):
-        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; choose another --output")
+        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; choose another {_output_word()}")
         if not _is_ours(output):
-            raise UserError(f"{output} is there and was not written by a run; choose another --output, or move it away")
+            raise UserError(f"{output} is there and was not written by a run; choose another {_output_word()}, or move it "
+                            "away")
     return writable(output)
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #71f27266
@@ -424,7 +428,7 @@ def _whole(notebook, output, values):
 
 def _failed(path, e):
     "The `UserError` for an error in a notebook; a mistake in the parameters leaves no copy behind."
-    if e.ename in ('UserError', NotHere.__name__): return UserError(e.evalue)
+    if e.ename in ('UserError', NotHere.__name__): return UserError(e.evalue, more=e.traceback[1:])
     return _Failed(f"{e.ename}: {e.evalue} (cell {e.exec_count} of {path})")
 
 def run_notebook(notebook, output, values) -> str:
@@ -446,7 +450,7 @@ def run_notebook(notebook, output, values) -> str:
         in the notebook, whose copy stays as NAME.running.ipynb
     """
     values = sorted_out(parameters(notebook), values)
-    missing = [p for p in plain_path(output, '--output').absolute().parents if not os.path.exists(p)]
+    missing = [p for p in plain_path(output, _output_word()).absolute().parents if not os.path.exists(p)]
     output = own_output(output, notebook)
     try: nb = _whole(notebook, output, values)
     except BaseException:
