@@ -182,7 +182,9 @@ def _without(dataset, names, root):
     if not names: return dataset
     there = [] if isinstance(dataset, Missing) else [Path(f).name for f in dataset.files]
     lacking = sorted(set(names) - set(there))
-    if lacking: raise UserError(f"leave_out={lacking[0]}: no training picture of {root} has this name; check the name")
+    if lacking:
+        asked = option(f'options.leave_out={lacking[0]}') or lacking[0]
+        raise UserError(f"{asked}: no training picture of {root} has this name; check the name")
     kept = [i for i, name in enumerate(there) if name not in names]
     dataset.files, dataset.targets = ([part[i] for i in kept] for part in (dataset.files, dataset.targets))
     return dataset
