@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'opt', 'choices', 'elsewhere', 'checked', 'read_value', 'Settings', 'Leaf', 'leaves', 'listing',
-           'text_of', 'columns', 'find', 'parse', 'words', 'override', 'identity', 'to_row']
+           'text_of', 'columns', 'difference', 'find', 'parse', 'words', 'override', 'identity', 'to_row']
 
 # %% ../nbs/0_ground/02_settings.ipynb #6eea546a
 import difflib, math, os, shlex
@@ -242,6 +242,21 @@ def columns(settings) -> dict:
         names = ('.'.join(parts[k:]) for k in range(len(parts)-1, -1, -1))
         return next(n for n in names if sum(p == n or p.endswith('.' + n) for p in paths) == 1)
     return {p: shortest(p) for p in paths}
+
+def difference(settings, chosen) -> str:
+    """The words that turn one tree into another: `override(settings, difference(settings, chosen)) == chosen`.
+
+    Parameters
+    ----------
+    settings : a `Settings` object
+    chosen : another of its class
+
+    Returns
+    -------
+    str : `name=value` for each leaf that differs, as a shell takes it
+    """
+    names, both = columns(settings), zip(leaves(settings), leaves(chosen))
+    return ' '.join(shlex.quote(f'{names[b.path]}={text_of(b.value)}') for a, b in both if a.value != b.value)
 
 # %% ../nbs/0_ground/02_settings.ipynb #2f07db29
 def find(settings, name):

@@ -11,8 +11,7 @@ from contextlib import nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
-from tqdm.auto import tqdm
-from ..core import (alone, append_jsonl, choose, digest, half, interactive, option, plain_path, regular, tidy,
+from ..core import (alone, append_jsonl, choose, digest, half, option, plain_path, progress, regular, tidy,
                            UserError, whole_folder, write_atomic)
 from ..data.annotations import annotation, write_annotations
 from ..data.images import write_image
@@ -143,7 +142,7 @@ def _drawn(samples, i, how):
 def _filled(samples, n, how, rows):
     "Draw what is not among the whole rows; all rows, which the provenance then holds in their order."
     log, lost = how.folder/'provenance.jsonl', [i for i in range(n) if i not in rows]
-    for i in tqdm(lost, desc='writing', initial=n-len(lost), total=n, disable=not interactive()):
+    for i in progress(lost, 'writing', initial=n-len(lost), total=n):
         rows[i] = _drawn(samples, i, how)
         append_jsonl(log, rows[i], sync=False)
     rows = [rows[i] for i in range(n)]
