@@ -381,7 +381,8 @@ def not_here(name, root) -> NotHere:
     root : folder in which its data sets would lie; '' when none is given
     """
     lies = ' and '.join(dict.fromkeys(SETS[s].places[0] for s in FACTS[name].sets))
-    found = f"{root}: {'holds nothing of it' if Path(root).is_dir() else 'no such folder'}" if root else 'root is empty'
+    found = 'root is empty'
+    if root: found = f"{root}: {'holds nothing of it' if Path(root).is_dir() else 'no such folder'}"
     return NotHere(f"{found}; domain {name!r} reads public data sets from a folder with {lies}, so get them or draw "
                    "some", more=help_with(name, root))
 

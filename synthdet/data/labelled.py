@@ -153,7 +153,8 @@ def _tell(records, checked):
     if lost and lost == total:
         raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of "
                         "the picture, so check the export")
-    if odd: warnings.warn(f"{records[0].where}: {told}; correct them{option(_STRICT, ', or pass {} to be stopped by them')}")
+    do = option(_STRICT, ', or pass {} to be stopped by them')
+    if odd: warnings.warn(f'{records[0].where}: {told}; correct them{do}')
     return counts
 
 def _no_fractions(records):

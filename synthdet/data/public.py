@@ -230,7 +230,8 @@ def _bird_split(base, root, split, redo, dmgan):
     redo = redo or (place and place/'redo_split.txt')
     dmgan = dmgan or next((f for f in usual if f.exists()), None)
     if redo and dmgan: return paper_birds(names, redo_split(redo), dmgan_names(dmgan))
-    do = option('options.redo=FILE dmgan=FILE', '; give them as {}') + option('options.split=official', ', or choose {}')
+    do = option('options.redo=FILE dmgan=FILE', '; give them as {}')
+    do += option('options.split=official', ', or choose {}')
     raise NotHere(f"{root}: has no lists of the paper's birds split; {how_to_get('bird_splits')}{do}",
                   more=help_with('birds', root))
 

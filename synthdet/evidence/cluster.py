@@ -25,10 +25,11 @@ def check_cluster(address, jobs:int=0, resources=()):
         if resources: raise UserError('resources are those of the workers of a cluster; give --dask ADDRESS')
         return
     if find_spec('distributed') is None:
-        raise UserError(f"{option('study.dask')}{address}: Dask distributed is not installed; pip install 'distributed>=2024.4.2'")
+        raise UserError(f"{option('study.dask')}{address}: Dask distributed is not installed; pip install "
+                        "'distributed>=2024.4.2'")
     if address != 'local' and jobs:
-        raise UserError(f"{option('study.jobs')}{jobs}: the workers of {address} say how many runs there are at a time; "
-                        "leave it out")
+        raise UserError(f"{option('study.jobs')}{jobs}: the workers of {address} say how many runs there are at a "
+                        "time; leave it out")
 
 @contextmanager
 def cluster(address, jobs:int=0, resources=(), n:int=1):
@@ -56,8 +57,8 @@ def cluster(address, jobs:int=0, resources=(), n:int=1):
         return
     try: client = Client(address, timeout=10)
     except (OSError, ValueError) as e:
-        raise UserError(f'{option("study.dask")}{address}: no scheduler answers ({e or type(e).__name__}); give its address, '
-                        "tcp://HOST:8786, or 'local'") from None
+        raise UserError(f'{option("study.dask")}{address}: no scheduler answers ({e or type(e).__name__}); give its '
+                        "address, tcp://HOST:8786, or 'local'") from None
     with client: yield client
 
 def _local(jobs, n, resources):

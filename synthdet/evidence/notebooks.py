@@ -400,7 +400,7 @@ def _is_torn(path):
     try: return read_json(path, 'a notebook') is None
     except UserError: return True
 
-def _output_word(): return option('run.output').strip('=') or 'output'
+def _other(): return f"choose another {option('run.output').strip('=') or 'output'}"
 
 def own_output(output, notebook) -> Path:
     """The file that an executed notebook may be written to, links followed.
@@ -414,14 +414,13 @@ def own_output(output, notebook) -> Path:
     ------
     UserError : when it is no name of a notebook, the notebook itself, or a file that was not written here
     """
-    output = Path(os.path.realpath(plain_path(output, _output_word())))
+    output = Path(os.path.realpath(plain_path(output, '--output')))
     if suffix_of(output) != '.ipynb':
         raise UserError(f"{output} is no name of a notebook; choose one that ends in .ipynb")
     if os.path.exists(output):
-        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; choose another {_output_word()}")
+        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; {_other()}")
         if not _is_ours(output):
-            raise UserError(f"{output} is there and was not written by a run; choose another {_output_word()}, or move it "
-                            "away")
+            raise UserError(f"{output} is there and was not written by a run; {_other()}, or move it away")
     return writable(output)
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #71f27266
@@ -532,7 +531,7 @@ def run_notebook(notebook, output, values) -> str:
         in the notebook, whose copy stays as NAME.running.ipynb
     """
     values = sorted_out(parameters(notebook), values)
-    missing = [p for p in plain_path(output, _output_word()).absolute().parents if not os.path.exists(p)]
+    missing = [p for p in plain_path(output, '--output').absolute().parents if not os.path.exists(p)]
     output = own_output(output, notebook)
     try: nb = _whole(notebook, output, values)
     except BaseException:

@@ -106,8 +106,9 @@ def mask_weights(masks, domain=None):
     if given: return shipped_weights().get(given) or Path(given)
     if name != 'redo': return None
     if domain is not None: return _of_domain(domain)
-    raise UserError(f"no ReDO weights are shipped for pictures of just anything; give a file{option(_WEIGHTS, ' ({}FILE)')}, "
-                    f"or the name of a domain whose pictures they are ({', '.join(shipped_weights())})")
+    raise UserError("no ReDO weights are shipped for pictures of just anything; give a file"
+                    f"{option(_WEIGHTS, ' ({}FILE)')}, or the name of a domain whose pictures they are "
+                    f"({', '.join(shipped_weights())})")
 
 # %% ../../nbs/3_masks/00_settings.ipynb #f254882f
 def resolved(masks, domain=None) -> Masks:

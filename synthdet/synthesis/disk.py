@@ -25,7 +25,7 @@ class _Export(NamedTuple):
     "How a stream is written, and where its files are."
     folder: Path
     format: str = 'coco'
-    suffix: str = '.jpg'
+    kind: str = '.jpg'
     val: Fraction = Fraction(0)
     outlines: bool = False
 
@@ -41,11 +41,12 @@ class _Export(NamedTuple):
 
     def split(self, i):
         "What sample i is for; nothing where the set has no parts."
-        return {'split': 'val' if i*self.val % 1 < self.val else 'train'} if self.val else {}
+        if not self.val: return {}
+        return dict(split='val' if i*self.val % 1 < self.val else 'train')
 
     def name(self, i):
         "The name of image i, with its folder where the format has one for each part."
-        name = f'{i:06d}{self.suffix}'
+        name = f'{i:06d}{self.kind}'
         return f"{self.split(i)['split']}/{name}" if self.val and self.format == 'yolo' else name
 
     def image(self, i): return self.images()/self.name(i)
@@ -61,7 +62,7 @@ class _Export(NamedTuple):
 def _check(samples, n, how):
     "Raise `UserError` for what cannot be written of a stream."
     choose('format', how.format, EXPORTS)
-    choose('suffix', how.suffix, ('.jpg',) if how.format == 'vocdevkit' else ('.jpg', '.png'))
+    choose('suffix', how.kind, ('.jpg',) if how.format == 'vocdevkit' else ('.jpg', '.png'))
     least = 2 if how.val else 1
     if n < least or (samples.n_fake and n > samples.n_fake):
         most = f"{least} to {samples.n_fake}, the length of the stream" if samples.n_fake else ''
@@ -82,7 +83,7 @@ def _about(samples, how):
     "What the mark of a stream's folder says."
     more = dict(val=float(how.val)) if how.val else {}
     if how.outlines: more['outlines'] = True
-    return dict(signature=samples.signature(), format=how.format, suffix=how.suffix, masks=samples.with_masks, **more,
+    return dict(signature=samples.signature(), format=how.format, suffix=how.kind, masks=samples.with_masks, **more,
                 seed=samples.seed, recipe=to_row(samples.recipe))
 
 _HOW = 'format', 'suffix', 'masks', 'val', 'outlines'
@@ -106,7 +107,7 @@ def _check_folder(how, about, n):
     free = not folder.exists() or folder.is_dir() and all(p.name.startswith('.') for p in folder.iterdir())
     if not mark.exists() and not free:
         raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
-    found = [re.fullmatch(r'\d{6,}', p.stem) for p in how.images().rglob(f'*{how.suffix}')]
+    found = [re.fullmatch(r'\d{6,}', p.stem) for p in how.images().rglob(f'*{how.kind}')]
     have = max((int(m[0]) + 1 for m in found if m), default=0)
     if n >= have: return mark
     raise UserError(f"{option('stream.n')}{n}: {folder} holds {have} images of this stream already; "
