@@ -8,6 +8,7 @@ __all__ = ['run', 'preview', 'synth', 'notebooks', 'study', 'runs', 'data']
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
 import argparse, errno, os, shlex, sys, warnings
 from pathlib import Path
+from . import __version__
 from .core import choose, plain_path, short, suffix_of, through, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .evidence.arm import Arm, as_word, check_arm, make_arms
@@ -69,6 +70,10 @@ class _Parser(argparse.ArgumentParser):
     "A parser of which a mistake is one line, like any other, and words and options stand in any order."
     def _print_message(self, message, file=None): (file or sys.stderr).write(message) # argparse hides a full disk
     def error(self, message): raise UserError(f'{message}; {self.prog} --help tells what there is')
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.add_argument('--version', action='version', version=f'synthdet {__version__}')
 
     def read(self, argv):
         "The arguments; `-p NAME VALUE` is the word NAME=VALUE, whatever the value begins with."
@@ -328,6 +333,7 @@ def _runs(argv):
     out = plain_path(a.out, 'OUT') if a.out is not None else usual_out()
     if a.yes and not a.prune: raise UserError('--yes is for --prune; say both')
     if a.pack is not None or a.study is not None: return _pack(a, out)
+    if a.out is None and not os.path.lexists(out): return print(f'nothing in {out} yet')
     results = [*results_files(out), *(plain_path(f, '--results') for f in a.results)]
     found = kept(out, results)
     if a.prune: found = prunable(found, results)
