@@ -39,7 +39,7 @@ def ssd_of_three():
 
 def faces():
     torch.manual_seed(0)
-    model = stirred(detector("retinaface", image_size=(96, 128)), .5)
+    model = stirred(detector("retinaface", image_size=(96, 128)), .05)
     model.classes = "face",
     return model
 
