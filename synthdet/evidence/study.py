@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, digest, folder, processes, progress, UserError, writable
+from ..core import choose, digest, folder, option, processes, progress, UserError, writable
 from .arm import Arm, ARMS, check_arm, resolved
 from .rows import read_rows
 from ..files import read_jsonl
@@ -265,7 +265,7 @@ def _ready(study, cell, data):
     try: return check_arm(placed(cell.arm, data))
     except UserError as e:
         raise UserError(f"study {study.name}, {', '.join(f'{k}={v}' for k, v in cell.at.items())}: {e}; what a study "
-                        f'names lies below data={str(data)!r}') from None
+                        f'names lies below {option("study.data")}{str(data)!r}') from None
 
 # %% ../../nbs/6_evidence/07_study.ipynb #a6ac2bdf
 @elsewhere()
