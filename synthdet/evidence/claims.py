@@ -114,12 +114,14 @@ def paper_table(table, columns, **where) -> pd.DataFrame:
     for column, value in where.items(): rows = rows[rows[column] == value]
     told = [f'{m:.1f} (n={n})' if np.isnan(s) else f'{m:.1f} ± {s:.1f} (n={n})' for m, s, n in
             rows[['mean', 'sd', 'n']].itertuples(index=False)]
-    index = [c for c in ('domain', 'n_real', 'fake', 'score')
+    index = [c for c in ('domain', 'n_real', 'fake', 'score', 'arm')
              if c != columns and (c in ('domain', 'n_real') or rows[c].nunique() > 1)]
+    if rows.duplicated([*index, columns]).any():
+        raise UserError(f'{table} has several lines for {columns} at some places; say which, as in arm=\'pretrain\'')
     return rows.assign(told=told).pivot_table('told', index, columns, 'first', sort=False).fillna('')
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #7e0954c1
-FOLLOWS = dict(arm=('labels', 'n_labels'), val=('labels', 'n_labels'), source=('class_images_from',)) # from a setting
+FOLLOWS = dict(val=('labels', 'n_labels'), source=('class_images_from',)) # from a setting
 
 def _elsewhere(at, axis): return tuple((k, v) for k, v in at.items() if k != axis)
 
