@@ -7,7 +7,7 @@ import pytest
 from planted import plant, row
 
 from synthdet.core import VERSIONS
-from synthdet.evidence.claims import studies_file
+from synthdet.evidence.parts import studies_file
 from synthdet.evidence.notebooks import parameters
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
