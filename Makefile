@@ -1,18 +1,22 @@
 # make demo: the paper's idea on the embedded domain, in minutes.   make test: everything that must hold.
 PYTHON ?= python3
+# what was tested together; VERSIONS=/dev/null takes the newest of everything
+VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
+# who has nothing left to do takes over what waits: long tests lie side by side in their files
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
 
 .PHONY: demo test quick slow lab prepare clean sync figures
 
-$(READY): settings.ini setup.py pyproject.toml
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,13))' || { echo "$(PYTHON) is `$(PYTHON) -V`; synthdet needs Python 3.10 to 3.13, so name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -c $(VERSIONS) -e '.[dev]'
 	@touch $@
 
 demo: $(READY)
@@ -23,15 +27,15 @@ demo: $(READY)
 test quick slow: export OMP_NUM_THREADS := 1
 test: $(READY) sync
 	timeout 900 $(BIN)/nbdev_test --do_print --timing --n_workers 2
-	timeout 1200 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	timeout 1200 $(PYTEST) -m "not slow"
 
 # the rules of the house, the golden values and what each choice promises
 quick: $(READY)
-	timeout 300 $(BIN)/python -m pytest -q -n 2 -m "not slow" tests/test_house.py tests/test_golden.py tests/test_contract_*.py
+	timeout 300 $(PYTEST) -m "not slow" tests/test_house.py tests/test_golden.py tests/test_contract_*.py
 
 # tests that kill processes, run notebooks and servers, or take long
 slow: $(READY)
-	timeout 1800 $(BIN)/python -m pytest -q -n 2 -m slow
+	timeout 1800 $(PYTEST) -m slow
 
 # notebooks and modules say the same, and the notebooks are clean
 sync: $(READY)

@@ -1,9 +1,9 @@
-"The commands as a module: `python -m synthdet run ...`, and preview, synth, study, runs, data."
+"The commands as a module: `python -m synthdet run ...`, and preview, synth, notebooks, study, runs, data."
 import sys
-from .cli import _guarded, data, preview, run, runs, study, synth
+from .cli import _guarded, data, notebooks, preview, run, runs, study, synth
 from .core import UserError
 
-COMMANDS = dict(run=run, preview=preview, synth=synth, study=study, runs=runs, data=data)
+COMMANDS = dict(run=run, preview=preview, synth=synth, notebooks=notebooks, study=study, runs=runs, data=data)
 
 
 def main(argv):

@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'UserError', 'short', 'choose', 'named', 'takes', 'refused', 'generator', 'digest', 'plain_path',
            'suffix_of', 'unfit', 'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused', 'write_atomic', 'tidy',
            'half', 'whole_folder', 'finished', 'writable', 'append_jsonl', 'alone', 'project', 'shared', 'cores',
-           'processes', 'device', 'interactive', 'memory_mb', 'run_info']
+           'processes', 'device', 'front_end', 'interactive', 'progress', 'git', 'memory_mb', 'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
 import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
@@ -590,22 +590,65 @@ def device() -> 'torch.device':
     return torch.device('cuda' if local is None else f'cuda:{local}')
 
 # %% ../nbs/0_ground/00_core.ipynb #c1669555
+def _watched_notebook() -> bool:
+    "Does a front end show this notebook? One that can answer a question, which papermill and nbconvert cannot."
+    if 'ipykernel' not in sys.modules: return False
+    from IPython import get_ipython
+    kernel = getattr(get_ipython(), 'kernel', None)
+    request = kernel.get_parent() if kernel else {}
+    return bool(request) and request['content'].get('allow_stdin', True) # what a widget sends has no such word
+
+def front_end() -> bool:
+    "Does a front end show this notebook, such as JupyterLab? Not under test, and not papermill."
+    return not os.environ.get('IN_TEST') and not os.environ.get('SYNTHDET_QUIET') and _watched_notebook()
+
 def interactive() -> bool:
-    "Is somebody watching: a terminal, or a notebook that is not under test or papermill? Of several ranks, rank 0."
-    if os.environ.get('IN_TEST') or os.environ.get('SYNTHDET_QUIET'): return False
-    if int(os.environ.get('RANK') or 0): return False
-    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+    """Is somebody watching: a terminal, or a front end? Of several ranks, rank 0.
+
+    The variable SYNTHDET_QUIET=1 says that nobody is; 0 that somebody reads what comes, whatever it looks like.
+    """
+    if os.environ.get('IN_TEST') or int(os.environ.get('RANK') or 0): return False
+    quiet = os.environ.get('SYNTHDET_QUIET')
+    return quiet == '0' if quiet else front_end() or sys.stderr.isatty()
+
+# %% ../nbs/0_ground/00_core.ipynb #e80fd29f
+def progress(items=None, what:str='', **options):
+    """Give a progress bar to somebody who watches and has waited for a second, a widget in a front end.
+
+    Every bar of the package is made here.
+
+    Parameters
+    ----------
+    items : iterable; None: the caller counts, with the bar's `update`
+    what : is done
+    **options : of tqdm: total, initial, unit, delay, leave, disable
+
+    Returns
+    -------
+    tqdm : the items, or a context whose `update(n)` counts
+    """
+    if front_end(): from tqdm.notebook import tqdm
+    else: from tqdm import tqdm
+    return tqdm(items, **dict(desc=what, delay=1, disable=not interactive()) | options)
 
 # %% ../nbs/0_ground/00_core.ipynb #facdb09e
+def git(*words) -> str:
+    """What git says of the checkout this package is run from; '' where there is none, or no git.
+
+    Parameters
+    ----------
+    words : of git's command line
+    """
+    if project() is None: return ''
+    with suppress(OSError, subprocess.SubprocessError):
+        words = ['git', '-C', str(project()), *words]
+        return subprocess.run(words, capture_output=True, encoding='utf-8', errors='replace', timeout=10).stdout.strip()
+    return ''
+
 def _commit():
     "The commit this package is run from, with `+` when files were changed; None outside a git checkout."
-    if project() is None: return None
-    def git(*words):
-        words = ['git', '-C', str(project()), *words]
-        return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout.strip()
-    with suppress(OSError, subprocess.SubprocessError):
-        head = git('rev-parse', '--short=10', 'HEAD')
-        return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
+    head = git('rev-parse', '--short=10', 'HEAD')
+    return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
 
 # %% ../nbs/0_ground/00_core.ipynb #fd5bb779
 def memory_mb() -> int:

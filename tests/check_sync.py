@@ -12,7 +12,7 @@ def snapshot(): return {p: p.read_bytes() for d, g in (("nbs", "*.ipynb"), ("pap
 
 before = snapshot()
 for command in (["nbdev_export"], ["nbdev_clean"], ["nbdev_clean", "--fname", "paper_figures"]):
-    subprocess.run([bin/command[0], *command[1:]], cwd=root, check=True)
+    subprocess.run([bin/command[0], *command[1:]], cwd=root, check=True, timeout=300)
 after = snapshot()
 changed = sorted(p.relative_to(root) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
 for p in after.keys() - before.keys(): p.unlink()

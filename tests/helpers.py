@@ -1,7 +1,9 @@
 "What several files of tests use."
 import itertools
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -38,10 +40,34 @@ def remedy(f, *args, **options):
     return line
 
 
+def bounded(f, seconds=100):
+    """A function for a fork, which the system ends after some seconds, whatever it waits for.
+
+    Locks that other threads held stay locked in a fork; and one that hangs keeps the pipes of the tests open.
+    """
+    def run(*args):
+        signal.alarm(seconds)
+        f(*args)
+    return run
+
+
+def forked(f, *args):
+    "A process that does something with all that is here; it ends within a time."
+    p = multiprocessing.get_context('fork').Process(target=bounded(f), args=args)
+    p.start()
+    return p
+
+
+def ended(process, seconds=250):
+    "How a process ended: 0, its code, or less the signal."
+    process.join(seconds)
+    return process.exitcode
+
+
 def python(code, *args, env=(), **options):
-    "A Python of its own that runs some code, and can import the tests."
+    "A Python of its own that runs some code, and can import the tests; the system ends it after some minutes."
     env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}', 'OMP_NUM_THREADS': '1', **dict(env)}
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True,
+    return subprocess.Popen([sys.executable, '-c', f'import signal; signal.alarm(250)\n{code}', *map(str, args)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True,
                             cwd=ROOT, env=env, **options)
 
 

@@ -1,6 +1,5 @@
 "Accidents: two at once, kills at any moment, disks that fill up, names that are no files. Nothing is lost or doubled."
 import errno
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import lasting, python
+from helpers import forked, lasting, python
 from synthdet import core
 from synthdet.core import alone, append_jsonl, refused, tidy, writable, write_atomic
 from synthdet.data.domains import load_domain, write_domain
@@ -84,7 +83,7 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
         except BaseException as e: failed.append(e)
     threads = [threading.Thread(target=write, args=(k,)) for k in range(4)]
     for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads: t.join(60)
     assert not failed and len(set((tmp_path/'file').read_bytes())) == 1 and tree(tmp_path) == {'file'}
 
 
@@ -94,13 +93,13 @@ def test_only_what_the_dead_left_is_tidied_away(tmp_path):
     living, dead = python(write, tmp_path/'a'), python(write, tmp_path/'b')
     for p in (living, dead): p.stdout.readline()
     dead.kill()
-    dead.wait()
+    dead.wait(60)
     (tmp_path/'.yours.tmp').touch()
     assert len(tree(tmp_path)) == 3
     tidy(tmp_path)
     left = tree(tmp_path)
     living.kill()
-    living.wait()
+    living.wait(60)
     assert len(left) == 2 and '.yours.tmp' in left and any(p.startswith('.a.') for p in left)
     tidy(tmp_path, 'b')
     assert tree(tmp_path) == left
@@ -177,14 +176,16 @@ def test_who_is_waited_for_is_told_and_taken_over_from_when_killed(world, tmp_pa
     out, results = tmp_path/'out', tmp_path/'rows.jsonl'
     first = python(RUN, world, 120, out, results, 'scratch')
     print(file=first.stdin, flush=True)
-    while not [*out.rglob('state.pt')]: time.sleep(.05)
+    while not [*out.rglob('state.pt')]:
+        assert first.poll() is None
+        time.sleep(.05)
     first.send_signal(signal.SIGSTOP)
     second = python(RUN, world, 120, out, results, 'scratch')
     print(file=second.stdin, flush=True)
     told = next(line for line in second.stderr if 'waiting for another' in line)
     assert f'(process {first.pid} on ' in told and '.lock' in told and first.poll() is None
     first.kill()
-    first.wait()
+    first.wait(60)
     assert second.communicate(timeout=300) and second.returncode == 0
     row, = read_jsonl(results)
     assert [s for s, _ in row['curve']] == [*range(2, 121, 2)]
@@ -204,19 +205,18 @@ def trained(world, out):
 
 @pytest.mark.slow
 def test_a_training_killed_at_any_moment_ends_with_the_same_weights_and_one_row(world, tmp_path, one_thread):
-    g, fork, killed = np.random.default_rng(0), multiprocessing.get_context('fork'), 0
+    g, killed = np.random.default_rng(0), 0
     start = time.monotonic()
     wanted = run(arm(world, 40), tmp_path/'whole')
     usual = time.monotonic() - start
     for turn in range(4):
         out = tmp_path/f'{turn}'
         for _ in range(4):
-            p = fork.Process(target=trained, args=(world, out))
-            p.start()
+            p = forked(trained, world, out)
             p.join(usual*g.uniform(.02, .4))
             killed += p.is_alive()
             p.kill()
-            p.join()
+            p.join(60)
         row = run(arm(world, 40), out)
         assert lasting(row) == lasting(wanted) and len(read_jsonl(out/'results.jsonl')) == 1
         assert tree(out) == tree(tmp_path/'whole'), 'no lock, no temporary file'

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from helpers import ended, forked
 from synthdet.data.ahead import Bank
 from synthdet.core import generator, UserError
 
@@ -230,14 +231,12 @@ def test_workers_of_a_loader_have_banks_of_their_own(threads):
 def test_a_fork_that_drops_the_bank_does_not_wait_for_its_lock():
     bank = Bank(block)
     bank[0]
-    with bank._pool.reading: # as if another thread held it at the moment of the fork
-        pid = os.fork()
-        if not pid:
-            threading.Thread(target=lambda: (time.sleep(10), os._exit(7)), daemon=True).start()
-            del bank
-            gc.collect()
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def drops():
+        nonlocal bank
+        del bank
+        gc.collect()
+    with bank._pool.reading: process = forked(drops) # as if another thread held it at the moment of the fork
+    assert ended(process) == 0
     bank.close()
 
 

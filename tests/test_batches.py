@@ -180,13 +180,13 @@ if __name__ == '__main__':
     ask()
 """
     (tmp_path/'mine.py').write_text(code)
-    out = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    out = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, check=True, timeout=300).stdout
     line, fine = out.splitlines()
     assert 'workers=2: a process started by spawn runs' in line and 'mine.py again, up to line 7' in line and fine == 'None'
     whole = "import multiprocessing\nmultiprocessing.set_start_method('forkserver')\nfrom tests.test_batches import *\n"
     (tmp_path/'mine.py').write_text(whole + 'print(refused(take, 1, Numbers(), 2, workers=1))\n')
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get('PYTHONPATH', '')])}
-    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300)
     assert 'runs' in done.stdout and 'mine.py again, up to line 4' in done.stdout, done.stderr
 
 
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_while_nobody_asks_leaves_the_reader_alone():
     next(made)
     worker, = multiprocessing.active_children()
     worker.kill()
-    worker.join()
+    worker.join(60)
     time.sleep(.2) # here torch's handler would raise
     assert 'was killed by signal 9' in refused(lambda: [next(made) for _ in range(9)])
 

@@ -250,11 +250,11 @@ def test_a_process_that_is_killed_between_batches_is_followed_by_another(plain):
     G = load_exported(plain)
     first, before = G(Z), process_of(G)
     os.kill(before.pid, signal.SIGKILL)
-    before.wait()
+    before.wait(60)
     assert torch.equal(G(Z), first) and process_of(G).pid != before.pid
     with plain.open("ab") as f: f.write(b"x")
     process_of(G).kill()
-    process_of(G).wait()
+    process_of(G).wait(60)
     with pytest.raises(UserError, match="has changed since it was read"): G(Z)
     plain.unlink()
     with pytest.raises(UserError, match="does not exist"): G(Z)
@@ -294,7 +294,7 @@ def test_two_files_and_two_threads_do_not_mix(plain, tmp_path):
         for z in noise: wrong.append(not torch.allclose(generators[k](z), nets[k](z), atol=1e-6))
     threads = [threading.Thread(target=draw, args=(k % 2,)) for k in range(4)]
     for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads: t.join(60)
     assert len(wrong) == 200 and not any(wrong)
 
 

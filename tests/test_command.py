@@ -198,7 +198,7 @@ def test_help_that_is_lost_is_an_error(command):
     "argparse keeps silent of it."
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "synthdet", *filter(None, [command]), "--help"], stdout=full,
-                              stderr=subprocess.PIPE, text=True)
+                              stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr == "error: standard output: No space left on device\n"
 
 

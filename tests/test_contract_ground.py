@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from helpers import ended, forked
 from synthdet import resume
 from synthdet.boxes import hwc, masks_to_boxes, unwrap, wrap
 from synthdet.core import refused
@@ -185,16 +186,13 @@ def test_a_damaged_state_is_one_line_and_stays(content, tmp_path):
     assert (tmp_path/"state.pt").read_bytes() == content
 
 
-def test_a_run_killed_between_state_and_rows_shows_all_its_rows(tmp_path, monkeypatch):
+def test_a_run_killed_between_state_and_rows_shows_all_its_rows(tmp_path):
     "The last rows of a finished run were missing from metrics.jsonl for ever, since nothing wrote them again."
     made, at = stepped()
-    def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(resume, "_write_rows", die)
-        try: save_state(tmp_path, at, CONFIG, **made)
-        finally: os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    def doomed():
+        resume._write_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        save_state(tmp_path, at, CONFIG, **made)
+    assert ended(forked(doomed)) == -signal.SIGKILL
     (tmp_path/".metrics.jsonl.99.tmp").write_text('{"step"') # of another process that was killed
     load_state(tmp_path, CONFIG, **things())
     assert [json.loads(r) for r in (tmp_path/"metrics.jsonl").read_text().splitlines()] == at["rows"]

@@ -1,5 +1,4 @@
 "The cut-out cache, pools larger than memory, determinism, and real photographs where the reference folder is at hand."
-import multiprocessing
 import os
 import pickle
 import signal
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import needs_shared
+from helpers import ended, forked, needs_shared
 from synthdet.core import refused, shared
 from synthdet.data import butterflies
 from synthdet.data.batches import batches
@@ -227,10 +226,7 @@ class Told(list):
 
 def apart(*functions):
     "How processes that call them end."
-    made = [multiprocessing.get_context('fork').Process(target=f) for f in functions]
-    for p in made: p.start()
-    for p in made: p.join(60)
-    return [p.exitcode for p in made]
+    return [*map(ended, [*map(forked, functions)])]
 
 
 def asked(path): return list(map(int, path.read_text().split()))
@@ -264,7 +260,7 @@ def test_of_several_threads_one_cuts(tmp_path):
     xs, found = Told(objects(12), tmp_path/'asked'), []
     threads = [threading.Thread(target=lambda: found.append(make_cutouts(xs).content)) for _ in range(4)]
     for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads: t.join(60)
     assert len(found) == 4 and len(set(found)) == 1 and asked(tmp_path/'asked') == list(range(12))
 
 

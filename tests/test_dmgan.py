@@ -290,7 +290,7 @@ def test_objects_belong_to_seed_and_number(files):
     code = ("import sys, hashlib, torch; from synthdet.objects.dmgan import *; G = load_dmgan(*sys.argv[1:]); torch.manual_seed(9)\n"
             "d = {**draw(G, range(12), seed=3)}; print(hashlib.sha256(b''.join(d[k].numpy().tobytes() for k in sorted(d))).hexdigest())")
     import hashlib
-    other = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True, timeout=300).stdout.strip()
     assert other == hashlib.sha256(b"".join(first[k].numpy().tobytes() for k in sorted(first))).hexdigest(), "another process draws the same"
 
 

@@ -65,7 +65,7 @@ def test_butterflies_are_the_same_in_another_process():
     code = ("import sys; sys.path.insert(0, 'tests'); from test_domains import *; "
             "print(pixels(load_domain('butterflies', **OPTIONS)))")
     root = Path(__file__).parents[1]
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root, timeout=300)
     assert out.stdout.strip() == pixels(load_domain('butterflies', **OPTIONS)), out.stderr[-500:]
 
 

@@ -151,7 +151,7 @@ def test_killed_and_started_again(shop, tmp_path):
     code = ("import os, synthdet.data.download as d\n"
             "d.os.fsync = lambda *a: os.kill(os.getpid(), 9)\n"
             f"d.download([{shop('cuts')!r}], {str(tmp_path/'body.bin')!r}, bar=False)")
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, timeout=300).returncode == -9
     assert [p.name for p in tmp_path.iterdir() if p.suffix != '.tag'] == ['body.bin.part']
     assert download([shop('cuts')], tmp_path/'body.bin', SHA, **SOON).read_bytes() == BODY
     assert [r for _, r in Shop.asked] == [None, 'bytes=120000-', 'bytes=240000-']
@@ -510,7 +510,7 @@ def test_two_downloads_into_one_folder(birds):
     with module._alone(birds):
         code = (f"from synthdet.data.download import _alone\nfrom pathlib import Path\n"
                 f"with _alone(Path({str(birds)!r})): pass")
-        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
         assert 'another download into this folder is under way' in out.stderr
         assert 'under way' in refused(fetch, 'cub', birds, accept=True, **SOON) and not Shop.asked
     fetch('cub', birds, accept=True, **SOON)

@@ -210,7 +210,7 @@ def test_pictures_that_were_handed_over_are_named_by_what_they_show():
 def test_run_from_another_folder_then_again(root, tmp_path):
     command = [BIN/"synthdet-run", *words(SMALL, domain="folder", root=root, arms="scratch,pretrain", out="here")]
     for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     rows = read_jsonl(tmp_path/"here"/"results.jsonl")
     assert sorted(r["arm"] for r in rows) == ["pretrain", "scratch"], "the second call found both rows"
@@ -227,7 +227,7 @@ def test_papermill_without_our_command(root, tmp_path):
     plain = {k: v for k, v in SMALL.items() if "." not in k}
     given = dict(plain, domain="folder", root=root, arms="pretrain_only", out=tmp_path/"out", more="model.image_size=96")
     pairs = [w for k, v in given.items() for w in ("-p", k, str(v))]
-    papermill = lambda *more: subprocess.run([BIN/"papermill", notebook, tmp_path/"out.ipynb", *pairs, *more], capture_output=True, text=True)
+    papermill = lambda *more: subprocess.run([BIN/"papermill", notebook, tmp_path/"out.ipynb", *pairs, *more], capture_output=True, text=True, timeout=300)
     done = papermill()
     assert done.returncode == 0, done.stderr[-2000:]
     row, = read_jsonl(tmp_path/"out"/"results.jsonl")
@@ -299,7 +299,7 @@ def test_the_words_of_the_readme_are_settings(line):
 @pytest.mark.slow
 def test_a_command_with_a_live_generator_ends_well(tmp_path):
     command = [BIN/"synthdet-preview", "objects=gan", "segmenter=redo", "-n", "2", "--output", tmp_path/"sheet.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and (tmp_path/"sheet.png").exists(), done.stderr
 
 
@@ -425,7 +425,7 @@ def test_a_row_says_where_objects_came_from_and_what_they_cost(root, tmp_path):
 
 def test_rows_of_experiments_that_share_a_file_all_arrive(tmp_path):
     call = f"from synthdet.core import append_jsonl\nfor i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))"
-    for process in [subprocess.Popen([sys.executable, "-c", call]) for _ in range(3)]: assert process.wait() == 0
+    for process in [subprocess.Popen([sys.executable, "-c", call]) for _ in range(3)]: assert process.wait(300) == 0
     assert len(read_jsonl(tmp_path/"rows.jsonl")) == 300
 
 
@@ -435,7 +435,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
     call = f"from synthdet import make_arms, run; run(make_arms('pretrain', **{longer!r})[0], OUT)"
     start = lambda out: subprocess.Popen([sys.executable, "-c", call.replace("OUT", repr(str(out)))], stderr=subprocess.PIPE)
     whole = start(tmp_path/"whole")
-    assert whole.wait() == 0, whole.stderr.read()
+    assert whole.wait(300) == 0, whole.stderr.read()
     killed = 0
     for states in (1, 2):                                   # once while pretraining, once while fine-tuning
         process = start(tmp_path/"killed")
@@ -443,7 +443,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
             if len(list((tmp_path/"killed").rglob("state.pt"))) >= states: process.send_signal(signal.SIGKILL)
             time.sleep(.02)
         killed += process.returncode == -signal.SIGKILL
-    assert killed == 2 and start(tmp_path/"killed").wait() == 0
+    assert killed == 2 and start(tmp_path/"killed").wait(300) == 0
     weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob("best.safetensors")} for d in ("whole", "killed")]
     assert len(weights[0]) == 2 and weights[0] == weights[1]
     a, b = (read_jsonl(tmp_path/d/"results.jsonl") for d in ("whole", "killed"))

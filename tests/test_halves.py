@@ -1,5 +1,4 @@
 "What is killed while it writes a set of data leaves nothing that reads as one."
-import multiprocessing
 import os
 import signal
 from functools import lru_cache
@@ -7,6 +6,7 @@ from functools import lru_cache
 import pytest
 import torch
 
+from helpers import ended, forked
 from synthdet.core import finished, half, refused, UserError, whole_folder
 from synthdet.data import butterflies
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
@@ -41,11 +41,9 @@ def killed_at(k, write, *args):
             return instead
         os.replace, os.rename = slain(os.replace), slain(os.rename)
         write(*args)
-    p = multiprocessing.get_context('fork').Process(target=child)
-    p.start()
-    p.join()
-    assert p.exitcode in (0, -signal.SIGKILL)
-    return p.exitcode != 0
+    code = ended(forked(child))
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
 
 
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}

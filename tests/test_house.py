@@ -128,11 +128,28 @@ def test_no_parser_of_pictures_is_reached_but_those_that_are_named():
 
 def test_every_module_is_in_the_repository():
     if not (root/".git").exists(): pytest.skip("not a git checkout")
-    tracked = subprocess.run(["git", "ls-files", "synthdet"], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(["git", "ls-files", "synthdet"], cwd=root, capture_output=True, text=True, check=True, timeout=300).stdout.split()
     assert {str(p.relative_to(root)) for p in (root/"synthdet").rglob("*.py")} <= set(tracked)
 
 
-def run(code): return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
+def endless(tree):
+    "Calls that wait for another process or thread, and say not how long."
+    for n in ast.walk(tree):
+        if not isinstance(n, ast.Call) or not isinstance(n.func, ast.Attribute): continue
+        of, name = ast.unparse(n.func.value), n.func.attr
+        waits = not n.args and name in ("communicate", "join", "wait")
+        starts = of == "subprocess" and name in ("run", "call", "check_call", "check_output")
+        forks = name in ("fork", "get_context") and of in ("os", "multiprocessing") and "spawn" not in ast.unparse(n)
+        if forks or (waits or starts) and not {"timeout", None} & {k.arg for k in n.keywords}: yield ast.unparse(n)
+
+
+def test_no_test_can_wait_for_ever():
+    "A fork is `helpers.forked`, which ends by itself: one that hangs holds the pipes of the tests open."
+    for path in sorted((root/"tests").glob("*.py")):
+        if path.name != "helpers.py": assert not [*endless(ast.parse(path.read_text()))], path.name
+
+
+def run(code): return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root, timeout=300).stdout
 
 
 def test_the_face_is_lazy_and_whole():

@@ -279,7 +279,7 @@ def test_killed_or_two_at_once(tmp_path):
     wait(["out.running.ipynb"])
     kernel = int(json.loads((tmp_path/"out.running.ipynb").read_text())["cells"][1]["outputs"][0]["text"][0])
     killed.send_signal(signal.SIGTERM)
-    killed.communicate()
+    killed.communicate(timeout=60)
     assert contents(tmp_path).keys() == {"n.ipynb", "out.running.ipynb"}
     for _ in range(100):
         if not Path(f"/proc/{kernel}").exists(): break
@@ -288,6 +288,6 @@ def test_killed_or_two_at_once(tmp_path):
     two = [start(), start()]
     wait(["out.running.ipynb", "out.running1.ipynb"])
     gate.touch()
-    said = [p.communicate() for p in two]
+    said = [p.communicate(timeout=300) for p in two]
     assert [p.returncode for p in two] == [0, 0] and said[0][0] != said[1][0], said
     assert contents(tmp_path).keys() == {"n.ipynb", "out.ipynb"} and nbformat.read(out, 4).metadata.papermill.end_time

@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image, ImageFile
 import pytest
 import torch
+from helpers import ended, forked
 from synthdet.core import refused, UserError
 from synthdet.data.domain import Domain, fingerprint
 from synthdet.data.domains import butterflies, folder, load_domain
@@ -389,13 +390,10 @@ def test_files_that_cannot_be_read_say_why_and_nothing_waits_for_a_pipe(tmp_path
 
 def as_somebody(f, line):
     "Run `f` in a process that is not root's, as a user; where the tests are not root's either, they are that."
-    pid = os.fork()
-    if not pid:
-        try:
-            if not os.getuid(): os.setuid(65534)
-            os._exit(0 if line in refused(f) else 1)
-        except BaseException: os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    def they():
+        if not os.getuid(): os.setuid(65534)
+        assert line in refused(f)
+    return ended(forked(they)) == 0
 
 
 @pytest.mark.parametrize("locked", ["class_images/bee/0.png", "class_images/bee", "class_images", "."])

@@ -150,6 +150,15 @@ def of_rank(r, n, folder):
     dist.destroy_process_group()
 
 
+def joined(running, seconds=300):
+    "Wait for processes, which an error of one ends; when they wait for each other, it ends them."
+    end = time.monotonic() + seconds
+    while not running.join(1):
+        if time.monotonic() < end: continue
+        for p in running.processes: p.kill()
+        pytest.fail('the ranks wait for each other')
+
+
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
     "What two processes gave, and what one gives."
@@ -158,7 +167,7 @@ def both(tmp_path_factory):
     trained('ssd', place/'one', 2)
     running = torch.multiprocessing.spawn(of_rank, (2, place/'two'), nprocs=2, join=False)
     one = results(place/'alone')
-    while not running.join(): pass
+    joined(running)
     yield torch.load(place/'two'/'found.pt', weights_only=True), one, place
     torch.set_num_threads(threads)
 
@@ -251,7 +260,7 @@ def stopped(r, n, folder):
 
 @pytest.mark.slow
 def test_four_ranks_sum_in_the_same_order_after_a_stop(tmp_path):
-    torch.multiprocessing.spawn(stopped, (4, tmp_path), nprocs=4)
+    joined(torch.multiprocessing.spawn(stopped, (4, tmp_path), nprocs=4, join=False))
     whole, again = ((tmp_path/k/'last.safetensors').read_bytes() for k in ('whole', 'stopped'))
     assert whole == again
 

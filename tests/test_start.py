@@ -69,7 +69,7 @@ REFUSED = dict(
         out=/proc/x | cannot write /proc/x/butterflies.ipynb
         results=/proc/x/rows.jsonl | cannot write /proc/x/rows.jsonl
         --output /proc/x/y.ipynb | cannot write /proc/x/y.ipynb
-        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so run from a checkout
+        --notebook /nope.ipynb | /nope.ipynb: no such file; expected a notebook, so give its path, or a name
         --notebook HERE/text.ipynb | text.ipynb: cannot be read as JSON
         --nonsense | unrecognized arguments: --nonsense""",
     preview="""
@@ -137,7 +137,7 @@ print(json.dumps([said(command, words) for command, words in json.load(sys.stdin
 def said(calls, cwd):
     "What each of some commands says, one after another in a process of their own, and what is imported by then."
     done = subprocess.run([sys.executable, "-c", CODE.format(heavy=HEAVY)], input=json.dumps(calls), text=True,
-                          capture_output=True, check=True, cwd=cwd)
+                          capture_output=True, check=True, cwd=cwd, timeout=300)
     return json.loads(done.stdout)
 
 
@@ -169,12 +169,12 @@ def test_help_and_lists_cost_nothing(here):
 
 
 @pytest.mark.parametrize("words, code, line", [
-    ([], 2, "error: which command? choose from run, preview, synth, study, runs, data"), (["nonsense"], 2, "error: which command?"),
+    ([], 2, "error: which command? choose from run, preview, synth, notebooks, study, runs, data"), (["nonsense"], 2, "error: which command?"),
     (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
     (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])
 def test_the_module_says_the_same(words, code, line, tmp_path):
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path, timeout=300)
     told = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
     assert done.returncode == code and (done.stdout + "\n".join(told)).startswith(line)
     loaded = {l.rsplit("|", 1)[1].strip() for l in done.stderr.splitlines() if l.startswith("import time:")}

@@ -1,6 +1,5 @@
 "The stream across processes: same bytes anywhere, killed and resumed, read back, and what bad input gets."
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from helpers import contents, python
+from helpers import contents, forked, python
 from synthdet.boxes import chw, masks_to_boxes
 from synthdet.core import digest, generator, refused
 from synthdet.files import read_jsonl
@@ -236,7 +235,7 @@ def test_a_killed_writer_resumes_to_the_same_files(tmp_path):
         if written() >= 5: break
         time.sleep(.01)
     p.send_signal(signal.SIGKILL)
-    p.communicate()
+    p.communicate(timeout=60)
     assert 5 <= written() < n, 'killed midway'
     with open(tmp_path/'killed/provenance.jsonl', 'a') as f: f.write('{"torn')
     write_stream(make(), tmp_path/'killed', n, format='voc')
@@ -253,12 +252,11 @@ def test_killed_at_any_moment_any_number_of_times_it_ends_with_the_same_files(tm
     for turn in range(8):
         folder = tmp_path/f'{turn}'
         for _ in range(3):
-            p = multiprocessing.get_context('fork').Process(target=write_stream, args=(make(), folder, n, format))
-            p.start()
+            p = forked(write_stream, make(), folder, n, format)
             p.join(usual*g.uniform(0, .6))
             kills += p.is_alive()
             p.kill()
-            p.join()
+            p.join(60)
         write_stream(make(), folder, n, format=format)
         assert contents(folder) == wanted
     assert kills > 8
@@ -313,7 +311,7 @@ def test_only_what_is_damaged_is_drawn_again(tmp_path):
 @pytest.mark.slow
 def test_two_that_write_one_folder_do_not_meet(tmp_path):
     both = [python(MAKE + "write_stream(samples, sys.argv[1], 40, format='voc')", tmp_path/'both') for _ in range(2)]
-    assert [p.wait() for p in both] == [0, 0]
+    assert [p.wait(300) for p in both] == [0, 0]
     assert contents(tmp_path/'both') == contents(write_stream(make(), tmp_path/'one', 40, format='voc'))
 
 

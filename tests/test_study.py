@@ -312,7 +312,7 @@ def test_a_study_that_is_killed_twice_ends_with_the_same_rows(whole, data, tmp_p
         time.sleep(g.uniform(0, 3))
         below = descendants(process.pid)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         assert gone(below), 'they end with it'
         before, rows = finished(tmp_path), plain(tmp_path/'rows.jsonl')
     assert before, 'something was finished'
@@ -353,7 +353,7 @@ def test_what_is_packed_goes_on_elsewhere(whole, data, tmp_path):
     found = artefacts.kept(tmp_path/'pack', [tmp_path/'pack/tiny.jsonl'])
     assert len(found) == 6 + 6 + 6 and all(k.needed for k in found)
     process = started(data, *words)
-    assert 'choose the name of a new folder' in process.communicate()[1] and process.returncode == 2
+    assert 'choose the name of a new folder' in process.communicate(timeout=300)[1] and process.returncode == 2
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_embedded_source_is_not_executed_and_nothing_is_imported(tmp_path):
             f"G = load_stylegan2({str(path)!r})\nnew = set(sys.modules) - before\n"
             "assert G(torch.zeros(1, 7) + 1).shape == (1, 3, 32, 32) and not {m.split('.')[0] for m in new} & {'torch_utils', 'dnnlib'}, new\n"
             "assert 'os.system' not in executed and 'subprocess.Popen' not in executed, executed\n")
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and not marker.exists()
 

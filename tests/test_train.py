@@ -1,11 +1,12 @@
 "Training across processes: killed anywhere, it ends with the same bytes; refused disks leave the old files."
-import itertools, json, os, resource, signal, subprocess, sys, time, traceback
+import csv, itertools, json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file
 from torch import nn
 
+from helpers import ended, forked
 from synthdet.core import generator, refused
 from synthdet.files import read_jsonl
 from synthdet.detection import train as train_module
@@ -103,16 +104,11 @@ def doomed(out, kind, n):
 
 def in_child(function, *args, kill_after=None):
     "Run in a forked process; the signal that ended it, 0 when it came to its end."
-    child = os.fork()
-    if child == 0:
-        try: function(*args)
-        except BaseException: traceback.print_exc(); os._exit(3)
-        os._exit(0)
+    child = forked(function, *args)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+        child.kill()
+    return -ended(child)
 
 
 def drive(root, points):
@@ -330,3 +326,48 @@ def test_nothing_is_printed_when_nobody_watches(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv('SYNTHDET_QUIET', '1')
     run(tmp_path)
     assert capfd.readouterr() == ('', '')
+
+
+def scalars(out):
+    "Tag -> steps, as TensorBoard's own reader finds them, every event counted."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    found = EventAccumulator(str(out/'tensorboard'), size_guidance=dict(scalars=0), purge_orphaned_data=False).Reload()
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()['scalars']}
+
+
+def columns(rows):
+    float32 = lambda v: torch.tensor(v).item()
+    return {k: [(r['step'], float32(r[k])) for r in rows if k in r] for k in ('loss', 'box', 'size', 'ap50')}
+
+
+def test_a_tracker_holds_every_step_once_however_often_a_training_is_killed(tmp_path):
+    pytest.importorskip('torch.utils.tensorboard', reason='tensorboard is not installed: pip install synthdet[track]')
+    heard = tmp_path/'heard'
+    def tell(row):
+        with open(heard, 'a') as f: print(row['step'], file=f)
+    for name in ('tensorboard', 'csv', tell):
+        out = tmp_path/getattr(name, '__name__', name)
+        for n in (2, 3): assert in_child(lambda: run(out, track=name, validate=nth(n, validate, before=die))) == 9
+        run(out, track=name)
+        rows = list(read_jsonl(out/'metrics.jsonl'))
+        assert [r['step'] for r in rows] == list(range(1, STEPS + 1))
+        if name == 'tensorboard': assert scalars(out) == columns(rows)
+        if name == 'csv':
+            with open(out/'metrics.csv') as f: found = [{k: float(v) for k, v in r.items() if v} for r in csv.DictReader(f)]
+            assert found == rows
+    assert heard.read_text().split() == [str(k) for k in range(1, STEPS + 1)]
+
+
+def test_a_tracker_changes_nothing_and_can_be_asked_for_afterwards(tmp_path):
+    run(tmp_path/'a')
+    run(tmp_path/'b', track='csv')
+    assert outcome(tmp_path/'a') == outcome(tmp_path/'b') and not (tmp_path/'a/metrics.csv').exists()
+    run(tmp_path/'a', track='csv')
+    assert len((tmp_path/'a/metrics.csv').read_text().splitlines()) == STEPS + 1
+
+
+def test_a_tracker_that_is_not_there_is_said_before_a_step(tmp_path, monkeypatch):
+    assert "tracker 'wandb' is unknown; choose from none, csv, tensorboard" in told(tmp_path, track='wandb')
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    assert "pip install 'synthdet[track]', or choose track=csv" in told(tmp_path, track='tensorboard')
+    assert not list(read_jsonl(tmp_path/'metrics.jsonl'))

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 import synthdet
+from helpers import ended, forked
 from synthdet.core import hash_file, refused, UserError
 from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import class_image
@@ -627,13 +628,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_that_reads_as_whole(kind, tm
         try: write(tmp_path)
         except UserError as e: told.send(str(e))
         else: told.send('')
-    context = multiprocessing.get_context('fork')
-    here, there = context.Pipe(duplex=False)
-    p = context.Process(target=child, args=(there,))
-    p.start()
+    here, there = multiprocessing.Pipe(duplex=False)
+    p = forked(child, there)
     assert here.poll(60)
     line = here.recv()
-    p.join()
+    assert ended(p) == 0
     assert 'cannot write' in line and 'free some space' in line and '\n' not in line
     assert not list(tmp_path.rglob('*.tmp'))
     if kind == 'row': assert 1 < len(read_rows(tmp_path/'r.jsonl')) < 99

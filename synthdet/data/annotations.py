@@ -11,10 +11,10 @@ import mmap, os, re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, finished, half, named, plain_path, suffix_of, tidy, UserError, whole_folder
+from ..core import choose, finished, half, named, plain_path, progress, suffix_of, tidy, UserError, whole_folder
 from .coco import read_coco
 from .folders import beside, ignored, pictures, split_of, SPLITS, tree
-from .images import leftover, progress, write_image
+from .images import leftover, write_image
 from .labelled import annotation, dataset, DetectionDataset
 from .settings import FORMATS
 from .voc import read_voc

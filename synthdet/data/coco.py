@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
-from ..core import short, UserError, write_atomic
+from ..core import progress, short, UserError, write_atomic
 from .folders import Finder
-from .images import MAX_PIXELS, progress
+from .images import MAX_PIXELS
 from .labelled import (class_name, detections_of, flag, MARKS, need, number, Record,
                                     size_of, unique)
 from ..files import read_json

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import wrap
-from ..core import cache_dir, digest, UserError, VERSIONS
-from .images import cut_short, Held, progress
+from ..core import cache_dir, digest, progress, UserError, VERSIONS
+from .images import cut_short, Held
 from ..weights import read_weights, save_weights
 
 # %% ../../nbs/1_data/12_domain.ipynb #28636fe3

@@ -13,9 +13,8 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
-from tqdm.auto import tqdm
 from ..archives import open_tar, open_zip, tar_members
-from ..core import choose, hash_file, interactive, suffix_of, UserError, write_atomic
+from ..core import choose, hash_file, interactive, progress, suffix_of, UserError, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource
@@ -94,7 +93,8 @@ def _receive(url, part, timeout, bar):
         total = start + int(length) if length.isdecimal() else None
         _room(part.parent, (total or 0) - start, part.stem)
         with _disk(part): f = open(part, 'ab' if start else 'wb')
-        with f, tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=part.stem, disable=not bar) as shown:
+        how = dict(total=total, initial=start, unit='B', unit_scale=True, disable=not bar)
+        with f, progress(what=part.stem, **how) as shown:
             while data := _read(r):
                 with _disk(part): f.write(data)
                 shown.update(len(data))
@@ -492,7 +492,7 @@ def _unreadable(files, what, bar):
     "A line for each picture that cannot be decoded."
     from synthdet.data.images import read_image
     out = []
-    for f in tqdm(files, desc=what, delay=1, disable=not bar):
+    for f in progress(files, what, disable=not bar):
         try: read_image(f)
         except UserError as e: out.append(str(e))
     return out

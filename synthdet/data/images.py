@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'IMAGE_SUFFIXES', 'MAX_FILES', 'MAX_FOLDERS', 'opened', 'read_image', 'cut_short',
-           'image_size', 'leftover', 'is_image', 'walk', 'listing', 'passed_over', 'image_files', 'write_image',
-           'progress', 'Held', 'Resized']
+           'image_size', 'leftover', 'is_image', 'walk', 'listing', 'passed_over', 'image_files', 'write_image', 'Held',
+           'Resized']
 
 # %% ../../nbs/1_data/01_images.ipynb #17c3fb88
 import io, os, re, warnings
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, interactive, regular, short, suffix_of, unfit, UserError, write_atomic
+from ..core import choose, progress, regular, short, suffix_of, unfit, UserError, write_atomic
 from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
@@ -421,17 +420,6 @@ def write_image(path, image) -> Path:
                         f"expected a name ending in {', '.join(able)}")
     flip = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[channels]
     return write_atomic(path, cv2.imencode(suffix_of(path), cv2.cvtColor(hwc(image), flip))[1].tobytes())
-
-# %% ../../nbs/1_data/01_images.ipynb #578fd543
-def progress(items, what:str):
-    """The items, with a bar for somebody who is watching and has waited for a second.
-
-    Parameters
-    ----------
-    items : iterable
-    what : is done with them
-    """
-    return tqdm(items, desc=what, delay=1, disable=not interactive())
 
 # %% ../../nbs/1_data/01_images.ipynb #e68b29b1
 def _bytes(item):

@@ -13,9 +13,8 @@ import segno
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from ..boxes import chw, hwc
-from ..core import choose, generator, interactive, named, UserError
+from ..core import choose, generator, named, progress, UserError
 from .annotations import DetectionDataset, read_detection
 from .catalogue import FACTS, how_to_get, locate, none_of, NotHere, public_place, SETS
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
@@ -169,7 +168,7 @@ def _labelled(listed, folder, classes, *, drop=False):
         raise UserError(f"{lost[0]}: no such picture, nor {len(lost)-1} more of the {len(files)} that {source} lists; "
                         "expected all, so unpack the data set again")
     notes, targets = Counter(), []
-    for p, f in zip(tqdm(listed, desc=f'{classes[0]}: sizes', delay=1, disable=not interactive()), files):
+    for p, f in zip(progress(listed, f'{classes[0]}: sizes'), files):
         target, told = as_target(p, image_size(f), drop=drop)
         targets.append(target)
         notes.update(told)

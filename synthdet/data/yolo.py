@@ -10,9 +10,9 @@ import os, warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 import yaml
-from ..core import short, suffix_of, UserError, write_atomic
+from ..core import progress, short, suffix_of, UserError, write_atomic
 from .folders import folded, ignored, pictures
-from .images import image_size, progress
+from .images import image_size
 from .labelled import detections_of, Record, without_marked
 from .yolofolder import Folder, is_text, label_of, places
 from .yolonames import class_names, few, told_by

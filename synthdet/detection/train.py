@@ -17,16 +17,16 @@ from typing import NamedTuple
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from synthdet.core import (
-    alone, append_jsonl, choose, device as default_device, digest, generator, interactive, named, UserError,
+    alone, append_jsonl, choose, device as default_device, digest, generator, named, progress, UserError,
     write_atomic)
 from .settings import check_schedule, OPTIMIZERS, resolved_schedule, Schedule
 from ..ranks import (
     agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)
 from ..resume import load_state, save_state
 from ..settings import to_row
+from ..track import tracker
 from ..weights import fit_weights, read_weights, save_weights
 
 # %% ../../nbs/5_detection/05_train.ipynb #77537e6e
@@ -301,14 +301,14 @@ def _validate(run, validate):
     return {k: round(v, 6) if isinstance(v, float) else v for k, v in scores.items()}
 
 # %% ../../nbs/5_detection/05_train.ipynb #3df752f2
-def _fit(run, batches, validate, save_every):
-    "Run the steps that are left, writing metrics, state and best weights as they fall due."
+def _fit(run, batches, validate, save_every, note):
+    "Run the steps that are left, writing metrics, state and best weights as they fall due; what is saved is noted."
     at, c, steps, started = run.at, run.config, run.config['steps'], time.perf_counter() - run.at['seconds']
     patience = 1 if run.device.type == 'cpu' else 10 # steps between looks at the losses
     pending, source = [], iter(batches(at['step']))
     closed = closing(source) if hasattr(source, 'close') else nullcontext() # a traceback would keep its processes alive
     run.model.train()
-    with closed, tqdm(total=steps, initial=at['step'], disable=not interactive(), desc='train', leave=False) as bar:
+    with closed, progress(what='train', total=steps, initial=at['step'], leave=False) as bar:
         for step in range(at['step'] + 1, steps + 1):
             batch = next(source, None)
             if batch is None:
@@ -325,13 +325,26 @@ def _fit(run, batches, validate, save_every):
             if validates: rows[-1].update(_validate(run, validate))
             if main(): append_jsonl(run.out/'metrics.jsonl', *rows, sync=False) # the state can rewrite it
             at['rows'] += rows
-            if saves or at['best_step'] == step: _save(run)
+            if saves or at['best_step'] == step:
+                _save(run)
+                note(at['rows'])
             bar.update(len(rows))
             bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
 
 # %% ../../nbs/5_detection/05_train.ipynb #c88c1e9f
+def _to_the_end(run, batches, validate, save_every, note):
+    "Train what is left and write the last weights; where nothing is left, hold them against the record."
+    last, model, gpu = run.out/'last.safetensors', run.model, [run.device] if run.device.type == 'cuda' else []
+    if _finished(run):
+        _checked(last, digest(model.state_dict()), 'delete it and run again: it is made anew')
+        return
+    if main(): _tidy(run)
+    with torch.random.fork_rng(gpu), _without_slow_kernels(run): _fit(run, batches, validate, save_every, note)
+    if main(): save_weights(model, last, step=run.config['steps'])
+    gathered(None) # the files are there for all
+
 def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Schedule(), *, validate=None,
-          save_every:int | None=None, device=None, seed:int=0, key:str='', **changes) -> dict:
+          save_every:int | None=None, device=None, seed:int=0, key:str='', track='none', **changes) -> dict:
     """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights.
 
     Parameters
@@ -350,6 +363,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     device : where to train; None: the GPU when there is one
     seed : of the model's own randomness (dropout, sampled anchors)
     key : what else makes this run this run: data, arm; a state with another key is refused
+    track : what else notes the rows of metrics.jsonl: none, csv, tensorboard, or a function of a row; see `tracker`
     **changes : settings of the schedule that differ: lr=1e-4, eval_every=20, ...
 
     Returns
@@ -377,14 +391,8 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     on_one_disk(out)
     with alone(out/'.lock', 'trains in the same folder') if main() else nullcontext(): # rank 0 holds it for all
         run = _start(model, config, out, device)
-        if _finished(run):
-            _checked(out/'last.safetensors', digest(model.state_dict()), 'delete it and run again: it is made anew')
-        else:
-            if main(): _tidy(run)
-            with torch.random.fork_rng([device] if device.type == 'cuda' else []), _without_slow_kernels(run):
-                _fit(run, batches, validate, save_every)
-            if main(): save_weights(model, out/'last.safetensors', step=steps)
-            gathered(None) # the files are there for all
+        with tracker(track if main() else 'none', out, run.at['rows']) as note:
+            _to_the_end(run, batches, validate, save_every, note)
         fit_weights(model, _best(run), out/'best.safetensors').eval()
     return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')},
                 ranks=run.at.get('ranks', 1))

@@ -17,6 +17,7 @@ from ..masks.settings import mask_weights
 from ..objects.settings import check_objects, LABELLED
 from ..settings import opt, override, SEEDS, Settings, words
 from ..synthesis.settings import PAPER, paper_recipe, resolved as resolved_synthesis, Synthesis
+from ..track import TRACKERS
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #42de817d
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Arm(Settings):
     pretrain_steps:int = opt(900, 'steps on synthesised images', low=1)
     seed:int = opt(0, 'of initial weights and stream', low=0, high=SEEDS)
     protocol:str = opt('quick', 'where the settings that were not given come from', among=PROTOCOLS, names=False)
+    track:str = opt('none', 'what notes losses and scores beside metrics.jsonl, in the folder of each training',
+                    among=lambda: TRACKERS, names=False)
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #440b369d
 _PAPER = ('backbone=mobilenetv1_100 model.weights=imagenet model.image_size=300 lr=1e-4 precision=fp32 '

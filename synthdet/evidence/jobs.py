@@ -147,7 +147,8 @@ def run_all(arms, out='runs', results=None, *, jobs:int=1, loaded=None, tell=Non
 
 def _things(loaded):
     "What another process loads the same from."
-    return {} if loaded is None else {k: getattr(loaded, k) for k in ('domain', 'objects', 'masks', 'detector')}
+    things = ('domain', 'objects', 'masks', 'detector', 'track')
+    return {} if loaded is None else {k: getattr(loaded, k) for k in things}
 
 def _packed(request, jobs):
     "A request as bytes; raises `UserError` for what another process could not make out."

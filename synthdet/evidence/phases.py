@@ -46,6 +46,7 @@ class Loaded(NamedTuple):
     objects : class images handed over in Python, instead of the domain's; None: as the settings say
     masks : segmenter handed over in Python; None: as the settings say
     detector : builder of a detector handed over in Python; None: as the settings say
+    track : function of a row of metrics handed over in Python; None: as the settings say
     """
     domain: object
     val: object
@@ -53,6 +54,7 @@ class Loaded(NamedTuple):
     objects: object = None
     masks: object = None
     detector: object = None
+    track: object = None
 
 def load(arm, *, domain=None, **things) -> Loaded:
     """Read what an arm works on; raises `UserError` for data that is wrong.
@@ -61,7 +63,7 @@ def load(arm, *, domain=None, **things) -> Loaded:
     ----------
     arm : `Arm`
     domain : `Domain`; None: as the settings say
-    **things : objects, masks, detector: things instead of names
+    **things : objects, masks, detector, track: things instead of names
     """
     if domain is None: domain = load_domain(arm.data, fallback=arm.protocol == 'quick')
     def sized(part):
@@ -212,7 +214,8 @@ def fit(arm, out, loaded, *, workers=0):
         validate = None if images is None else validator(images, precision=arm.schedule.precision)
         folder = Path(out)/'artefacts'/phase.key
         done.append(train(model, feed, phase.steps, folder, arm.schedule, seed=arm.seed,
-                          save_every=min(arm.schedule.eval_every, 500), validate=validate))
+                          save_every=min(arm.schedule.eval_every, 500), validate=validate,
+                          track=arm.track if loaded.track is None else loaded.track))
     return model, done
 
 # %% ../../nbs/6_evidence/02_phases.ipynb #acf0ef36
@@ -253,7 +256,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     results : results file; None: out/results.jsonl
     loaded : `Loaded`, to share data between arms; None: it is read
     workers : processes that compose images; the result is the same for any number
-    **things : domain, objects, masks, detector: things instead of names
+    **things : domain, objects, masks, detector, track: things instead of names
 
     Returns
     -------

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from tqdm.auto import tqdm
-from ..core import choose, digest, folder, interactive, processes, UserError, writable
+from ..core import choose, digest, folder, processes, progress, UserError, writable
 from .arm import Arm, ARMS, check_arm, resolved
 from .rows import read_rows
 from ..files import read_jsonl
@@ -453,9 +452,9 @@ def run_study(study, out='runs', results=None, *, data='', jobs=0, client=None, 
     jobs = _jobs(len(arms), processes(jobs, 'jobs'), client)
     tell(told(study.name, plan(lacking, read_rows(results), data), jobs))
     request = dict(out=str(Path(out).absolute()), results=str(results))
-    with _beside(jobs, client, how) as submit, _progress(study, len(arms), tell) as progress:
+    with _beside(jobs, client, how) as submit, _progress(study, len(arms), tell) as ran:
         # a client has queues of its own, and workers may still come
-        ended = in_turn(arms, lambda arm: submit(arm=arm, **request), len(arms) if client else jobs, progress)
+        ended = in_turn(arms, lambda arm: submit(arm=arm, **request), len(arms) if client else jobs, ran)
     failed = [e for _, e in ended if isinstance(e, Exception)]
     if failed: raise UserError(f'study {study.name}: {len(failed)} runs failed, the first: {failed[0]}')
     return study.rows(results)
@@ -488,8 +487,8 @@ def prepared(study, out, results, data='') -> tuple:
 def _progress(study, missing, tell):
     "What shows, as each run ends, how far a study is: a bar where somebody watches, lines elsewhere."
     start, total = time.time(), len({run_key(c.arm) for c in study.cells()})
-    with tqdm(total=total, initial=total - missing, desc=study.name, disable=not interactive(), leave=False) as bar:
-        def progress(ended, running, todo):
+    with progress(what=study.name, total=total, initial=total - missing, delay=0, leave=False) as bar:
+        def ran(ended, running, todo):
             steps, left = (sum(map(_length, arms)) for arms in (ended, running + todo))
             minutes = (time.time() - start)/60/steps*left
             done = total - len(running) - len(todo)
@@ -497,7 +496,7 @@ def _progress(study, missing, tell):
             bar.set_postfix_str(line, refresh=False)
             bar.update(done - bar.n)
             if bar.disable: tell(f'{study.name}: {done} of {total} done, {line}')
-        yield progress
+        yield ran
 
 def told(name, plan, jobs) -> str:
     """A plan as a line.

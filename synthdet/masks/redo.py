@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
-from tqdm.auto import tqdm
-from ..core import alone, device as default_device, digest, generator, interactive, UserError, write_atomic
+from ..core import alone, device as default_device, digest, generator, progress, UserError, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..settings import opt, SEEDS, Settings
@@ -427,7 +426,7 @@ def _to_the_end(run, pictures, val):
     c = run.config
     if not run.at['rows']: run.save() # a folder that cannot be written is told now
     sample = pictures[torch.from_numpy(generator(c.seed, 'sample').permutation(len(pictures))[:256])]
-    with tqdm(total=c.steps, initial=run.at['step'], desc='ReDO', disable=not interactive()) as bar:
+    with progress(what='ReDO', total=c.steps, initial=run.at['step']) as bar:
         while not run.at['ended']:
             verdict = _advance(run, pictures, val, sample, bar)
             if verdict == 'again':

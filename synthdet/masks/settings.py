@@ -76,7 +76,7 @@ def _of_domain(domain):
     names = ', '.join(f.name for f in found)
     fault = f"{place} holds several ({names})" if found else f"{place} holds none ({', '.join(_PATTERNS)})"
     raise UserError(f"no ReDO weights are shipped for domain {domain.name!r}, and {fault}; give a file (masks.weights="
-                    "FILE), train one with nbs/experiments/train_redo.ipynb, or choose segmenter=grabcut")
+                    "FILE), train one with synthdet-run --notebook train_redo, or choose segmenter=grabcut")
 
 # %% ../../nbs/3_masks/00_settings.ipynb #c02f1052
 def mask_weights(masks, domain=None):

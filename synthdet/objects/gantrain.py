@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
-from tqdm.auto import tqdm
 from ..core import (
-    alone, device as default_device, digest, generator, hash_file, interactive, UserError, write_atomic)
+    alone, device as default_device, digest, generator, hash_file, progress, UserError, write_atomic)
 from .gan64 import draw, Generator64, lrelu, Scaled, WIDTHS
 from .settings import GanConfig
 from ..resume import AMP, as_batch, load_state, pick, save_state
@@ -352,7 +351,7 @@ def train_gan(images, config=GanConfig(), out='gan64', *, imagenet=None, feature
     real = features(pictures) if features else None
     with alone(Path(out)/'.lock', 'trains in the same folder'):
         run = _Run(c, out, key, device, sight)
-        with tqdm(total=c.steps, initial=run.at['step'], desc='GAN', disable=not interactive()) as bar:
+        with progress(what='GAN', total=c.steps, initial=run.at['step']) as bar:
             while run.at['step'] < c.steps:
                 _advance(run, min(c.steps, (run.at['step']//c.check_every + 1)*c.check_every), pictures, bar)
                 _look(run, real, features)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 import cv2
 import numpy as np
-from tqdm.auto import tqdm
 from ..archives import open_zip
 from ..boxes import borders, chw, hwc
-from ..core import alone, cache_dir, digest, disk_refused, interactive, processes, tidy, UserError, VERSIONS
+from ..core import alone, cache_dir, digest, disk_refused, processes, progress, tidy, UserError, VERSIONS
 from ..core import write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
@@ -201,7 +200,7 @@ def _blocks(objects, cut, name, workers, first=0):
     "All blocks from the first on, in order."
     make, numbers = partial(_block, objects, cut), range(first, -(-len(objects)//_BLOCK))
     made = forked(make, numbers, workers) if workers and forkable(objects) else map(make, numbers)
-    return tqdm(made, f'cut-outs ({name}), {_BLOCK} at a time', len(numbers), disable=not interactive())
+    return progress(made, f'cut-outs ({name}), {_BLOCK} at a time', total=len(numbers))
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #db09b0de
 def _in_memory(blocks, name, budget_mb):

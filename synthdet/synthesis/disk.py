@@ -9,8 +9,7 @@ __all__ = ['write_stream']
 import json, re
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from tqdm.auto import tqdm
-from ..core import (alone, append_jsonl, choose, digest, half, interactive, plain_path, regular, tidy,
+from ..core import (alone, append_jsonl, choose, digest, half, plain_path, progress, regular, tidy,
                            UserError, whole_folder, write_atomic)
 from ..data.annotations import annotation, FORMATS, write_annotations
 from ..data.images import write_image
@@ -78,7 +77,7 @@ def _drawn(samples, i, folder, suffix):
 def _filled(samples, folder, n, suffix, rows):
     "Draw what is not among the whole rows; all rows, which the provenance then holds in their order."
     log, lost = folder/'provenance.jsonl', [i for i in range(n) if i not in rows]
-    for i in tqdm(lost, desc='writing', initial=n-len(lost), total=n, disable=not interactive()):
+    for i in progress(lost, 'writing', initial=n-len(lost), total=n):
         rows[i] = _drawn(samples, i, folder, suffix)
         append_jsonl(log, rows[i], sync=False)
     rows = [rows[i] for i in range(n)]

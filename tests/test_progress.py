@@ -1,0 +1,58 @@
+"Where bars show, and as what: widgets in a front end, lines where somebody reads them, nothing elsewhere."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from helpers import ROOT
+
+BAR = """
+from synthdet.core import front_end, interactive, progress
+for _ in progress(range(3), 'counting', delay=0): pass
+print(front_end(), interactive())
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    env = {k: v for k, v in os.environ.items() if k not in ("SYNTHDET_QUIET", "IN_TEST")}
+    manager, client = start_new_kernel(env=dict(env, PYTHONPATH=str(ROOT)))
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def ran(client, code, **options):
+    "What a cell leaves in a notebook: (kinds of what is displayed, stdout, stderr)."
+    shown, text = [], dict(stdout="", stderr="")
+    def note(message):
+        content = message["content"]
+        if message["msg_type"] == "stream": text[content["name"]] += content["text"]
+        elif message["msg_type"] in ("display_data", "error"): shown.append(sorted(content.get("data", content)))
+    client.execute_interactive(code, output_hook=note, timeout=60, **options)
+    return shown, text["stdout"], text["stderr"]
+
+
+def test_a_bar_is_a_widget_where_a_front_end_answers_and_nothing_elsewhere(kernel):
+    shown, told, red = ran(kernel, BAR, allow_stdin=True)
+    assert "application/vnd.jupyter.widget-view+json" in shown[0] and (told, red) == ("True True\n", "")
+    assert ran(kernel, BAR, allow_stdin=False) == ([], "False False\n", "")   # papermill, nbconvert
+
+
+def test_who_reads_a_run_in_a_terminal_sees_lines(kernel):
+    loud = "import os; os.environ['SYNTHDET_QUIET'] = '{}'" + BAR
+    shown, told, red = ran(kernel, loud.format(0), allow_stdin=False)
+    assert not shown and told == "False True\n" and "counting: 100%" in red
+    assert ran(kernel, loud.format(1), allow_stdin=True) == ([], "False False\n", "")
+
+
+def test_a_pipe_sees_nothing_and_every_bar_is_made_in_one_place():
+    env = {k: v for k, v in os.environ.items() if k not in ("SYNTHDET_QUIET", "IN_TEST")}
+    done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, timeout=60, cwd=ROOT, env=env)
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+    sources = [p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    cells = {p: ["".join(c["source"]) for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "code"] for p in sources}
+    assert [p.stem for p in sources if any("import tqdm" in c for c in cells[p])] == ["00_core"]
