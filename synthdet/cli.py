@@ -257,7 +257,7 @@ def _study(argv):
     where = lambda name: plain_path(a.results, '--results') if a.results is not None else usual_results(name, out)
     if a.only and (a.rows is not None or not a.name):
         raise UserError('--only is a part of the study NAME that is run; leave it out, or give NAME without --rows')
-    if a.rows is not None: return _collect(a, where)
+    if a.rows is not None: return _collect(a, where, [usual_results(name, out) for name in STUDIES])
     if not a.name:
         return print(_lines([_state(s, where(s.name)) for s in STUDIES.values()], 'study', 'runs', 'done', 'claims'),
                      f'artefacts in {out}', sep='\n')
@@ -285,13 +285,14 @@ def _state(study, results):
     done = runs - len(study.missing(read_rows(results)))
     return dict(study=study.name, runs=runs, done=done, claims=' '.join(study.claims) or '-')
 
-def _collect(a, where):
-    "`synthdet-study --rows`: the parts of studies that some rows make whole, and those that they do not."
+def _collect(a, where, every):
+    "`synthdet-study --rows`: the parts that some rows, and those of every study, make whole; and those that are not."
     from synthdet.evidence.parts import about, collect
     from synthdet.evidence.rows import read_rows
     from synthdet.evidence.studies import STUDIES
     if a.results is not None and not a.name: raise UserError('--results is of one study; say its NAME, too')
-    rows = read_rows(regular(a.rows, 'a results file'))
+    offered = [row for f in (regular(a.rows, 'a results file'), *every) for row in read_rows(f)]
+    rows = [*{(row['id'], row.get('digest')): row for row in offered}.values()]
     for name in [a.name] if a.name else STUDIES:
         study, path = choose('study', name, STUDIES), where(name)
         taken = collect(study, rows, path, dry=a.dry)

@@ -16,6 +16,7 @@ import pandas as pd
 from ..core import choose, project, UserError
 from .rows import read_rows, write_row
 from .studies import STUDIES
+from ..settings import leaves
 from .study import by_run, one_each, part, placed, run_again, run_key, Study
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #c2cd17cf
@@ -45,8 +46,13 @@ def together(study:Study, some) -> Study:
     """
     return replace(study, over=[g for p in some for g in p.grids])
 
+def _listed(labels):
+    "Labels of an axis in words."
+    *first, last = [*map(str, labels)] or ['']
+    return ', '.join(first) + ' and '*bool(first) + last
+
 def about(*some) -> str:
-    """Parts of a study in words: domains and label counts, those of the same counts together.
+    """Parts of a study in words: domains, label counts and starts, those that have the same together.
 
     Parameters
     ----------
@@ -55,9 +61,10 @@ def about(*some) -> str:
     found = {}
     for part in some:
         grid, = part.grids
-        labels = ' and '.join(map(str, grid.get('n_real', ())))
-        found.setdefault(labels, []).extend(grid.get('domain', [part.name]))
-    return '; '.join(', '.join(names) + (f', {labels} labels' if labels else '') for labels, names in found.items())
+        labels, start = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start'))
+        told = (f', {labels} labels' if labels else '') + (f', from {start}' if start else '')
+        found.setdefault(told, []).extend(grid.get('domain', [part.name]))
+    return '; '.join(', '.join(names) + told for told, names in found.items())
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #ee71b31a
 def studies_file(name, folder='') -> Path:
@@ -117,7 +124,7 @@ def shown(name, folder='', tell=print):
     """
     rows, rest = begun(STUDIES[name], studies_file(name, folder))
     on = '' if rows is None else f' on {about(*rest)}'
-    if rest: tell(f'study {name}: not run{on}; synthdet-study {name}')
+    if rest: tell(f'Not run: study {name}{on} (`synthdet-study {name}`).')
     return rows
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #842cb6a6
@@ -191,16 +198,17 @@ def made_by(rows) -> str:
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #5d15e9c0
 def _absent(part, data):
-    "The folder of data that a part needs and that is not there; '' when nothing lacks."
-    root = placed(part.cells()[0].arm, data).data.root
-    return root if root and not Path(root).is_dir() else ''
+    "The first file or folder below that of data that a part needs and that is not there; '' when nothing lacks."
+    arms = [placed(cell.arm, data) for cell in part.cells()]
+    named = [l.value for arm in arms for l in leaves(arm) if l.field.metadata.get('file') or l.field.metadata.get('path')]
+    return next((v for v in named if isinstance(v, str) and '/' in v and not Path(v).exists()), '')
 
 def _runnable(study, rows, data, tell):
     "The parts of a study that are whole, or can be run here; tells of the others."
     lacking, kept = {run_key(c.arm) for c in study.missing(rows)}, []
     for part in parts(study):
-        root = _absent(part, data) if _runs(part) & lacking else ''
-        if root: tell(f'{about(part)}: not run, because {root} is not there (say data=FOLDER)')
+        absent = _absent(part, data) if _runs(part) & lacking else ''
+        if absent: tell(f'{about(part)}: not run, because {absent} is not there (say data=FOLDER)')
         else: kept.append(part)
     if kept: return together(study, kept)
     raise UserError(f'study {study.name}: none of its data are there; say data=FOLDER, below which they lie')

@@ -152,14 +152,17 @@ def score_dots(rows, x, hue=None, score='ap50', ax=None):
     """
     ax, rows = _axes(ax), rows.assign(points=100*rows[score])
     for c in {x, hue} - {None}: rows[c] = rows[c].map(lambda v: drawable(str(v)))
-    own = hue == 'arm' and set(rows.arm) <= ARM_COLOURS.keys()
-    how = dict(data=rows, x=x, y='points', hue=hue, ax=ax, palette=ARM_COLOURS if own else None)
-    parted = dict(dodge=.5) if hue else {}
-    sns.stripplot(**how, size=4, jitter=False, **({'dodge': True} if hue else {}), legend=False)
-    wide = .8 - .8/rows[hue].nunique() if hue else 0
-    sns.pointplot(**how, errorbar=None, linestyle='none', marker='_', markersize=16, dodge=wide or False)
+    kinds = list(dict.fromkeys(rows[hue])) if hue else []
+    colours = {kind: ARM_COLOURS.get(kind, f'C{k}') for k, kind in enumerate(kinds)}
+    how = dict(data=rows, x=x, y='points', hue=hue, ax=ax, palette=colours or None, legend=False)
+    sns.stripplot(**how, size=4, jitter=False, dodge=bool(hue))
+    wide = .8 - .8/len(kinds) if hue else False
+    sns.pointplot(**how, errorbar=None, linestyle='none', marker='_', markersize=16, dodge=wide)
     ax.set(xlabel='', ylabel=f'test {score.upper()}', ylim=(0, 100))
-    return _framed(ax)
+    ax.set_xticks(ax.get_xticks(), list(dict.fromkeys(rows[x])), **AS_IT_IS)
+    if hue: _legend(ax, {kind: ax.plot([], [], color=colour, lw=2)[0] for kind, colour in colours.items()})
+    ax.figure.tight_layout()
+    return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #79486fe2
 def gains(found, names, title='', margin=0, ax=None):

@@ -287,8 +287,9 @@ def _ready(study, cell, data):
     "The arm of a cell on this machine; raises `UserError` when it cannot be run here."
     try: return check_arm(placed(cell.arm, data))
     except UserError as e:
+        below = f'lies below data={str(data)!r}' if data else 'lies below a folder, so say data=FOLDER'
         raise UserError(f"study {study.name}, {', '.join(f'{k}={v}' for k, v in cell.at.items())}: {e}; what a study "
-                        f'names lies below data={str(data)!r}') from None
+                        f'names {below}, or run a part of it') from None
 
 # %% ../../nbs/6_evidence/07_study.ipynb #a6ac2bdf
 @elsewhere()
