@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 
 def started(data, *words, steps=10, cores=2, **how):
     "A command in a session of its own, so that whatever it leaves behind can be found."
-    env = {**os.environ, 'PYTHONPATH': f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", 'CORES': str(cores),
+    env = {**os.environ, 'PYTHONPATH': f"{ROOT}:{ROOT/'tests'}:{os.environ.get('PYTHONPATH', '')}", 'CORES': str(cores),
            'OMP_NUM_THREADS': '1'}
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | how
     return subprocess.Popen([sys.executable, data/'program.py', str(steps), *map(str, words)], text=True, env=env,
@@ -184,7 +184,8 @@ def test_whole_parts_are_taken_out_of_rows_of_any_runs(tmp_path, monkeypatch, ca
     monkeypatch.setattr(artefacts, 'usual_results', lambda name, out: tmp_path/f'{name}.jsonl')
     cells = {(c.at['domain'], c.at['n_real'], run_key(c.arm)): c
              for c in STUDIES['labels_curve'].cells()}
-    mixed = [planted_row(c) for (domain, n, _), c in cells.items() if domain == 'butterflies' or n == 20 and c.at['seed'] == 0]
+    mixed = [planted_row(c) for (domain, n, _), c in cells.items()
+             if domain == 'butterflies' or n == 20 and c.at['seed'] == 0]
     older = [{k: v for k, v in r.items() if k != 'artefacts'} if i % 2 else r for i, r in enumerate(mixed)]
     for r in {r['id']: r for r in older}.values(): write_row(tmp_path/'mixed.jsonl', r)
     for words in (['--dry'], [], []):

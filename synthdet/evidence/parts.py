@@ -16,8 +16,8 @@ import pandas as pd
 from ..core import choose, project, UserError
 from .rows import read_rows, write_row
 from .studies import STUDIES
-from ..settings import leaves
 from .study import by_run, one_each, part, placed, run_again, run_key, Study
+from ..settings import leaves
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #c2cd17cf
 def _only(values, label): return {label: values[label]} if isinstance(values, Mapping) else [label]
@@ -200,8 +200,9 @@ def made_by(rows) -> str:
 def _absent(part, data):
     "The first file or folder below that of data that a part needs and that is not there; '' when nothing lacks."
     arms = [placed(cell.arm, data) for cell in part.cells()]
-    named = [l.value for arm in arms for l in leaves(arm) if l.field.metadata.get('file') or l.field.metadata.get('path')]
-    return next((v for v in named if isinstance(v, str) and '/' in v and not Path(v).exists()), '')
+    named = lambda l: l.field.metadata.get('file') or l.field.metadata.get('path')
+    values = [l.value for arm in arms for l in leaves(arm) if named(l) and isinstance(l.value, str)]
+    return next((v for v in values if '/' in v and not Path(v).exists()), '')
 
 def _runnable(study, rows, data, tell):
     "The parts of a study that are whole, or can be run here; tells of the others."
