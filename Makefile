@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
 
-.PHONY: demo test quick slow lab prepare clean sync figures
+.PHONY: demo test quick slow lab prepare clean sync figures docs
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) on this machine; install Python 3.10 to 3.13, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 2; }
@@ -46,6 +46,10 @@ figures: $(READY)
 	mkdir -p paper_figures/out
 	for n in paper_figures/*.ipynb; do $(BIN)/papermill --no-progress-bar $$n paper_figures/out/`basename $$n` || exit 1; done
 
+# notebooks and docstrings as HTML; a broken link, a picture that was not made or a warning is an error
+docs: $(READY)
+	$(BIN)/python nbs/pages/build.py
+
 lab: $(READY)
 	$(BIN)/jupyter lab nbs
 
@@ -55,5 +59,5 @@ prepare: $(READY)
 	timeout 600 $(BIN)/nbdev_test
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache paper_figures/out benchmarks/out
+	rm -rf runs build dist _docs *.egg-info .pytest_cache paper_figures/out benchmarks/out
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 The names below are what most users need; each is imported when it is first used, so that `import synthdet` costs
 nothing. Everything else is in the floors: `synthdet.data`, `objects`, `masks`, `synthesis`, `detection`, `evidence`.
 """
-__version__ = "0.4.0"
+__version__ = "0.6.0"
 from importlib import import_module
 from typing import TYPE_CHECKING
 

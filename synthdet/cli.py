@@ -8,13 +8,14 @@ __all__ = ['run', 'preview', 'synth', 'notebooks', 'study', 'runs', 'data']
 # %% ../nbs/7_roof/00_cli.ipynb #90ec3e1c
 import argparse, errno, os, shlex, sys, warnings
 from pathlib import Path
-from .core import choose, plain_path, regular, short, suffix_of, UserError, writable
+from . import __version__
+from .core import choose, plain_path, regular, short, suffix_of, through, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
-from .data.settings import FORMATS
-from .evidence.arm import Arm, check_arm, make_arms
+from .evidence.arm import Arm, as_word, check_arm, make_arms
 from .evidence.cluster import check_cluster, cluster
 from .ranks import launched, main, ranks, together
 from .settings import listing, words
+from .synthesis.settings import EXPORTS, val_share
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
 def _opened():
@@ -39,27 +40,40 @@ def _end(code, line=''):
     if line: print(line, file=sys.stderr)
     sys.exit(code)
 
-def _guarded(main, argv):
-    "Call `main(argv)`; a mistake becomes one line on stderr and exit code 2, a warning is a line, too."
+_OWN = {'run.output': '--output', 'stream.n': '-n ', 'stream.format': '--format=', 'stream.val': '--val=',
+        'stream.masks': '--masks', 'stream.outlines': '--masks', 'study.data': '--data=', 'study.jobs': '--jobs=',
+        'study.dask': '--dask='}
+
+def _word(path):
+    "How commands that take settings as words name one, or an option of their own."
+    return _OWN.get(path) or as_word(path)
+
+def _guarded(main, argv, words=_word):
+    """Call `main(argv)`; a mistake becomes one line on stderr and exit code 2, a warning is a line, too. Both name
+    settings by `words`, as the command takes them."""
     _opened()
-    usual, warnings.formatwarning = warnings.formatwarning, _warning
+    usual, warnings.formatwarning, before = warnings.formatwarning, _warning, through(words)
     try:
         try: main(argv)
         finally: sys.stdout.flush()
-    except UserError as e: _end(2, f'error: {e}')
+    except UserError as e: _end(2, '\n'.join([f'error: {e}', *e.lines()[1:]]))
     except KeyboardInterrupt: _end(130, 'stopped; the same command goes on from here')
     except MemoryError: _end(2, 'error: the memory does not suffice; free some, or ask for less')
     except OSError as e:
         where = 'standard output' if _unheard(e) else e.filename or type(e).__name__
         if e.errno == errno.EPIPE: _end(141)                             # as every program that is piped into `head`
         _end(2, f"error: {UserError(f'{where}: {e.strerror or e}')}")
-    finally: warnings.formatwarning = usual
+    finally: warnings.formatwarning, _ = usual, through(before)
 
 # %% ../nbs/7_roof/00_cli.ipynb #b4cbc785
 class _Parser(argparse.ArgumentParser):
     "A parser of which a mistake is one line, like any other, and words and options stand in any order."
     def _print_message(self, message, file=None): (file or sys.stderr).write(message) # argparse hides a full disk
     def error(self, message): raise UserError(f'{message}; {self.prog} --help tells what there is')
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.add_argument('--version', action='version', version=f'synthdet {__version__}')
 
     def read(self, argv):
         "The arguments; `-p NAME VALUE` is the word NAME=VALUE, whatever the value begins with."
@@ -145,11 +159,12 @@ def _arm(a) -> Arm:
     if 'arms' in given: raise UserError(f"arms={given['arms']}: arms are what synthdet-run compares; a stream has none")
     return check_arm(*make_arms('pretrain_only', **given))
 
-def _samples(arm):
+def _samples(arm, with_masks=False):
     "The stream of an arm."
     from synthdet.data.domains import load_domain
     from synthdet.synthesis.stream import make_samples
-    return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed, labels=arm.labels)
+    return make_samples(load_domain(arm.data), arm.synthesis, seed=arm.seed, labels=arm.labels,
+                        with_masks=with_masks)
 
 def _count(p, argv, n, most):
     "The arguments of a parser that also takes -n; raises `UserError` for what is no number of images."
@@ -190,16 +205,20 @@ def preview(argv=None):
 def _synth(argv):
     "What `synthdet-synth` does."
     p = _parser('synthdet-synth', 'Write synthesised images with boxes as a data set; run again to go on after a stop.')
-    p.add_argument('--format', default='coco', help='coco, voc or yolo (default: %(default)s)')
+    p.add_argument('--format', default='coco', help=f"{', '.join(EXPORTS)} (default: %(default)s)")
     p.add_argument('--output', required=True, help='folder to write to')
+    p.add_argument('--val', default='0', metavar='SHARE', help='of the images, for validation: 0.1 (default: no parts)')
+    p.add_argument('--masks', action='store_true', help='coco: masks, too, as run lengths; yolo: outlines, not boxes')
     a = _count(p, argv, 1000, 1_000_000_000)
-    folder = plain_path(a.output, '--output')
-    choose('format', a.format, FORMATS)
+    folder, val = plain_path(a.output, '--output'), val_share(a.val)
+    choose('format', a.format, EXPORTS)
+    if a.masks and a.format not in ('coco', 'yolo'):
+        raise UserError('--masks: Pascal VOC files are written without; choose --format=coco or --format=yolo')
     arm = _arm(a)
     writable(folder/'stream.yaml')
-    samples = _samples(arm)
+    samples = _samples(arm, with_masks=a.masks)
     from synthdet.synthesis.disk import write_stream
-    write_stream(samples, folder, a.n, format=a.format)
+    write_stream(samples, folder, a.n, format=a.format, val=val, outlines=a.masks and a.format == 'yolo')
     print(samples.report(), f'{a.n} images in {folder.resolve()} ({a.format})', sep='\n')
 
 def synth(argv=None):
@@ -312,7 +331,7 @@ def _dry(study, lacking, results, data, jobs):
 
 def study(argv=None):
     "Entry point of `synthdet-study`."
-    _guarded(_study, argv)
+    _guarded(_study, argv, lambda path: _OWN.get(path, ''))              # what is run is declared elsewhere
 
 # %% ../nbs/7_roof/00_cli.ipynb #a697b0b2
 _RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need
@@ -335,6 +354,7 @@ def _runs(argv):
     out = plain_path(a.out, 'OUT') if a.out is not None else usual_out()
     if a.yes and not a.prune: raise UserError('--yes is for --prune; say both')
     if a.pack is not None or a.study is not None: return _pack(a, out)
+    if a.out is None and not os.path.lexists(out): return print(f'nothing in {out} yet')
     results = [*results_files(out), *(plain_path(f, '--results') for f in a.results)]
     found = kept(out, results)
     if a.prune: found = prunable(found, results)
@@ -444,6 +464,14 @@ def _data(argv):
     else: done = all([dict(check=_check, fetch=_fetch, draw=_draw)[a.what](name, a) for name in a.names])
     if not done: sys.exit(1)
 
+def _data_word(path):
+    "How `synthdet-data` takes a setting."
+    name, _, value = path.partition('=')
+    branch, _, leaf = name.rpartition('.')
+    own = {'data.root': '--root ', 'fetch.accept': '--accept'}.get(name, '')
+    if own or branch not in ('data', 'options'): return own
+    return f"--options {shlex.quote(f'{leaf}={value}')}" if value else f'--options {leaf}='
+
 def data(argv=None):
     "Entry point of `synthdet-data`."
-    _guarded(_data, argv)
+    _guarded(_data, argv, _data_word)

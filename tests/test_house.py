@@ -97,7 +97,7 @@ def test_expressions_do_not_nest(path):
 def test_a_notebook_is_light_portable_and_silent(path):
     nb = json.loads(path.read_text())
     assert path.stat().st_size < 600_000
-    assert nb["metadata"]["kernelspec"]["name"] == "python3"
+    assert nb["metadata"]["kernelspec"]["name"] == "python3" and "widgets" not in nb["metadata"]
     outputs = json.dumps([c.get("outputs", []) for c in nb["cells"]])
     assert '"stderr"' not in outputs, "a bar or a warning among the outputs"
     assert '"error"' not in outputs and str(Path.home()) not in outputs and str(root) not in outputs

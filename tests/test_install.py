@@ -137,7 +137,8 @@ def test_links_within_the_checkout_lead_somewhere():
 
 
 def test_metadata_says_what_there_is(metadata):
-    assert metadata["version"] == __version__ and metadata["license_expression"] == "Apache-2.0"
+    newest = re.search(r"^## (.+)$", (ROOT/"CHANGELOG.md").read_text(), re.M)[1]
+    assert metadata["version"] == __version__ == newest and metadata["license_expression"] == "Apache-2.0"
     extras = metadata["extras_require"]
     assert {"dev", "onnx", "cluster", "docs", "track"} <= extras.keys() and all(set(x) <= set(extras["dev"]) for x in extras.values())
     known = [c.rpartition(" ")[2] for c in metadata["classifiers"] if re.search(r":: 3\.\d+$", c)]
@@ -203,6 +204,18 @@ def test_copies_replace_no_file_that_differs(checkout, tmp_path):
     copies[0].unlink()
     copies[0].mkdir()
     assert "another.ipynb: is a folder" in refused(copy_notebooks, tmp_path/"mine")
+
+
+def test_the_commands_say_which_version_they_are(metadata, capsys):
+    for line in metadata["entry_points"]["console_scripts"]:
+        with pytest.raises(SystemExit) as end: COMMANDS[line.partition("=")[0].removeprefix("synthdet-")](["--version"])
+        assert (end.value.code, capsys.readouterr()) == (0, (f"synthdet {__version__}\n", ""))
+
+
+def test_before_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SYNTHDET_CACHE", str(tmp_path))
+    COMMANDS["runs"]([])
+    assert capsys.readouterr().out == f"nothing in {tmp_path/'studies'} yet\n"
 
 
 def test_names_and_what_is_only_in_a_checkout(monkeypatch):

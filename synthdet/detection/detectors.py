@@ -17,7 +17,7 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
                                           ssdlite320_mobilenet_v3_large)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import named, suffix_of, UserError, write_atomic
+from ..core import named, option, suffix_of, UserError, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_start, fit_weights, pack_weights, read_note, read_weights
@@ -28,8 +28,8 @@ def _cached(weights):
     name = Path(weights.url).name
     path = Path(torch.hub.get_dir())/'checkpoints'/name
     if path.is_file(): return weights
-    raise UserError(f"no ImageNet weights: {path} does not exist; put {name} there, or choose weights='none' or the "
-                    "path of a trained detector")
+    raise UserError(f"no ImageNet weights: {path} does not exist; put {name} there, or choose "
+                    f"{option('model.weights=none')} or the path of a trained detector")
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #c5a3c001
 def _own_size(model, size):

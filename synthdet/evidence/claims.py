@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FOLLOWS', 'Claim', 'papers', 'paper_table', 'paired_runs', 'findings', 'whole', 'agreed', 'claim_figure',
-           'reached', 'judge', 'judge_all', 'claims_table']
+           'reached', 'judge', 'so_far', 'judge_all', 'claims_table']
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #594d5f76
 from typing import NamedTuple
@@ -305,6 +305,26 @@ def judge(study, rows, rest=()) -> dict:
         found = None if rows is None else findings(claim, rows)
         judged[name] = whole(claim, found), found, about(*(p for p in rest if _touches(claim, p)))
     return judged
+
+def so_far(name, folder='', tell=print) -> tuple:
+    """What there is of a study while it is being run: its own file, or what `unfinished.jsonl` above it holds.
+
+    Parameters
+    ----------
+    name : key of `STUDIES`
+    folder : of results files; '': results/studies of the checkout
+    tell : function of a line of text
+
+    Returns
+    -------
+    tuple : of `begun`, not strict: the rows of whole parts (None: there are none), and the parts that were not run
+    """
+    file = studies_file(name, folder)
+    there = [begun(STUDIES[name], f, strict=False) for f in (file, file.parent.parent/'unfinished.jsonl')]
+    rows, rest = max(there, key=lambda found: 0 if found[0] is None else len(found[0]))
+    lacking = about(*rest)
+    if rest: tell(f"study {name}: {'not run yet' if rows is None else f'not run yet: {lacking}'}")
+    return rows, rest
 
 def judge_all(folder='', *, strict=True) -> dict:
     """Judge all claims; what `judge` returns.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, digest, folder, processes, progress, UserError, writable
+from ..core import choose, digest, folder, option, processes, progress, UserError, writable
 from .arm import Arm, ARMS, check_arm, resolved
 from .rows import read_rows
 from ..files import read_jsonl
@@ -287,7 +287,8 @@ def _ready(study, cell, data):
     "The arm of a cell on this machine; raises `UserError` when it cannot be run here."
     try: return check_arm(placed(cell.arm, data))
     except UserError as e:
-        below = f'lies below data={str(data)!r}' if data else 'lies below a folder, so say data=FOLDER'
+        where = option('study.data')
+        below = f'lies below {where}{str(data)!r}' if data else f'lies below a folder, so say {where}FOLDER'
         raise UserError(f"study {study.name}, {', '.join(f'{k}={v}' for k, v in cell.at.items())}: {e}; what a study "
                         f'names {below}, or run a part of it') from None
 
