@@ -10,7 +10,7 @@ import argparse, errno, json, os, shlex, sys, warnings
 from collections import Counter
 from pathlib import Path
 from . import __version__
-from .core import choose, plain_path, short, suffix_of, through, UserError, writable
+from .core import choose, plain_path, regular, short, suffix_of, through, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .evidence.arm import Arm, as_word, check_arm, make_arms
@@ -247,7 +247,8 @@ def notebooks(argv=None):
 _STUDY = '''Run what a study lacks; without NAME, list every study and how far it is. Ctrl-C and kill lose the steps
 since the last save at most: the same command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or
 ~/.cache/synthdet/studies, where any checkout finds them), rows in FILE (default: results/studies/NAME.jsonl of the
-checkout; without one, OUT/NAME.jsonl).'''
+checkout; without one, OUT/NAME.jsonl). --rows runs nothing: of the rows of a file, which may be of any runs, it adds
+to a study's own those that make a part of it whole (a grid at a domain); without NAME, to every study's.'''
 
 def _study_parser():
     "The parser of `synthdet-study`."
@@ -262,7 +263,9 @@ def _study_parser():
                    help='processes (or workers of --dask local), which share the cores; 0: one per core, 1 on a GPU')
     p.add_argument('--dask', metavar='ADDRESS', help="of a scheduler, or 'local': run on its workers")
     p.add_argument('--resources', default='', metavar='NAME=N', help='of a worker, for each run: GPU=1')
-    p.add_argument('--dry', action='store_true', help='say what would be run, how long it takes and how much memory')
+    p.add_argument('--rows', metavar='FILE', help='take whole parts out of the rows of a file, and run nothing')
+    p.add_argument('--dry', action='store_true', help='say what would be run, how long it takes and how much memory; '
+                   'or which rows would be taken')
     return p
 
 def _study(argv):
@@ -273,6 +276,9 @@ def _study(argv):
     a = _study_parser().read(argv)
     out = plain_path(a.out, '--out') if a.out is not None else usual_out()
     where = lambda name: plain_path(a.results, '--results') if a.results is not None else usual_results(name, out)
+    if a.only and (a.rows is not None or not a.name):
+        raise UserError('--only is a part of the study NAME that is run; leave it out, or give NAME without --rows')
+    if a.rows is not None: return _collect(a, where, [usual_results(name, out) for name in STUDIES])
     if not a.name:
         return print(_lines([_state(s, where(s.name)) for s in STUDIES.values()], 'study', 'runs', 'done', 'claims'),
                      f'artefacts in {out}', sep='\n')
@@ -299,6 +305,21 @@ def _state(study, results):
     runs = len({run_key(cell.arm) for cell in study.cells()})
     done = runs - len(study.missing(read_rows(results)))
     return dict(study=study.name, runs=runs, done=done, claims=' '.join(study.claims) or '-')
+
+def _collect(a, where, every):
+    "`synthdet-study --rows`: the parts that some rows, and those of every study, make whole; and those that are not."
+    from synthdet.evidence.parts import about, collect
+    from synthdet.evidence.rows import read_rows
+    from synthdet.evidence.studies import STUDIES
+    if a.results is not None and not a.name: raise UserError('--results is of one study; say its NAME, too')
+    offered = [row for f in (regular(a.rows, 'a results file'), *every) for row in read_rows(f)]
+    rows = [*{(row['id'], row.get('digest')): row for row in offered}.values()]
+    for name in [a.name] if a.name else STUDIES:
+        study, path = choose('study', name, STUDIES), where(name)
+        taken = collect(study, rows, path, dry=a.dry)
+        for part in taken.whole: print(f'{name}: {about(part)}: whole')
+        for part, n, of in taken.rest: print(f'{name}: {about(part)}: {n} of {of} runs, not taken')
+        if taken.added: print(f"{len(taken.added)} rows {'would be' if a.dry else 'are'} added to {path}")
 
 def _dry(study, lacking, results, data, jobs):
     "`synthdet-study --dry`: the runs that are missing, and what they cost."

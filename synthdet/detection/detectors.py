@@ -20,7 +20,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ..core import named, option, suffix_of, UserError, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
-from ..weights import fit_weights, pack_weights, read_note, read_weights
+from ..weights import fit_start, fit_weights, pack_weights, read_note, read_weights
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #2c24fd21
 def _cached(weights):
@@ -46,7 +46,7 @@ def _torchvision(build, pretrained):
         start = _cached(pretrained) if weights == 'imagenet' else None
         model = build(weights=None, weights_backbone=start, num_classes=num_classes, **options)
         model = _own_size(model, as_size(image_size))
-        return model if weights in ('none', 'imagenet') else fit_weights(model, read_weights(weights), weights)
+        return model if weights in ('none', 'imagenet') else fit_start(model, read_weights(weights), weights)
     make.__doc__ = f"Build torchvision's {build.__name__} at one size, side or (height, width)."
     return make
 

@@ -130,6 +130,7 @@ def start(given, preset='') -> Arm:
     protocol, domain, synthesis = given.protocol, given.data.domain, given.synthesis
     whole = synthesis.masks.segmenter == 'frame' or synthesis.objects.source in LABELLED # nothing to be cropped
     arm = override(Arm(), WORDS[protocol])
+    if given.model.detector != 'ssd': arm = override(arm, dict(backbone=None)) # others bring their own
     arm = override(arm, dict(protocol=protocol, domain=domain, n_fake=synthesis.n_fake))
     if protocol == 'quick': return _bent(arm, whole)
     preset = preset or (FACTS[domain].preset if domain in FACTS else '')
