@@ -259,7 +259,7 @@ def records(a):
         about = dict(parameters=sum(p.numel() for p in model.parameters()), steps=steps,
                      metrics_bytes_per_step=round(size('metrics.jsonl')/steps, 1), state_mb=round(size('state.pt')/MB, 1),
                      weights_mb=round(size('last.safetensors')/MB, 1))
-    results = OUT.with_name('results.jsonl').read_text().splitlines()
+    results = [line for f in (OUT.parent/'studies').glob('*.jsonl') for line in f.read_text().splitlines()]
     return dict(training=[about], lines=lines,
                 results=[dict(rows=len(results), bytes_per_row=round(sum(map(len, results))/len(results)))])
 

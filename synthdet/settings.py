@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'opt', 'choices', 'elsewhere', 'checked', 'read_value', 'Settings', 'Leaf', 'leaves', 'listing',
-           'text_of', 'find', 'parse', 'words', 'override', 'identity', 'to_row', 'columns', 'difference']
+           'text_of', 'columns', 'difference', 'find', 'parse', 'words', 'override', 'identity', 'to_row']
 
 # %% ../nbs/0_ground/02_settings.ipynb #6eea546a
 import difflib, math, os, shlex
@@ -15,6 +15,7 @@ from dataclasses import field, fields, is_dataclass, replace
 from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from .core import hash_file, plain_path, short, unfit, UserError
 
@@ -223,6 +224,40 @@ def text_of(value) -> str:
     if value is None: return 'auto'
     return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+# %% ../nbs/0_ground/02_settings.ipynb #01d195bd
+def columns(settings) -> dict:
+    """Each leaf's shortest name that fits it alone: the words of the command line, and the columns of a table.
+
+    Parameters
+    ----------
+    settings : a `Settings` object
+
+    Returns
+    -------
+    dict : path -> name
+    """
+    paths = [l.path for l in leaves(settings)]
+    def shortest(path):
+        parts = path.split('.')
+        names = ('.'.join(parts[k:]) for k in range(len(parts)-1, -1, -1))
+        return next(n for n in names if sum(p == n or p.endswith('.' + n) for p in paths) == 1)
+    return {p: shortest(p) for p in paths}
+
+def difference(settings, chosen) -> str:
+    """The words that turn one tree into another: `override(settings, difference(settings, chosen)) == chosen`.
+
+    Parameters
+    ----------
+    settings : a `Settings` object
+    chosen : another of its class
+
+    Returns
+    -------
+    str : `name=value` for each leaf that differs, as a shell takes it
+    """
+    names, both = columns(settings), zip(leaves(settings), leaves(chosen))
+    return ' '.join(shlex.quote(f'{names[b.path]}={text_of(b.value)}') for a, b in both if a.value != b.value)
+
 # %% ../nbs/0_ground/02_settings.ipynb #2f07db29
 def find(settings, name):
     """The leaf that a name stands for; raises `UserError` when none or several fit.
@@ -352,6 +387,15 @@ def _changes(settings, changes):
             yield from ((f'{path}.{p}', x) for p, x in _changes(attrgetter(path)(settings), v))
         else: yield heads[path].path if path in heads else path, v
 
+def _read(settings, path, v, f):
+    "A value of the leaf at `path`; the error names it as it fits it alone, where several settings have its name."
+    value = lambda f: checked(parse(v, f) if isinstance(v, str) else v, f)
+    try: return value(f)
+    except UserError:
+        name = columns(settings)[path]
+        if name == f.name: raise
+        return value(SimpleNamespace(name=name, metadata=f.metadata, default=f.default))
+
 def override(settings:Settings, changes:'str | dict') -> Settings:
     """A settings tree with some leaves changed; raises `UserError` for unknown or ambiguous names and bad values.
 
@@ -365,7 +409,7 @@ def override(settings:Settings, changes:'str | dict') -> Settings:
     known, wanted = {l.path: l.field for l in leaves(settings)}, {}
     for path, v in _changes(settings, changes):
         if path in wanted: raise _twice(path, wanted[path], v)
-        wanted[path] = parse(v, known[path]) if isinstance(v, str) else v
+        wanted[path] = _read(settings, path, v, known[path])
     return _with(settings, wanted)
 
 # %% ../nbs/0_ground/02_settings.ipynb #1d4495b3
@@ -406,36 +450,3 @@ def to_row(settings) -> dict:
         if isinstance(v, str) and (f.metadata['file'] or Path(v).is_absolute()): return Path(v).name
         return list(v) if isinstance(v, tuple) else v
     return {f.name: of(f) for f in fields(settings)}
-
-def columns(settings) -> dict:
-    """Each leaf's shortest name that fits it alone: the words of the command line, and the columns of a table.
-
-    Parameters
-    ----------
-    settings : a `Settings` object
-
-    Returns
-    -------
-    dict : path -> name
-    """
-    paths = [l.path for l in leaves(settings)]
-    def shortest(path):
-        parts = path.split('.')
-        names = ('.'.join(parts[k:]) for k in range(len(parts)-1, -1, -1))
-        return next(n for n in names if sum(p == n or p.endswith('.' + n) for p in paths) == 1)
-    return {p: shortest(p) for p in paths}
-
-def difference(settings, chosen) -> str:
-    """The words that turn one tree into another: `override(settings, difference(settings, chosen)) == chosen`.
-
-    Parameters
-    ----------
-    settings : a `Settings` object
-    chosen : another of its class
-
-    Returns
-    -------
-    str : `name=value` for each leaf that differs, as a shell takes it
-    """
-    names, both = columns(settings), zip(leaves(settings), leaves(chosen))
-    return ' '.join(shlex.quote(f'{names[b.path]}={text_of(b.value)}') for a, b in both if a.value != b.value)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'weights_digest', 'pack_weights', 'save_weights', 'changed', 'shipped', 'read_note', 'is_safetensors',
-           'read_weights', 'own_part', 'fit_weights']
+           'read_weights', 'own_part', 'fit_weights', 'fit_start']
 
 # %% ../nbs/0_ground/08_weights.ipynb #ec924bf5
 import json, re, warnings
@@ -377,3 +377,39 @@ def fit_weights(module:nn.Module, state:dict, path, assign=False) -> nn.Module:
                         'give a file of this network, or build the network with the options of the file')
     module.load_state_dict(state, strict=False, assign=assign)
     return module
+
+# %% ../nbs/0_ground/08_weights.ipynb #261d19d4
+def _head(name, own, state):
+    "An entry of the file that is a head's of other classes, or what the network has itself."
+    if 'head' not in name: return own
+    alike = (v for k, v in state.items() if k.endswith(name) and getattr(v, 'shape', own.shape)[1:] == own.shape[1:])
+    return next(alike, own)
+
+def fit_start(module:nn.Module, state:dict, path, mixed=lambda own, given: own) -> nn.Module:
+    """Copy tensors into a network whose training starts from them: its heads may be for other classes.
+
+    Parameters
+    ----------
+    module : network to fill
+    state : name -> tensor, also below prefixes, see `own_part`
+    path : where they came from, for the message
+    mixed : function of two tensors of a head that differ in their first dimension, the network's and the file's -> what
+        is taken; usual: the network's
+
+    Returns
+    -------
+    nn.Module : `module`
+
+    Raises
+    ------
+    UserError : as `fit_weights` does
+    """
+    own = module.state_dict()
+    shaped = {k: _head(k, v, state) for k, v in own.items()} if isinstance(state, dict) else own
+    if isinstance(state, dict): state = own_part(shaped, state, path)
+    other = [k for k, v in shaped.items() if k in state and v.shape != own[k].shape and v.shape == state[k].shape]
+    if other:
+        warnings.warn(f'{path} knows another number of classes: what tells them apart ({other[0]} and '
+                      f'{len(other) - 1} more) is learned anew')
+        state = {**state, **{k: mixed(own[k], state[k]) for k in other}}
+    return fit_weights(module, state, path)

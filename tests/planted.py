@@ -2,7 +2,7 @@
 import json
 
 from synthdet.core import digest, generator, VERSIONS
-from synthdet.evidence.claims import studies_file
+from synthdet.evidence.parts import studies_file
 from synthdet.evidence.rows import write_row
 from synthdet.evidence.study import run_key
 from synthdet.evidence.studies import STUDIES

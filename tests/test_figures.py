@@ -7,13 +7,14 @@ import pytest
 from planted import plant, row
 
 from synthdet.core import VERSIONS
-from synthdet.evidence.claims import studies_file
+from synthdet.evidence.parts import studies_file
 from synthdet.evidence.notebooks import parameters
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
 
 root = Path(__file__).resolve().parents[1]
-MADE = dict(curves=["fig3", "fig4"], tables=["table1", "table2", "table3", "table4"], claims=["claims"], pictures=["fig1", "fig2"])
+MADE = dict(curves=["fig3", "fig4"], claims=["claims"], pictures=["fig1", "fig2"], segmentation=["segmentation"],
+            tables=[*(f"table{k}" for k in range(1, 6)), "class_images", "masks", "reuse", "transfer", "val_budget"])
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,18 @@ def test_the_readme_shows_the_studies(tmp_path, studies):
     assert "| faces | 20 | " in block("objects") and all(f"| {c} | " in block("claims") for c in ("C1", "C4", "C8")) and "direction only" in block("claims")
 
 
-@pytest.mark.parametrize("name", ["curves", "tables", "claims"])
+@pytest.mark.parametrize("name", ["curves", "tables", "claims", "segmentation"])
 def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path):
     (tmp_path/"none").mkdir()
     text = draw(name, tmp_path, tmp_path/"out", studies=str(tmp_path/"none"))
-    assert "not run" in text and not list((tmp_path/"out").glob("*.svg"))
+    assert "ot run" in text and not list((tmp_path/"out").glob("*.svg"))
+
+
+def test_a_part_that_is_whole_is_shown_though_others_were_not_run(tmp_path):
+    plant(tmp_path/"studies", "labels_curve", STUDIES["labels_curve"].only(domain="butterflies", n_real=[25, 100]))
+    text = draw("curves", tmp_path, tmp_path/"out", studies=str(tmp_path/"studies"))
+    assert "Not run: study labels_curve on airplanes, birds, cars, faces, kangaroos, 20 labels; butterflies," in text
+    assert (tmp_path/"out"/"fig4.png").stat().st_size > 1000
 
 
 def fault(kind, folder):

@@ -21,7 +21,7 @@ from synthdet.data.labels import taken
 from synthdet.data.settings import DataSource, Labels
 from synthdet.evidence.arm import Arm
 from synthdet.evidence.phases import load, run
-from synthdet.evidence.plots import learning_curves, masks_against_detection, objects_compared, score_bars
+from synthdet.evidence.plots import learning_curves, masks_against_detection, score_dots
 from synthdet.settings import override
 from synthdet.show import captioned, show
 
@@ -327,9 +327,8 @@ def rows(domain="d", arm="pretrain", segmenter="redo"):
 
 CHARTS = dict(
     curves=lambda n: learning_curves(arms("scratch", n), title=f"{n}, 25 labels"),
-    groups=lambda n: score_bars(rows(domain=n)),
-    arms=lambda n: score_bars(pd.concat([rows(arm=n), rows(arm="scratch")])),
-    objects=lambda n: objects_compared(rows(segmenter=n)),
+    groups=lambda n: score_dots(rows(domain=n), "domain", "arm"),
+    arms=lambda n: score_dots(pd.concat([rows(arm=n), rows(arm="scratch")]), "domain", "arm"),
     masks=lambda n: masks_against_detection({n: .5}, rows(segmenter=n)),
     show=lambda n: show(torch.zeros(3, 9, 9, dtype=torch.uint8), n),
     captions=lambda n: captioned([torch.zeros(3, 9, 9, dtype=torch.uint8)]*2, [n, "b"], title=n, cols=2))

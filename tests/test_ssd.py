@@ -227,13 +227,31 @@ def test_weights_that_do_not_fit(small, tmp_path):
     def attempt(name, what, **options):
         save_file(what, tmp_path/name)
         return refused(ssd, 'mobilenetv1_025', tmp_path/name, image_size=64, **dict(dict(num_classes=4), **options))
-    fewer = attempt('classes.safetensors', state, num_classes=2)
-    assert "classes.safetensors does not fit" in fewer
-    assert "'heads.0.weight' is [24, 128, 3, 3], expected [18, 128, 3, 3]" in fewer
+    turned = {k: v.transpose(0, 1).contiguous() if k == 'heads.0.weight' else v for k, v in state.items()}
+    assert "'heads.0.weight' is [128, 24, 3, 3], expected [24, 128, 3, 3]" in attempt('turned.safetensors', turned)
     missing = attempt('missing.safetensors', {k: v for k, v in state.items() if k != 'heads.3.bias'})
     assert "'heads.3.bias' is missing" in missing
     assert "'heads.9.bias' is unexpected" in attempt('more.safetensors', {**state, 'heads.9.bias': torch.zeros(1)})
     assert 'missing' in attempt('foreign.safetensors', dict(layer=torch.zeros(1)))
+
+
+@pytest.mark.parametrize("before", ["", "module._orig_mod."])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_detector_of_other_classes_is_a_start(classes, before, tmp_path):
+    "Its backbone, and where its heads put boxes; which class it is is learned anew, and that is said."
+    kind = dict(backbone="mobilenetv1_025", image_size=64)
+    other = ssd(num_classes=4, **kind)
+    with torch.no_grad():
+        for head in other.heads: head.bias.uniform_()
+    torch.save({before + k: v for k, v in other.state_dict().items()}, tmp_path/"mine.pt")
+    with pytest.warns(UserWarning, match="another number of classes.*learned anew"):
+        model = ssd(weights=str(tmp_path/"mine.pt"), num_classes=classes, **kind)
+    for mine, its in zip(model.heads, other.heads):
+        offsets = mine.split[1]
+        assert all(torch.equal(getattr(mine, k)[-offsets:], getattr(its, k)[-offsets:]) for k in ("weight", "bias"))
+        assert not mine.bias[:-offsets].any() and len(mine.bias) == 3*(classes + 4)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items() if "heads" not in k)
+    assert "does not fit" in refused(ssd, weights=str(tmp_path/"mine.pt"), num_classes=4, backbone="mobilenetv1_050", image_size=64)
 
 
 def test_imagenet_without_a_network(monkeypatch, tmp_path):

@@ -1,10 +1,15 @@
 "What is mistyped is said at once: words, folders and files are looked at before anything heavy is imported."
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from synthdet.evidence.arm import Arm
+from synthdet.evidence.notebooks import own_parameters
+from synthdet.settings import find
 
 root = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "timm", "papermill", "nbclient", "matplotlib", "seaborn", "pandas", "cv2", "numpy",
@@ -22,7 +27,7 @@ REFUSED = dict(
         backbone=resnet51 | backbone 'resnet51' is unknown; choose from mobilenetv1_100
         weights=imagenet backbone=resnet51.a1_in1k | backbone 'resnet51.a1_in1k' is unknown
         backbone=resnet18 detector=ssdlite320 | backbone 'resnet18' cannot be chosen for ssdlite320
-        weights=/nope.pt | weights '/nope.pt': no such file; choose none or imagenet or the path of a file
+        weights=/nope.pt | model.weights '/nope.pt': no such file; choose none or imagenet or the path of a file
         model.weights=HERE/empty | empty' is no file; choose none or imagenet or the path of a file
         test_size=long640 | test_size='long640' is for detector 'retinaface'
         domain=brids | domain 'brids' is unknown; choose from butterflies, folder
@@ -35,13 +40,14 @@ REFUSED = dict(
         domain=folder root=HERE/mine class_images=/nope | /nope: no such folder; expected class images
         domain=folder root=HERE/mine backgrounds=/nope | /nope: no such folder; expected backgrounds
         domain=folder root=HERE/mine protocol=paper | protocol 'paper' has no recipe for domain 'folder'
-        domain=birds | root: no such folder; domain 'birds' reads public data sets from a folder
-        domain=birds root=HERE/empty | has no train images of 'birds'; CUB-200-2011
+        domain=birds | root is empty; domain 'birds' reads public data sets from a folder with CUB_200_2011 and birds_splits
+        domain=birds root=HERE/empty | empty: holds nothing of it; domain 'birds' reads public data sets
+        domain=cars root=/nope | /nope: no such folder; domain 'cars' reads public data sets
         domain=birds root=HERE/empty class_images=dm-gan | class_images='dm-gan' is no folder; choose one, or dmgan
         domain=birds root=HERE/empty backgrounds=inriaa | backgrounds='inriaa' is no folder; choose one, or inria
         domain=birds root=HERE/empty options=splot=1 | domain 'birds': option 'splot' is unknown
         objects=real2 | source 'real2' is unknown; choose from real, labelled, both, images, gan
-        objects=gan objects.weights=/nope.pt | weights '/nope.pt': no such file
+        objects=gan objects.weights=/nope.pt | objects.weights '/nope.pt': no such file
         objects=stylegan | stylegan for domain 'butterflies' needs stylegan[!2]*, and none come with the package
         objects=stylegan objects.weights=HERE/empty | holds 0 stylegan[!2]*
         objects=gan domain=folder root=HERE/mine | gan64 for domain 'mine' needs gan64*.safetensors, and there is no folder
@@ -50,9 +56,9 @@ REFUSED = dict(
         objects=images | objects=images of domain 'butterflies' needs a folder
         objects=images domain=folder root=HERE/mine | generated: no such folder; expected drawn pictures
         segmenter=sam | segmenter 'sam' is unknown; choose from grabcut, redo
-        segmenter=redo masks.weights=/nope | weights '/nope': no such file; choose butterflies or the path of a file
+        segmenter=redo masks.weights=/nope | masks.weights '/nope': no such file; choose butterflies or the path of a file
         segmenter=redo domain=folder root=HERE/mine | no ReDO weights are shipped for domain 'mine'
-        masks.weights=butterflies | segmenter 'grabcut' takes no weights
+        masks.weights=butterflies | segmenter 'grabcut' takes no weights; leave masks.weights='butterflies' out
         protocol=papr | protocol 'papr' is unknown; choose from quick, paper, released
         protocol=paper | protocol 'paper' has no recipe for domain 'butterflies'
         preset=brids protocol=paper | paper preset 'brids' is unknown
@@ -78,7 +84,7 @@ REFUSED = dict(
         domain=folder root=/nope | /nope: no such folder
         arms=scratch | arms are what synthdet-run compares; a stream has none
         objects=stylegan | needs stylegan[!2]*
-        segmenter=redo masks.weights=/nope | weights '/nope': no such file
+        segmenter=redo masks.weights=/nope | masks.weights '/nope': no such file
         scale=3,1 | scale=(3, 1) should be a range (lowest, highest)
         -n 0 | -n 0 should be 1 or more
         --output /proc/x/y.png | cannot write /proc/x/y.png""",
@@ -86,7 +92,9 @@ REFUSED = dict(
         blend=x | the following arguments are required: --output
         --output HERE/new n_real=-3 | n_real=-3 should be 0 or more
         --output HERE/new domain=folder root=/nope | /nope: no such folder
-        --output HERE/new --format csv | format 'csv' is unknown; choose from coco, voc, yolo
+        --output HERE/new --format csv | format 'csv' is unknown; choose from coco, voc, yolo, vocdevkit
+        --output HERE/new --val 2 | --val='2': expected the share of images for validation, so choose 0 to 0.5
+        --output HERE/new --masks --format voc | --masks: Pascal VOC files are written without; choose --format=coco
         --output HERE/new -n x | -n x should be 1 or more
         --output HERE/new backbone=resnet51 | backbone 'resnet51' is unknown
         --output HERE/text.ipynb | cannot write
@@ -99,7 +107,7 @@ REFUSED = dict(
         labels_curve --only domain=brids | domain of study labels_curve 'brids' is unknown; choose from butterflies
         labels_curve --only birds | 'birds' is no part of a study; write axis=label
         labels_curve --jobs x | --jobs=x: expected a whole number
-        labels_curve --jobs 5000 | jobs=5000: expected a whole number from 0
+        labels_curve --jobs 5000 | --jobs=5000: expected a whole number from 0
         labels_curve --resources GPU=1 | resources are those of the workers of a cluster; give --dask ADDRESS
         labels_curve --only domain=butterflies --out /proc/x | cannot write /proc/x/made.jsonl
         labels_curve --only domain=butterflies --results /proc/x/rows | cannot write /proc/x/rows
@@ -118,7 +126,7 @@ REFUSED = dict(
         check butterflies | domain 'butterflies' is unknown; choose from faces, birds
         check birds --options x | 'x' is no setting; write name=value
         fetch nonsense | data set 'nonsense' is unknown
-        fetch cub | CUB-200-2011: Caltech-UCSD Birds has terms
+        fetch cub | CUB-200-2011: Caltech-UCSD Birds has terms: non-commercial research and education; image rights with their owners (https://www.vision.caltech.edu/datasets/cub_200_2011/); read them there, then say so with --accept
         draw nonsense | domain 'nonsense' is unknown""")
 
 CODE = """
@@ -141,6 +149,19 @@ def said(calls, cwd):
     return json.loads(done.stdout)
 
 
+AXES = ("axis", "domain", "n_real", "arm", "seed") # of a cell, by which a study tells it
+
+
+def no_strange_hint(command, words, text, help):
+    "What a message tells to do is an option of the command, or a word that it takes."
+    text = re.sub("`[^`]*`", "", text)                              # whole commands, of others
+    for option in re.findall(r"(?<![\w-])--[a-z]+", text): assert option in help or option in words, (words, text)
+    for name in re.findall(r"(?<![-\w.])([a-z_]+(?:\.[a-z_]+)*)=", text):
+        if name in words or name in ("name", "preset") or command == "study" and name in AXES: continue # typed, or any
+        assert command in ("run", "preview", "synth"), (words, text)
+        assert name in own_parameters() or find(Arm(), name), (words, text)
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
@@ -153,10 +174,12 @@ def here(tmp_path_factory):
 @pytest.mark.parametrize("command", REFUSED)
 def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
     rows = [[part.strip() for part in line.split("|")] for line in REFUSED[command].replace("HERE", str(here)).split("\n")[1:]]
-    found = said([(command, words.split()) for words, _ in rows], here)
-    for (words, line), row in zip(rows, found, strict=True):
+    found = said([*((command, words.split()) for words, _ in rows), (command, ["--help"])], here)
+    for (words, line), row in zip(rows, found):
         assert row["code"] == 2 and line in row["said"], (words, row)
-        assert row["said"].startswith("error: ") and row["said"].count("\n") == 1 or "usage: " in row["said"], (words, row)
+        lines = 3 if "public data sets" in line else 1
+        assert row["said"].startswith("error: ") and row["said"].count("\n") == lines or "usage: " in row["said"], (words, row)
+        no_strange_hint(command, words, row["said"], found[-1]["said"])
         assert row["loaded"] == [], words
     assert not (here/"new").exists() and not (here/"runs").exists(), "and nothing is written"
 

@@ -56,6 +56,12 @@ def test_what_a_run_gave_may_differ():
     assert len(pairs(side("scratch"), b)) == 6
 
 
+def test_a_column_that_newer_code_added_parts_no_pair_unless_it_is_a_setting():
+    assert len(pairs(side("scratch"), side("pretrain", data_test="abc", handed="[]"))) == 6
+    assert "data_test ('x', 'abc')" in refused(pairs, side("scratch", data_test="x"), side("pretrain", data_test="abc"))
+    assert "share (nothing, 0.1)" in refused(pairs, side("scratch"), side("pretrain", share=.1))
+
+
 def test_no_number_equals_no_number():
     assert len(pairs(side("scratch", decay=None), side("pretrain", decay=float("nan")))) == 6
 

@@ -221,8 +221,9 @@ def test_the_mark_carries_what_names_the_stream(tmp_path):
     write_stream(make(), tmp_path/'s', 2)
     text = (tmp_path/'s/stream.yaml').read_text()
     assert make().signature() in text and '"blend": "mixed"' in text and str(tmp_path) not in text
-    for other in (make(seed=6), make(blend='paste'), make(n=3), make(with_masks=True)):
+    for other in (make(seed=6), make(blend='paste'), make(n=3)):
         assert 'holds another stream' in refused(write_stream, other, tmp_path/'s', 2)
+    assert 'was begun with another masks' in refused(write_stream, make(with_masks=True), tmp_path/'s', 2)
 
 
 @pytest.mark.slow

@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planted import row as planted_row
+from synthdet import cli
 from synthdet.core import refused
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence import artefacts, cluster, study
 from synthdet.evidence.arm import Arm
+from synthdet.evidence.parts import begun
 from synthdet.evidence.rows import read_rows, write_row
+from synthdet.evidence.studies import STUDIES
 from synthdet.evidence.study import in_turn, part, placed, run_key, Study
 from synthdet.settings import override, to_row
 
@@ -54,7 +58,7 @@ def data(tmp_path_factory):
 
 def started(data, *words, steps=10, cores=2, **how):
     "A command in a session of its own, so that whatever it leaves behind can be found."
-    env = {**os.environ, 'PYTHONPATH': f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", 'CORES': str(cores),
+    env = {**os.environ, 'PYTHONPATH': f"{ROOT}:{ROOT/'tests'}:{os.environ.get('PYTHONPATH', '')}", 'CORES': str(cores),
            'OMP_NUM_THREADS': '1'}
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE) | how
     return subprocess.Popen([sys.executable, data/'program.py', str(steps), *map(str, words)], text=True, env=env,
@@ -173,6 +177,29 @@ def test_parts_of_a_study():
     assert "axis of study tiny 'sead' is unknown; choose from seed, arm, n_real" in refused(part, s, ['sead=1'])
     assert "arm of study tiny 'scrtch' is unknown; choose from scratch, pretrain" in refused(part, s, ['arm=scrtch'])
     assert 'axis of study tiny' in refused(s.only, sead=1)
+
+
+def test_whole_parts_are_taken_out_of_rows_of_any_runs(tmp_path, monkeypatch, capsys):
+    "Also with rows that another study has; what is not whole stays where it is, and nothing is taken twice."
+    monkeypatch.setattr(artefacts, 'usual_results', lambda name, out: tmp_path/f'{name}.jsonl')
+    cells = {(c.at['domain'], c.at['n_real'], run_key(c.arm)): c
+             for c in STUDIES['labels_curve'].cells()}
+    mixed = [planted_row(c) for (domain, n, _), c in cells.items()
+             if domain == 'butterflies' or n == 20 and c.at['seed'] == 0]
+    older = [{k: v for k, v in r.items() if k != 'artefacts'} if i % 2 else r for i, r in enumerate(mixed)]
+    for r in {r['id']: r for r in older}.values(): write_row(tmp_path/'mixed.jsonl', r)
+    for words in (['--dry'], [], []):
+        cli.study(['labels_curve', '--rows', str(tmp_path/'mixed.jsonl'), *words])
+        said = capsys.readouterr().out
+        if words: assert '45 rows would be added' in said and not (tmp_path/'labels_curve.jsonl').exists()
+    assert 'added' not in said and 'labels_curve: kangaroos, 20 labels: 4 of 12 runs, not taken' in said
+    rows, rest = begun(STUDIES['labels_curve'], tmp_path/'labels_curve.jsonl')
+    assert set(rows.domain) == {'butterflies'} and len(rest) == 10 and len(read_rows(tmp_path/'labels_curve.jsonl')) == 45
+    naive = [planted_row(c) for c in STUDIES['naive_paste'].only(domain='butterflies', masks='frame').cells()]
+    for r in naive: write_row(tmp_path/'frames.jsonl', r)
+    cli.study(['--rows', str(tmp_path/'frames.jsonl')])
+    assert '20 rows are added to' in capsys.readouterr().out, 'ten of them are rows of labels_curve'
+    with pytest.raises(SystemExit): cli.study(['--rows', str(tmp_path/'frames.jsonl'), '--only', 'seed=0'])
 
 
 # mistakes, in one line, before anything is started

@@ -9,10 +9,17 @@ from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.data.fixtures import make_fixture
 from synthdet.detection.detectors import detector
-from synthdet.evidence.arm import make_arms
+from synthdet.detection.settings import check_model, OWN
+from synthdet.evidence.arm import make_arms, resolved
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.phases import run
 from test_widerface import save_truth
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_a_detector_with_a_backbone_of_its_own_runs_under_a_protocol(protocol):
+    arm, = make_arms("pretrain", domain="wider", protocol=protocol, detector="retinaface", **{"model.weights": "none"})
+    assert check_model(resolved(arm).model).backbone == OWN
 
 
 @pytest.mark.slow

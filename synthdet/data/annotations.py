@@ -11,7 +11,8 @@ import mmap, os, re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, finished, half, named, plain_path, progress, suffix_of, tidy, UserError, whole_folder
+from ..core import (choose, finished, half, named, option, plain_path, progress, suffix_of, tidy, UserError,
+                           whole_folder)
 from .coco import read_coco
 from .folders import beside, ignored, pictures, split_of, SPLITS, tree
 from .images import leftover, write_image
@@ -53,6 +54,7 @@ def is_voc(path) -> bool:
     return _ROOT.match(start) is not None
 
 # %% ../../nbs/1_data/11_annotations.ipynb #51e6dee9
+_SPLIT = "read.split='train'" # of `read_detection`, for messages
 _COCO, _VOC, _YOLO = KINDS = 'COCO JSON', 'Pascal VOC XML', 'YOLO labels'
 _ASIDE = 'annotations', 'annotation'
 
@@ -117,7 +119,7 @@ def _one(folder, files, kinds) -> Set:
     if kind == _VOC: return Set(kind, folder, notes=notes)
     if len(names) == 1: return Set(kind, files[names[0]], notes=notes)
     raise UserError(f"{folder}: holds {len(names)} JSON files ({', '.join(names[:3])}); expected one, so give the path "
-                    "of the one you mean, or split='train' for one called so")
+                    f"of the one you mean{option(_SPLIT, ', or {} for one called so')}")
 
 _PARTS = {*_ASIDE, 'images', 'labels', 'jpegimages', 'imagesets', 'segmentationclass'}
 
@@ -130,7 +132,7 @@ def _entered(folder):
 
 def _in_folder(folder) -> Set:
     "The set in a folder; raises `UserError` when there is none or there are several."
-    finished(folder/'images')
+    finished(folder/'images', folder/'VOCdevkit')
     files = tree(folder)
     kinds = _whole(files)
     if kinds: return _one(folder, files, kinds)
@@ -138,7 +140,7 @@ def _in_folder(folder) -> Set:
     if len(parts) == 1: return _in_folder(*parts)
     if parts:
         raise UserError(f"{folder}: holds the sets {', '.join(p.name for p in parts)}; expected one, so give the path "
-                        "of the one you mean, or split='train'")
+                        f"of the one you mean{option(_SPLIT, ', or {}')}")
     kinds = _begun(folder, files)
     if len(kinds) == 1: return _one(folder, files, kinds)
     found = ', '.join(list(files)[:3]) or 'nothing'
@@ -183,7 +185,7 @@ def _rank(name, split): return [*SPLITS[split], name.lower()].index(name.lower()
 def _at(path, split) -> Set:
     "The set at a path; None when the folder has no such split."
     kind = suffix_of(path)
-    finished((path if path.is_dir() else path.parent)/'images')
+    finished(*((path if path.is_dir() else path.parent)/part for part in ('images', 'VOCdevkit')))
     if path.is_dir():
         folder = _entered(path)
         return _part(folder, split) if split else _in_folder(folder)
@@ -274,17 +276,19 @@ def read_split(folder, split):
     return None if found is None else _read(found)
 
 # %% ../../nbs/1_data/11_annotations.ipynb #a694ab2e
-def write_annotations(rows, folder, format, classes):
+def write_annotations(rows, folder, format, classes, **more):
     """Write the annotations of images that are on disk already; raises `UserError` for an unknown format.
 
     Parameters
     ----------
-    rows : dicts made by `annotation`; other keys are left alone
+    rows : dicts made by `annotation`; `split`: what a picture is for, 'train' or 'val', where the set has parts;
+        other keys are left alone
     folder : the set; its images are in <folder>/images
     format : one of FORMATS: 'coco', 'voc' or 'yolo'
     classes : class names; label k is classes[k-1]
+    **more : of the format: `outlines` of 'yolo', `devkit` of 'voc'
     """
-    named('format', format, FORMATS)(list(rows), Path(folder), [str(c) for c in classes])
+    named('format', format, FORMATS)(list(rows), Path(folder), [str(c) for c in classes], **more)
 
 # %% ../../nbs/1_data/11_annotations.ipynb #cb316012
 def write_detection(samples, folder, format:str='coco', classes=None, suffix:str='.png'):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETS', 'FACTS', 'File', 'DataSet', 'NotHere', 'Facts', 'locate', 'lacking', 'how_to_get', 'Place', 'drawn_place',
-           'own_place', 'public_place', 'none_of', 'place_of']
+           'own_place', 'help_with', 'not_here', 'public_place', 'none_of', 'place_of']
 
 # %% ../../nbs/1_data/13_catalogue.ipynb #fd556ced
+import shlex
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, folder, plain_path, short, takes, UserError
+from ..core import choose, folder, option, plain_path, short, takes, UserError
 from .settings import BACKGROUNDS, DataSource, DOMAINS, OPTIONS
 from ..settings import read_value
 
@@ -24,12 +25,14 @@ class File(NamedTuple):
     into : where in root it is unpacked, or goes when it is no archive
     hash : 'md5:...' or 'sha256:...', where somebody published one
     marks : what shows, in the folder of the data set, that this one was unpacked; () for the marks of the set
+    size : bytes, where somebody published them; else 0
     """
     name: str
     urls: tuple
     into: str = ''
     hash: str = ''
     marks: tuple = ()
+    size: int = 0
 
 # %% ../../nbs/1_data/13_catalogue.ipynb #76834428
 class DataSet(NamedTuple):
@@ -45,6 +48,7 @@ class DataSet(NamedTuple):
     files : of File; none where there is no direct link
     ask : must the licence be accepted first?
     by_hand : how to get it when there is no link, or none that works
+    copies : of File without links: what copies found elsewhere are held against
     """
     title: str
     home: str
@@ -56,6 +60,7 @@ class DataSet(NamedTuple):
     files: tuple = ()
     ask: bool = False
     by_hand: str = ''
+    copies: tuple = ()
 
 # %% ../../nbs/1_data/13_catalogue.ipynb #91632132
 class NotHere(UserError):
@@ -86,14 +91,24 @@ SETS = dict(
         files=(
             File('CUB_200_2011.tgz',
                  ('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1',),
-                 hash='md5:97eceeb196236b17998738112f37df78'),)),
+                 size=1150585339,
+                 hash='sha256:0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081'),)),
     cars=DataSet(
         'Stanford Cars', 'https://ai.stanford.edu/~jkrause/cars/car_dataset.html', mb=1957,
         licence='non-commercial research (as ImageNet); image rights with their owners',
         cite='Krause et al., 3D Object Representations for Fine-Grained Categorization, 3dRR 2013',
         places=('stanford_cars', '.'), marks=('devkit/cars_train_annos.mat|cars_train_annos.mat',),
         by_hand='the official links are dead; get cars_train, cars_test, devkit and cars_test_annos_withlabels.mat '
-                'in the layout that torchvision.datasets.StanfordCars describes'),
+                'in the layout that torchvision.datasets.StanfordCars describes',
+        copies=(
+            File('cars_train.tgz', (), size=979269282,
+                 hash='sha256:512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288'),
+            File('cars_test.tgz', (), size=977350468,
+                 hash='sha256:bffea656d6f425cba3c91c6d83336e4c5f86c6cffd8975b0f375d3a10da8e243'),
+            File('car_devkit.tgz', (), size=330960,
+                 hash='sha256:b97deb463af7d58b6bfaa18b2a4de9829f0f79e8ce663dfa9261bf7810e9accd'),
+            File('cars_test_annos_withlabels.mat', (), size=185758,
+                 hash='sha256:790f75be8ea34eeded134cc559332baf23e30e91367e9ddca97d26ed9b895f05'))),
     wider=DataSet(
         'WIDER FACE', 'http://shuoyang1213.me/WIDERFACE/', mb=1832, ask=True,
         licence='CC BY-NC-ND 4.0',
@@ -101,13 +116,16 @@ SETS = dict(
         places=('widerface', 'WIDER', '.'), marks=('wider_face_split|train/label.txt',),
         files=(
             File('WIDER_train.zip', (f'{_WIDER}/WIDER_train.zip',), 'widerface',
-                 'md5:3fedf70df600953d25982bcd13d91ba2', ('WIDER_train/images|train/images',)),
+                 'sha256:e23b76129c825cafae8be944f65310b2e1ba1c76885afe732f179c41e5ed6d59',
+                 ('WIDER_train/images|train/images',), 1465602149),
             File('WIDER_val.zip', (f'{_WIDER}/WIDER_val.zip',), 'widerface',
-                 'md5:dfa7d7e790efa35df3788964cf0bbaea', ('WIDER_val/images|val/images',)),
+                 'sha256:f9efbd09f28c5d2d884be8c0eaef3967158c866a593fc36ab0413e4b2a58a17a',
+                 ('WIDER_val/images|val/images',), 362752168),
             File('wider_face_split.zip',
                  ('http://shuoyang1213.me/WIDERFACE/support/bbx_annotation/wider_face_split.zip',
                   f'{_WIDER}/wider_face_split.zip'), 'widerface',
-                 'md5:0e3767bcf0e326556d407bf5bff5d27c', ('wider_face_split/wider_face_*_bbx_gt.txt',))),
+                 'sha256:c7561e4f5e7a118c249e0a5c5c902b0de90bbf120d7da9fa28d99041f68a8a5c',
+                 ('wider_face_split/wider_face_*_bbx_gt.txt',), 3591642)),
         by_hand='torchvision.datasets.WIDERFace(download=True) gets it from Google Drive, with gdown installed'),
     qrcodes=DataSet(
         "photographs of QR codes (the authors' fourth domain)",
@@ -140,10 +158,11 @@ _VOC = dict(
     home='http://host.robots.ox.ac.uk/pascal/VOC/', licence='images from Flickr, under its terms of use',
     cite='Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010', places=('VOCdevkit', '.'))
 
-def _voc_file(year, name, hash, *marks):
+def _voc_file(year, name, size, sha256, *marks):
     "One of VOC's archives, with its mirror."
     bases = 'https://thor.robots.ox.ac.uk/pascal/VOC', 'http://host.robots.ox.ac.uk/pascal/VOC'
-    return File(name, tuple(f'{base}/{year}/{name}' for base in bases), hash=hash, marks=marks)
+    links = tuple(f'{base}/{year}/{name}' for base in bases)
+    return File(name, links, hash=f'sha256:{sha256}', marks=marks, size=size)
 
 SETS |= dict(
     inria=DataSet(
@@ -155,13 +174,16 @@ SETS |= dict(
         by_hand='the server is mostly down; any copy with INRIAPerson/Train/neg and Test/neg will do'),
     voc2007=DataSet(
         'Pascal VOC 2007', mb=911, marks=('VOC2007/ImageSets/Main',), **_VOC,
-        files=(_voc_file('voc2007', 'VOCtrainval_06-Nov-2007.tar', 'md5:c52e279531787c972589f7e41ab4ae64',
+        files=(_voc_file('voc2007', 'VOCtrainval_06-Nov-2007.tar', 460032000,
+                         '7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508',
                          'VOC2007/ImageSets/Main/train.txt'),
-               _voc_file('voc2007', 'VOCtest_06-Nov-2007.tar', 'md5:b6e924de25625d8de591ea690078ad9f',
+               _voc_file('voc2007', 'VOCtest_06-Nov-2007.tar', 451020800,
+                         '6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892',
                          'VOC2007/ImageSets/Main/test.txt'))),
     voc2012=DataSet(
         'Pascal VOC 2012', mb=2000, marks=('VOC2012/ImageSets/Main',), **_VOC,
-        files=(_voc_file('voc2012', 'VOCtrainval_11-May-2012.tar', 'md5:6cd6e144f989b92b3379bac3b3de84fd'),)))
+        files=(_voc_file('voc2012', 'VOCtrainval_11-May-2012.tar', 1999639040,
+                         'e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb'),)))
 
 # %% ../../nbs/1_data/13_catalogue.ipynb #ca342373
 _DRAWN = 'or draw them as you go: weights in root/weights and objects=gan'
@@ -174,8 +196,8 @@ SETS |= dict(
         licence='research; image rights with their owners',
         cite='Huang et al., Labeled Faces in the Wild, UMass TR 07-49, 2007',
         places=('lfw', 'lfw_funneled', 'lfw-deepfunneled'), marks=('*/*.jpg',),
-        files=(File('lfw.tgz', ('http://vis-www.cs.umass.edu/lfw/lfw.tgz',),
-                    hash='md5:a17d05bd522c52d84eca14327a23d494'),),
+        files=(File('lfw.tgz', ('http://vis-www.cs.umass.edu/lfw/lfw.tgz',), size=180566744,
+                    hash='sha256:055f7d9c632d7370e6fb4afc7468d40f970c34a80d4c6f50ffec63f5a8d536c0'),),
         by_hand='the university has taken its server down; scikit-learn keeps copies (fetch_lfw_people)'),
     ffhq=DataSet(
         'FFHQ thumbnails', 'https://github.com/NVlabs/ffhq-dataset', mb=1950, licence='CC BY-NC-SA 4.0',
@@ -303,7 +325,7 @@ def drawn_place(root='') -> Place:
     root : ''
     """
     if not root: return Place('butterflies', 'synthdet.butterflies')
-    raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root={short(str(root))}; "
+    raise UserError(f"domain 'butterflies' is drawn by code and reads no folder, found root {short(str(root))}; "
                     "choose the domain folder, or leave root empty")
 
 def own_place(root, class_images='', backgrounds='') -> Place:
@@ -315,10 +337,11 @@ def own_place(root, class_images='', backgrounds='') -> Place:
     class_images, backgrounds : other folders than those; '': those
     """
     what = "a folder for domain 'folder', which holds class_images/, backgrounds/ and detection/"
-    if not root: raise UserError(f"root: no such folder; expected {what}, so give its path as root=")
-    place = folder(root, what, 'give its path as root=')
+    do = option('data.root', 'give its path as {}') or 'check the path'
+    if not root: raise UserError(f"root: no such folder; expected {what}, so {do}")
+    place = folder(root, what, do)
     for name, part in dict(class_images=class_images, backgrounds=backgrounds).items():
-        if part: folder(part, f"{name.replace('_', ' ')} for {name}=")
+        if part: folder(part, f"{name.replace('_', ' ')}{option(f'data.{name}', ' for {}')}")
     if class_images or any((place/part).is_dir() for part in ('class_images', 'detection')):
         return Place(place.resolve().name, str(root))
     raise UserError(f"{root}: holds neither class_images/ nor detection/; expected the layout of a domain, "
@@ -329,6 +352,39 @@ def _named_or_folder(what, given, names):
     "Raise `UserError` for what is neither one of the names nor a folder."
     if not given or given in names or plain_path(given, what).is_dir(): return
     raise UserError(f"{what}={short(str(given))} is no folder; choose one, or {' or '.join(names)}")
+
+def help_with(name, root) -> list:
+    """Tell what helps where data of a public domain are not there: commands, and where to read more.
+
+    Parameters
+    ----------
+    name : one of FACTS
+    root : folder in which its data sets would lie; '': none is given
+
+    Returns
+    -------
+    list : of lines
+    """
+    lost = [s for s in FACTS[name].sets if SETS[s].files and not (root and locate(s, root))]
+    terms = ' --accept' if any(SETS[s].ask for s in lost) else ''
+    where, then = shlex.quote(str(root or 'data')), option('data.root', ', then {}')
+    ways = [f"`synthdet-data fetch {' '.join(lost)} --root {where}{terms}`{then and then + where}"]*bool(lost)
+    ways.append(f"to try it without: `synthdet-data draw {name} --root drawn`{then and then + 'drawn'}")
+    return ['; '.join(ways), f"sizes, terms, and what has to be got by hand: `synthdet-data list {name}`"]
+
+def not_here(name, root) -> NotHere:
+    """Say that nothing of a public domain is there, and what helps.
+
+    Parameters
+    ----------
+    name : one of FACTS
+    root : folder in which its data sets would lie; '' when none is given
+    """
+    lies = ' and '.join(dict.fromkeys(SETS[s].places[0] for s in FACTS[name].sets))
+    found = 'root is empty'
+    if root: found = f"{root}: {'holds nothing of it' if Path(root).is_dir() else 'no such folder'}"
+    return NotHere(f"{found}; domain {name!r} reads public data sets from a folder with {lies}, so get them or draw "
+                   "some", more=help_with(name, root))
 
 def public_place(name, root, class_images='', backgrounds='') -> Place:
     """Find a domain of public data.
@@ -346,15 +402,13 @@ def public_place(name, root, class_images='', backgrounds='') -> Place:
     NotHere : when nothing of the domain is there
     """
     facts = FACTS[name]
-    if not root or not plain_path(root, 'root').is_dir():
-        raise NotHere(f"{root or 'root'}: no such folder; domain {name!r} reads public data sets from a folder: "
-                      + '. '.join(map(how_to_get, facts.sets)))
+    if not root or not plain_path(root, 'root').is_dir(): raise not_here(name, root)
     _named_or_folder('class_images', class_images, facts.objects)
     _named_or_folder('backgrounds', backgrounds, BACKGROUNDS)
     wanted = [class_images] if class_images in facts.objects else facts.objects
     here = any(locate(s, root) for s in (facts.sets[0], *wanted) if s in SETS)
     if not here and 'drawn' not in wanted and (not class_images or class_images in facts.objects):
-        raise NotHere(none_of(name, root, 'train'))
+        raise not_here(name, root)
     own = Path(root)/name
     return Place(name, str(own if own.is_dir() else root), facts.preset)
 

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from ..core import progress, short, UserError, write_atomic
 from .folders import Finder
 from .images import MAX_PIXELS
-from .labelled import (class_name, detections_of, flag, MARKS, need, number, Record,
+from .labelled import (by_split, class_name, detections_of, flag, MARKS, need, number, Record,
                                     size_of, unique)
 from ..files import read_json
 
@@ -230,8 +230,16 @@ def read_coco(path, images=None, strict:bool=False) -> tuple:
 
 # %% ../../nbs/1_data/05_coco.ipynb #58e9a391
 def write_coco(rows, folder, classes):
-    "<folder>/annotations.json"
-    from supervision.dataset.formats.coco import classes_to_coco_categories, detections_to_coco_annotations
+    "<folder>/annotations.json, or train.json and val.json"
+    from supervision.dataset.formats.coco import classes_to_coco_categories
+    for split, part in by_split(rows).items():
+        images, annotations = _images_and_boxes(part)
+        data = dict(images=images, annotations=annotations, categories=classes_to_coco_categories(classes))
+        write_atomic(folder/f"{split or 'annotations'}.json", json.dumps(data))
+
+def _images_and_boxes(rows):
+    "The lists `images` and `annotations` of a COCO file."
+    from supervision.dataset.formats.coco import detections_to_coco_annotations
     images, annotations = [], []
     for i, row in enumerate(rows, 1):
         images.append(dict(id=i, file_name=row['file'], width=row['size'][1], height=row['size'][0]))
@@ -241,5 +249,4 @@ def write_coco(rows, folder, classes):
             if mask: a.update(segmentation=mask, area=float(coco_mask.area(mask)))
             a.update({key: int(row[m][k]) for m, key in (('iscrowd', 'iscrowd'), ('difficult', 'ignore')) if m in row})
             annotations.append(a)
-    data = dict(images=images, annotations=annotations, categories=classes_to_coco_categories(classes))
-    write_atomic(folder/'annotations.json', json.dumps(data))
+    return images, annotations

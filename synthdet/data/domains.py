@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, finished, hash_file, named, UserError, whole_folder
+from ..core import choose, finished, hash_file, named, option, UserError, whole_folder
 from .annotations import no_split, read_split, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
@@ -141,7 +141,7 @@ def _backgrounds(root, folder):
     place = Path(folder) if folder else next((p for p in usual if p.is_dir()), None)
     if place: return pictures(place)
     return Missing(f"{usual[0]}: no such folder, nor {usual[1]}; expected images without any object of the classes, "
-                   "so add the folder or give its path as backgrounds=")
+                   f"so add the folder{option('data.backgrounds', ' or give its path as {}')}")
 
 # %% ../../nbs/1_data/15_domains.ipynb #cc105fe1
 def _used(dataset):
@@ -182,7 +182,9 @@ def _without(dataset, names, root):
     if not names: return dataset
     there = [] if isinstance(dataset, Missing) else [Path(f).name for f in dataset.files]
     lacking = sorted(set(names) - set(there))
-    if lacking: raise UserError(f"leave_out={lacking[0]}: no training picture of {root} has this name; check the name")
+    if lacking:
+        asked = option(f'options.leave_out={lacking[0]}') or lacking[0]
+        raise UserError(f"{asked}: no training picture of {root} has this name; check the name")
     kept = [i for i, name in enumerate(there) if name not in names]
     dataset.files, dataset.targets = ([part[i] for i in kept] for part in (dataset.files, dataset.targets))
     return dataset

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from ..archives import open_tar, open_zip, tar_members
-from ..core import choose, hash_file, interactive, progress, suffix_of, UserError, write_atomic
+from ..core import choose, hash_file, interactive, option, progress, suffix_of, UserError, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource
@@ -84,13 +84,15 @@ def _open(url, part, timeout):
     return r, start if goes_on else 0
 
 # %% ../../nbs/1_data/18_download.ipynb #ef6f464f
-def _receive(url, part, timeout, bar):
+def _receive(url, part, timeout, bar, expected=0):
     "Bring one link into `part`; raises `_Failed` when it breaks off."
     r, start = _open(url, part, timeout)
     if not r: return
     with r:
         length = r.headers.get('Content-Length') or ''
         total = start + int(length) if length.isdecimal() else None
+        if expected and total not in (None, expected):
+            raise _Failed(f'is of {total:,} bytes, expected {expected:,}', final=True)
         _room(part.parent, (total or 0) - start, part.stem)
         with _disk(part): f = open(part, 'ab' if start else 'wb')
         how = dict(total=total, initial=start, unit='B', unit_scale=True, disable=not bar)
@@ -110,12 +112,12 @@ def _read(r):
     except (OSError, HTTPException) as e: raise _Failed(str(e) or 'the connection was lost') from None
 
 # %% ../../nbs/1_data/18_download.ipynb #e4c817a6
-def _answer(url, part, hash, *, tries, pause, timeout, bar):
+def _answer(url, part, hash, size, *, tries, pause, timeout, bar):
     "Bring one link, whole and verified, into `part`; what it answered at last, '' when all is well."
     for k in range(tries):
         if k: time.sleep(pause*2**(k-1))
         try:
-            _receive(url, part, timeout, bar)
+            _receive(url, part, timeout, bar, size)
             why = _differs(part, hash)
             if not why: return ''
             part.unlink()
@@ -126,7 +128,7 @@ def _answer(url, part, hash, *, tries, pause, timeout, bar):
     return answer
 
 # %% ../../nbs/1_data/18_download.ipynb #7651490c
-def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None) -> Path:
+def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None, size=0) -> Path:
     """Bring a file here, whole and verified.
 
     A file that is there is kept when it is the right one, and never overwritten.
@@ -140,6 +142,7 @@ def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None) ->
     pause : seconds before the second try; doubles from try to try
     timeout : seconds without a byte
     bar : show progress; None: when somebody is watching
+    size : bytes; 0 when nobody published them. A link that gives another number is not followed further
 
     Returns
     -------
@@ -156,7 +159,7 @@ def download(urls, path, hash='', *, tries=4, pause=1., timeout=30, bar=None) ->
     with _disk(path.parent): path.parent.mkdir(parents=True, exist_ok=True)
     part, answers = path.with_name(f'{path.name}.part'), []
     for url in urls:
-        answers.append(_answer(url, part, hash, tries=tries, pause=pause, timeout=timeout, bar=bar))
+        answers.append(_answer(url, part, hash, size, tries=tries, pause=pause, timeout=timeout, bar=bar))
         if answers[-1]: continue
         with _disk(path): os.replace(part, path)
         part.with_suffix('.tag').unlink(missing_ok=True)
@@ -377,7 +380,7 @@ def _put(path, folder):
 def _fetch_file(name, f, root, options):
     "One file of a data set: downloaded, compared with the record, unpacked, deleted."
     known = f.hash or downloads(root).get(f.name, {}).get('sha256', '')
-    path = download(f.urls, root/'.downloads'/f.name, known, **options)
+    path = download(f.urls, root/'.downloads'/f.name, known, size=f.size, **options)
     sha = f"sha256:{hash_file(path, 'sha256')}"
     _note(root, f.name, dict(urls=list(f.urls), sha256=sha, bytes=path.stat().st_size, unpacked=False))
     try: _put(path, root/f.into)
@@ -414,7 +417,8 @@ def fetch(name, root, accept=False, **options) -> Path:
     if here and not _to_fetch(name, root): return here
     if not s.files: raise UserError(f"{name} cannot be downloaded by a command; {how_to_get(name)}")
     if s.ask and not accept:
-        raise UserError(f"{s.title} has terms: {s.licence} ({s.home}); read them there, then say so with --accept")
+        raise UserError(f"{s.title} has terms: {s.licence} ({s.home}); read them there, then say so with "
+                        f"{option('fetch.accept=True')}")
     with _disk(root): root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
         for old in [*root.glob('.unpack-*'), *root.glob('*/.unpack-*')]: shutil.rmtree(old, ignore_errors=True)
@@ -488,6 +492,15 @@ def _version(name, root):
     return f'{name}: {pattern} differ from the files the counts were checked with (sha256 {found[:12]}...)'
 
 # %% ../../nbs/1_data/18_download.ipynb #499d02d6
+def _copies(name, root):
+    "A line for each published file that lies in the folder as it was downloaded: is it the published one?"
+    places = dict.fromkeys((Path(root), *filter(None, [locate(name, root)])))
+    for f in (*SETS[name].files, *SETS[name].copies):
+        for path in (place/f.name for place in places):
+            if not path.is_file() or not f.hash: continue
+            why = _differs(path, f.hash)
+            yield 'copy', 'differs' if why else 'ok', f"{path}: {why or 'is the published file'}"
+
 def _unreadable(files, what, bar):
     "A line for each picture that cannot be decoded."
     from synthdet.data.images import read_image
@@ -549,4 +562,5 @@ def check(domain, root, decode=True, bar=None, **options) -> list:
         rows += _found(part, data, expected, decode, bar)
         if expected: listed.update(getattr(data, 'files', ()))
     versions = filter(None, (_version(name, root) for name in facts.sets))
-    return [*rows, *_extra(listed), *(('version', 'differs', v) for v in versions)]
+    copies = (row for name in facts.sets for row in _copies(name, root))
+    return [*rows, *_extra(listed), *(('version', 'differs', v) for v in versions), *copies]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'DetectionDataset', 'trainable', 'Record', 'checked_boxes', 'dataset', 'class_name', 'number', 'flag', 'need',
-           'unique', 'size_of', 'annotation', 'without_marked', 'detections_of']
+           'unique', 'size_of', 'annotation', 'without_marked', 'by_split', 'detections_of']
 
 # %% ../../nbs/1_data/04_labelled.ipynb #a258fb03
 import os, unicodedata, warnings
@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from ..boxes import wrap
-from ..core import choose, short, UserError
+from ..core import choose, option, short, UserError
 from .images import image_size, read_image
 
 # %% ../../nbs/1_data/04_labelled.ipynb #f9b41f61
@@ -128,6 +128,8 @@ def checked_boxes(boxes, size):
     return inside, np.select(faults, [*_LEFT_OUT, _LEFT_OUT[1], _FAR, *_CUT[::-1]], '').tolist()
 
 # %% ../../nbs/1_data/04_labelled.ipynb #659416c4
+_STRICT = 'read.strict=True' # of `read_detection`, for messages
+
 def _corners(box): return f"x1 y1 x2 y2 = {' '.join(f'{v:g}' for v in box)}"
 
 def _refuse_any(r, inside, what):
@@ -138,7 +140,7 @@ def _refuse_any(r, inside, what):
         if k not in why and np.abs(box - cut).max() <= 1: continue
         fault = why.get(k, f'reaches more than a pixel outside its image of {w} x {h}')
         raise UserError(f"{r.where}: a box of {r.file.name} ({_corners(box)}) {fault}; expected 0 <= x1 < x2 <= {w} "
-                        f"and 0 <= y1 < y2 <= {h}, so correct or remove it, or leave strict=True away")
+                        f"and 0 <= y1 < y2 <= {h}, so correct or remove it{option(_STRICT, ', or leave {} away')}")
 
 def _tell(records, checked):
     "Count what became of the boxes of a set; one warning for those that are not as they were written."
@@ -151,7 +153,8 @@ def _tell(records, checked):
     if lost and lost == total:
         raise UserError(f"{records[0].where}: no box can be used: {told}; expected x1 < x2 and y1 < y2 in pixels of "
                         "the picture, so check the export")
-    if odd: warnings.warn(f'{records[0].where}: {told}; correct them, or pass strict=True to be stopped by them')
+    do = option(_STRICT, ', or pass {} to be stopped by them')
+    if odd: warnings.warn(f'{records[0].where}: {told}; correct them{do}')
     return counts
 
 def _no_fractions(records):
@@ -317,6 +320,11 @@ def without_marked(rows, folder):
     keep = lambda row: [not any(flags) for flags in zip(*(row[m] for m in MARKS if m in row))]
     chosen = lambda row, k: [v for v, kept in zip(row[k], keep(row)) if kept]
     return [{**row, **{k: chosen(row, k) for k in ('boxes', 'labels', 'masks') if k in row}} for row in rows]
+
+def by_split(rows) -> dict:
+    "Rows by what they are for: 'train', 'val', ... -> rows, in this order; None -> all where no row says it."
+    splits = sorted({row.get('split') for row in rows}, key=str)
+    return {s: [row for row in rows if row.get('split') == s] for s in splits or [None]}
 
 def detections_of(row):
     "A row as supervision's type, which counts classes from 0."

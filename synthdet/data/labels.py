@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from torch.utils.data import Subset
-from ..core import digest, generator, named, UserError
+from ..core import digest, generator, named, option, UserError
 from .labelled import trainable
 from .settings import Labels, ORDERS
 
@@ -125,7 +125,8 @@ def taken(labels:Labels, train) -> tuple:
     if labels.val == 'full': return part, None
     cut = max(1, round(len(part)/5))
     if cut == len(part):
-        raise UserError(f"n_real={labels.n_real} leaves nothing to train on; with val='budget' choose 2 or more")
+        raise UserError(f"n_real={labels.n_real} leaves nothing to train on; with {option('labels.val=budget')} choose "
+                        "2 or more")
     return Subset(train, part.indices[:-cut]), Subset(train, part.indices[-cut:])
 
 # %% ../../nbs/1_data/17_labels.ipynb #e9c77715

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from ..boxes import chw, hwc
-from ..core import choose, generator, named, progress, UserError
+from ..core import choose, generator, named, option, progress, UserError
 from .annotations import DetectionDataset, read_detection
-from .catalogue import FACTS, how_to_get, locate, none_of, NotHere, public_place, SETS
+from .catalogue import (FACTS, help_with, how_to_get, locate, none_of, not_here, NotHere, public_place,
+                                     SETS)
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from .domains import ClassImages, Images, pictures
 from .images import FORMATS, image_files, image_size, leftover, listing, passed_over, read_image
@@ -106,9 +107,10 @@ def _class_images(name, root, wanted, train, *, fallback=True, drawn=None):
     free = [wanted] if wanted else [s for s in sources if s != 'crops' or fallback]
     known = [s for s in free if s in SETS]
     ways = [how_to_get(known[-1])] if known else []
-    if spends: ways.append("or ask for class_images=crops, which spends the boxes of the training images")
-    return Missing('; '.join([f"{root}: has no class images of {name!r}", f"expected {' or '.join(free)}, or any "
-                              "folder as class_images=", *ways])), ''
+    spent = 'or ask for {}crops, which spends the boxes of the training images'
+    if spends: ways.append(option('data.class_images', spent))
+    asked = f"expected {' or '.join(free)}{option('data.class_images', ', or any folder as {}')}"
+    return Missing('; '.join(filter(None, [f"{root}: has no class images of {name!r}", asked, *ways]))), ''
 
 def _found(folder):
     "The class images below a folder."
@@ -152,7 +154,7 @@ def _backgrounds(name, root, wanted):
     if not files:
         which, usual = f' {wanted!r}' if wanted else '', 'voc2007' if wanted in ('voc', 'released') else 'inria'
         return Missing(f"{root}: has no backgrounds{which} for {name!r}; expected {' or '.join(BACKGROUNDS)}, "
-                       f"or any folder without the class as backgrounds=; {how_to_get(usual)}")
+                       f"or any folder without the class{option('data.backgrounds', ' as {}')}; {how_to_get(usual)}")
     lost = next((f for f in files if not f.is_file()), None)
     if not lost: return Images(files)
     raise UserError(f"{lost}: no such picture, but a list names it; expected all of them, so unpack the data set again")
@@ -191,7 +193,7 @@ def _public(name, root, sets, class_images, backgrounds, **more):
     images, origin = _class_images(name, root, class_images, sets['train'], **more)
     grounds = _backgrounds(name, root, backgrounds)
     needed = grounds if origin == 'drawn' else images
-    if all(isinstance(part, Missing) for part in (*sets.values(), needed)): raise NotHere(sets['train'].message)
+    if all(isinstance(part, Missing) for part in (*sets.values(), needed)): raise not_here(name, root)
     return Domain(
         name, facts.classes, images, grounds, **sets, licence=boxes.licence, citation=boxes.cite,
         source=place.source, counts=facts.counts, preset=place.preset,
@@ -228,8 +230,10 @@ def _bird_split(base, root, split, redo, dmgan):
     redo = redo or (place and place/'redo_split.txt')
     dmgan = dmgan or next((f for f in usual if f.exists()), None)
     if redo and dmgan: return paper_birds(names, redo_split(redo), dmgan_names(dmgan))
-    raise NotHere(f"{root}: has no lists of the paper's birds split; {how_to_get('bird_splits')}; "
-                  "give their paths as redo= and dmgan=, or choose split='official'")
+    do = option('options.redo=FILE dmgan=FILE', '; give them as {}')
+    do += option('options.split=official', ', or choose {}')
+    raise NotHere(f"{root}: has no lists of the paper's birds split; {how_to_get('bird_splits')}{do}",
+                  more=help_with('birds', root))
 
 def birds(root, class_images='', backgrounds='', split:str='paper', redo='', dmgan='', fallback:bool=True) -> Domain:
     """Read CUB-200-2011: 10,345 / 1,000 / 443 photographs of one bird each (paper, section 4).

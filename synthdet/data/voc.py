@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 from ..core import progress, regular, short, suffix_of, UserError, write_atomic
 from .folders import Finder, tree
 from .images import image_files
-from .labelled import class_name, detections_of, flag, MARKS, number, Record, size_of
+from .labelled import by_split, class_name, detections_of, flag, MARKS, number, Record, size_of
 from ..files import as_text, read_text
 
 # %% ../../nbs/1_data/06_voc.ipynb #7a04d7cf
@@ -193,13 +193,18 @@ def _meant(line, by_name):
             if fit: return fit[0] if len(fit) == 1 else None
 
 # %% ../../nbs/1_data/06_voc.ipynb #9e98ac7f
-def write_voc(rows, folder, classes):
-    "<folder>/annotations/<name>.xml, one per image"
+def write_voc(rows, folder, classes, devkit:bool=False):
+    "<folder>/annotations/<name>.xml, one per image; with `devkit` <folder>/Annotations and lists of names"
     from supervision.dataset.formats.pascal_voc import detections_to_pascal_voc
     for row in rows:
         text = detections_to_pascal_voc(detections_of(row), classes, row['file'], (*row['size'], 3))
-        path = folder/'annotations'/Path(row['file']).with_suffix('.xml')
+        path = folder/('Annotations' if devkit else 'annotations')/Path(row['file']).with_suffix('.xml')
         write_atomic(path, _with_marks(text.replace('roboflow.ai', 'synthdet'), row))
+    lists = {s: part for s, part in by_split(rows).items() if s} or (dict(train=rows) if devkit else {})
+    if lists: lists['trainval'] = rows
+    for name, part in lists.items():
+        text = ''.join(f"{Path(row['file']).stem}\n" for row in part)
+        write_atomic(folder/'ImageSets'/'Main'/f'{name}.txt', text)
     crowds = sum(sum(row.get('iscrowd', ())) for row in rows)
     if crowds: warnings.warn(f"{folder}: {crowds} crowd regions are written as difficult, the one mark of Pascal VOC")
 

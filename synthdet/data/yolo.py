@@ -8,12 +8,15 @@ __all__ = ['read_yolo', 'write_yolo']
 # %% ../../nbs/1_data/10_yolo.ipynb #29c910cb
 import os, warnings
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 import yaml
-from ..core import progress, short, suffix_of, UserError, write_atomic
+from pycocotools import mask as coco_mask
+from ..boxes import outline
+from ..core import option, progress, short, suffix_of, UserError, write_atomic
 from .folders import folded, ignored, pictures
 from .images import image_size
-from .labelled import detections_of, Record, without_marked
+from .labelled import by_split, detections_of, Record, without_marked
 from .yolofolder import Folder, is_text, label_of, places
 from .yolonames import class_names, few, told_by
 from .yolorows import boxes_of, has_rows, rows_of, understood
@@ -37,7 +40,8 @@ def _chosen(found, split):
         raise UserError(f"{found.folder}: has no {split} set; found {there}, so add it or name another")
     if len({frozenset(names) for names in splits.values()}) > 1:
         told = ', '.join(f'{s} ({len(names)} images)' for s, names in splits.items())
-        warnings.warn(f"{found.folder}: {told} are read as one set; give split='train' for one of them")
+        one = option("read.split='train'", '; give {} for one of them')
+        warnings.warn(f"{found.folder}: {told} are read as one set{one}")
     listed = splits and (found.where or found.split_lists())
     names = {n for names in splits.values() for n in names} if listed else found.shown()
     return sorted(names, key=lambda n: n.split('/'))
@@ -62,7 +66,7 @@ def _paired(found, shown):
     if not lost: return paired
     raise UserError(f"{lost[0]}: its image is missing, as those of {len(lost)} label files are "
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
-                    "images, say where they lie with images=, or remove the labels")
+                    f"images{option('read.images', ', say where they lie with {}')}, or remove the labels")
 
 def _respelled(paired, spare):
     "Labels whose names differ from those of pictures without one by case or Unicode form alone, where none else fits."
@@ -142,7 +146,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     shown = _chosen(found, split)
     if not shown:
         raise UserError(f"{place}: holds no image; expected pictures with the labels, or a folder named images beside "
-                        "labels, so add them or say where they lie with images=")
+                        f"labels, so add them{option('read.images', ' or say where they lie with {}')}")
     paired = _paired(found, shown)
     rows = _rows_in(found, paired)
     names, sources, sheet = _classes(found, Path(place), rows)
@@ -163,11 +167,23 @@ def _warn_of_none(place, shown):
                   f"objects; where there are some, see why {Path(shown[0]).stem}.txt is not found, or add it")
 
 # %% ../../nbs/1_data/10_yolo.ipynb #763e3943
-def write_yolo(rows, folder, classes):
-    "<folder>/labels/<name>.txt, one per image, and data.yaml with the names"
+def _outline_rows(row):
+    "The class and outline of each object of a row, six decimals of the image's size."
+    if len(row.get('masks', ())) != len(row['labels']):
+        raise UserError(f"{row['file']}: has no masks; expected one for each box, so make the samples with masks")
+    h, w = row['size']
+    masks = [coco_mask.decode(m) for m in row['masks']]
+    lines = [(outline(m)/(w, h)).round(6).flatten().tolist() for m in masks]
+    return [' '.join([str(label-1), *(f'{v:.6g}' for v in line)]) for label, line in zip(row['labels'], lines)]
+
+def write_yolo(rows, folder, classes, outlines:bool=False):
+    "<folder>/labels/<name>.txt, one per image, of boxes or outlines of masks, and data.yaml with the names"
     from supervision.dataset.formats.yolo import detections_to_yolo_annotations
     for row in without_marked(rows, folder):
-        lines = detections_to_yolo_annotations(detections_of(row), tuple(row['size']))
+        boxes = partial(detections_to_yolo_annotations, detections_of(row), tuple(row['size']))
+        lines = _outline_rows(row) if outlines else boxes()
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))
-    names = dict(train='images', val='images', nc=len(classes), names=classes)
+    whole = None in by_split(rows)
+    places = {s: 'images' if whole else f'images/{s}' for s in ('train', 'val')}
+    names = dict(**places, nc=len(classes), names=classes)
     write_atomic(folder/'data.yaml', yaml.safe_dump(names, allow_unicode=True, sort_keys=False))

@@ -19,7 +19,7 @@ from timm.models import efficientnet
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from ..core import suffix_of, UserError
+from ..core import option, suffix_of, UserError
 from .settings import ANY, BACKBONES, unknown_backbone
 from ..weights import fit_weights, own_part, read_weights
 
@@ -244,9 +244,9 @@ def imagenet_file(name) -> Path:
     file = next((p for p in here if suffix_of(p) in ('.safetensors', '.pth', '.pt')), None)
     if not file: file, why = _timm_file(name)
     if file: return file
-    raise UserError(f"no ImageNet weights for {name!r}: {why}; give weights='path/of/file.safetensors', or put "
+    raise UserError(f"no ImageNet weights for {name!r}: {why}; give {option('model.weights')}FILE, or put "
                     f"{name}.safetensors into a folder and name the folder in SYNTHDET_WEIGHTS, or choose "
-                    "weights='none'")
+                    f"{option('model.weights=none')}")
 
 # %% ../../nbs/5_detection/01_backbones.ipynb #bb484c71
 def make_backbone(name='mobilenetv1_100', weights='none') -> Backbone:

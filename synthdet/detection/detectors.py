@@ -17,10 +17,10 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
                                           ssdlite320_mobilenet_v3_large)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import named, suffix_of, UserError, write_atomic
+from ..core import named, option, suffix_of, UserError, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
-from ..weights import fit_weights, pack_weights, read_note, read_weights
+from ..weights import fit_start, fit_weights, pack_weights, read_note, read_weights
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #2c24fd21
 def _cached(weights):
@@ -28,8 +28,8 @@ def _cached(weights):
     name = Path(weights.url).name
     path = Path(torch.hub.get_dir())/'checkpoints'/name
     if path.is_file(): return weights
-    raise UserError(f"no ImageNet weights: {path} does not exist; put {name} there, or choose weights='none' or the "
-                    "path of a trained detector")
+    raise UserError(f"no ImageNet weights: {path} does not exist; put {name} there, or choose "
+                    f"{option('model.weights=none')} or the path of a trained detector")
 
 # %% ../../nbs/5_detection/04_detectors.ipynb #c5a3c001
 def _own_size(model, size):
@@ -46,7 +46,7 @@ def _torchvision(build, pretrained):
         start = _cached(pretrained) if weights == 'imagenet' else None
         model = build(weights=None, weights_backbone=start, num_classes=num_classes, **options)
         model = _own_size(model, as_size(image_size))
-        return model if weights in ('none', 'imagenet') else fit_weights(model, read_weights(weights), weights)
+        return model if weights in ('none', 'imagenet') else fit_start(model, read_weights(weights), weights)
     make.__doc__ = f"Build torchvision's {build.__name__} at one size, side or (height, width)."
     return make
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import box_convert, box_iou
 
-from ..core import choose, named, UserError
+from ..core import choose, named, option, UserError
 from .settings import SIZES
 from .ssd import (
     as_matched, as_size, best, check_input, decode, divisors, encode, pad_targets, per_image, stack_images, suppress)
@@ -108,7 +108,7 @@ class Head(nn.Module):
         ----------
         x : float [B,64,h,w]
         """
-        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values)
+        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.values)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #8df7b23c
 STRIDES = 8, 16, 32 # pixels of the input per cell of each map
@@ -505,7 +505,7 @@ def retinaface(weights='none', image_size='original', *, anchors='reference', nu
     if weights == 'none': return model
     if weights != 'imagenet': return _fill(model, weights)
     raise UserError("no ImageNet weights are known for 'retinaface'; give the path of the backbone's file "
-                    "(mobilenetV1X0.25_pretrain.tar), or choose weights='none'")
+                    f"(mobilenetV1X0.25_pretrain.tar), or choose {option('model.weights=none')}")
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #92f98c33
 def load_retinaface(path, **options) -> RetinaFace:

@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms, box_convert, box_iou
 from ..boxes import resize_boxes
 from ..core import UserError
 from .backbones import Backbone, imagenet_file, load_backbone, make_backbone
-from ..weights import fit_weights, own_part, read_weights
+from ..weights import fit_start, own_part, read_weights
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #69fe973d
 def make_anchors(maps, scales, size, ratios=(.5, 1., 2.)) -> torch.Tensor:
@@ -228,7 +228,7 @@ class Head(nn.Conv2d):
         x : float [B,channels,h,w]
         """
         R, parts = self.split[1] // 4, super().forward(x).split(self.split, 1)
-        return [y.permute(0, 2, 3, 1).reshape(len(x), -1, y.shape[1] // R) for y in parts]
+        return [y.permute(0, 2, 3, 1).reshape(x.shape[0], -1, y.shape[1] // R) for y in parts]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #cab16b59
 def check_input(images, targets, training):
@@ -476,11 +476,13 @@ def load_ssd(model:SSD, path) -> SSD:
     Parameters
     ----------
     model : detector to fill
-    path : backbone weights (timm's names) or a whole detector (ours)
+    path : backbone weights (timm's names) or a whole detector (ours); of one with other classes its heads give where
+        boxes lie
     """
-    state = own_part(model.state_dict(), read_weights(path), path)
-    if any('.heads.' in f'.{k}' for k in state): return fit_weights(model, state, path)
-    load_backbone(model.backbone, state, path)
+    state, boxes = read_weights(path), model.heads[0].split[1]
+    keep_boxes = lambda own, given: torch.cat([own[:-boxes], given[-boxes:]])
+    if any('.heads.' in f'.{k}' for k in state): return fit_start(model, state, path, keep_boxes)
+    load_backbone(model.backbone, own_part(model.state_dict(), state, path), path)
     return model
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #03e88514

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FOLLOWS', 'Claim', 'papers', 'paper_table', 'paired_runs', 'findings', 'whole', 'agreed', 'claim_figure',
-           'reached', 'studies_file', 'judge', 'shown', 'so_far', 'judge_all', 'claims_table']
+           'reached', 'judge', 'so_far', 'judge_all', 'claims_table']
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #594d5f76
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from ..core import project, UserError
+from ..core import UserError
 from .arm import Arm
-from .parts import about, begun
+from .parts import about, begun, studies_file
 from .plots import gains
 from .published import published
 from .statistics import (at_least, contrast, equivalence, labels_needed, MARGIN, pairs,
@@ -114,12 +113,14 @@ def paper_table(table, columns, **where) -> pd.DataFrame:
     for column, value in where.items(): rows = rows[rows[column] == value]
     told = [f'{m:.1f} (n={n})' if np.isnan(s) else f'{m:.1f} ± {s:.1f} (n={n})' for m, s, n in
             rows[['mean', 'sd', 'n']].itertuples(index=False)]
-    index = [c for c in ('domain', 'n_real', 'fake', 'score')
+    index = [c for c in ('domain', 'n_real', 'fake', 'score', 'arm')
              if c != columns and (c in ('domain', 'n_real') or rows[c].nunique() > 1)]
+    if rows.duplicated([*index, columns]).any():
+        raise UserError(f'{table} has several lines for {columns} at some places; say which, as in arm=\'pretrain\'')
     return rows.assign(told=told).pivot_table('told', index, columns, 'first', sort=False).fillna('')
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #7e0954c1
-FOLLOWS = dict(arm=('labels', 'n_labels'), val=('labels', 'n_labels'), source=('class_images_from',)) # from a setting
+FOLLOWS = dict(val=('labels', 'n_labels'), source=('class_images_from',)) # from a setting
 
 def _elsewhere(at, axis): return tuple((k, v) for k, v in at.items() if k != axis)
 
@@ -280,16 +281,6 @@ def reached(rows) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n'])
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #0f08879b
-def studies_file(name, folder='') -> Path:
-    """The results file of a study.
-
-    Parameters
-    ----------
-    name : of the study
-    folder : of results files; '': results/studies of the checkout
-    """
-    return Path(folder or (project() or Path.cwd())/'results'/'studies')/f'{name}.jsonl'
-
 def _touches(claim, part):
     "Is a claim made of this part?"
     try: return bool(part.only(**claim.where))
@@ -306,37 +297,14 @@ def judge(study, rows, rest=()) -> dict:
 
     Returns
     -------
-    dict : name of the claim -> (`whole`, `findings` or None, names of the parts that were not run)
+    dict : name of the claim -> (`whole`, `findings` or None, `about` the parts that were not run)
     """
     judged = {}
     for name, claim in CLAIMS.items():
         if claim.study != study: continue
         found = None if rows is None else findings(claim, rows)
-        judged[name] = whole(claim, found), found, [about(p) for p in rest if _touches(claim, p)]
+        judged[name] = whole(claim, found), found, about(*(p for p in rest if _touches(claim, p)))
     return judged
-
-def shown(name, folder='', tell=print):
-    """The rows of a study that are shown, in what is published; tells which of its parts were not run.
-
-    Parameters
-    ----------
-    name : key of `STUDIES`
-    folder : of results files; '': results/studies of the checkout
-    tell : function of a line of text
-
-    Returns
-    -------
-    DataFrame : of `begun`; None: there are none
-
-    Raises
-    ------
-    UserError : as `Study.rows` does
-    """
-    rows, rest = begun(STUDIES[name], studies_file(name, folder))
-    if rows is None: tell(f'study {name}: not run; synthdet-study {name}')
-    else:
-        for part in rest: tell(f'study {name}, {about(part)}: not run')
-    return rows
 
 def so_far(name, folder='', tell=print) -> tuple:
     """What there is of a study while it is being run: its own file, or what `unfinished.jsonl` above it holds.
@@ -354,7 +322,7 @@ def so_far(name, folder='', tell=print) -> tuple:
     file = studies_file(name, folder)
     there = [begun(STUDIES[name], f, strict=False) for f in (file, file.parent.parent/'unfinished.jsonl')]
     rows, rest = max(there, key=lambda found: 0 if found[0] is None else len(found[0]))
-    lacking = '; '.join(map(about, rest))
+    lacking = about(*rest)
     if rest: tell(f"study {name}: {'not run yet' if rows is None else f'not run yet: {lacking}'}")
     return rows, rest
 
@@ -384,13 +352,14 @@ def claims_table(judged) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : claim, compared, gain (interquartile mean over places, 95 % interval, pairs), verdict, why, by place,
-        not run, command
+    DataFrame : claim, compared, domains, gain (interquartile mean over places, 95 % interval, pairs), verdict, why, by
+        place, not run, command
     """
     def line(name):
         claim, (over, found, rest) = CLAIMS[name], judged[name]
         gain = f"{over['iqm']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f}, n={over['n']})" if over['n'] else ''
-        return {'claim': claim.says, 'compared': f'{claim.b} - {claim.a}', 'gain': gain, 'verdict': over['verdict'],
-                'why': over['why'], 'by place': agreed(found) if over['n'] else '', 'not run': '; '.join(rest),
-                'command': f'synthdet-study {claim.study}'}
+        domains = ', '.join(dict.fromkeys(found.domain)) if over['n'] else ''
+        return {'claim': claim.says, 'compared': f'{claim.b} - {claim.a}', 'domains': domains, 'gain': gain,
+                'verdict': over['verdict'], 'why': over['why'], 'by place': agreed(found) if over['n'] else '',
+                'not run': rest, 'command': f'synthdet-study {claim.study}'}
     return pd.DataFrame([line(name) for name in judged], index=pd.Index(judged, name=''))

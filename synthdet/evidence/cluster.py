@@ -8,7 +8,7 @@ __all__ = ['check_cluster', 'cluster']
 # %% ../../nbs/6_evidence/13_cluster.ipynb #b7c8faee
 from contextlib import contextmanager
 from importlib.util import find_spec
-from ..core import cores, processes, UserError
+from ..core import cores, option, processes, UserError
 
 # %% ../../nbs/6_evidence/13_cluster.ipynb #7260c0f4
 def check_cluster(address, jobs:int=0, resources=()):
@@ -20,14 +20,16 @@ def check_cluster(address, jobs:int=0, resources=()):
     jobs : workers of 'local'; 0: as many as `usual_jobs`
     resources : dict name -> number that each run takes of its worker
     """
-    processes(jobs, 'jobs')
+    processes(jobs, option('study.jobs').strip('='))
     if address is None:
         if resources: raise UserError('resources are those of the workers of a cluster; give --dask ADDRESS')
         return
     if find_spec('distributed') is None:
-        raise UserError(f"dask={address}: Dask distributed is not installed; pip install 'distributed>=2024.4.2'")
+        raise UserError(f"{option('study.dask')}{address}: Dask distributed is not installed; pip install "
+                        "'distributed>=2024.4.2'")
     if address != 'local' and jobs:
-        raise UserError(f'jobs={jobs}: the workers of {address} say how many runs there are at a time; leave jobs out')
+        raise UserError(f"{option('study.jobs')}{jobs}: the workers of {address} say how many runs there are at a "
+                        "time; leave it out")
 
 @contextmanager
 def cluster(address, jobs:int=0, resources=(), n:int=1):
@@ -55,8 +57,8 @@ def cluster(address, jobs:int=0, resources=(), n:int=1):
         return
     try: client = Client(address, timeout=10)
     except (OSError, ValueError) as e:
-        raise UserError(f'dask={address}: no scheduler answers ({e or type(e).__name__}); give its address, '
-                        "tcp://HOST:8786, or 'local'") from None
+        raise UserError(f'{option("study.dask")}{address}: no scheduler answers ({e or type(e).__name__}); give its '
+                        "address, tcp://HOST:8786, or 'local'") from None
     with client: yield client
 
 def _local(jobs, n, resources):

@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 import synthdet
-from ..core import (choose, disk_refused, git, plain_path, processes, project, regular, short, suffix_of,
-                           UserError, writable, write_atomic)
+from ..core import (choose, disk_refused, git, option, plain_path, processes, project, regular, short, suffix_of,
+                           through, UserError, writable, write_atomic)
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
-from .arm import Arm, check_arm, make_arms
+from .arm import Arm, as_word, check_arm, make_arms
 from .rows import read_rows
 from ..ranks import equal_share
 from ..settings import find, text_of
@@ -374,6 +374,7 @@ def typed(namespace) -> dict:
     ------
     UserError : for a value that can be no such thing, and for a name the notebook does not know
     """
+    through(as_word)                                             # from here on settings are words
     cells = namespace.get('In', ())
     known = _declared(cells)
     if not known: return {}                                      # run by something that keeps no cells
@@ -399,6 +400,8 @@ def _is_torn(path):
     try: return read_json(path, 'a notebook') is None
     except UserError: return True
 
+def _other(): return f"choose another {option('run.output').strip('=') or 'output'}"
+
 def own_output(output, notebook) -> Path:
     """The file that an executed notebook may be written to, links followed.
 
@@ -415,9 +418,9 @@ def own_output(output, notebook) -> Path:
     if suffix_of(output) != '.ipynb':
         raise UserError(f"{output} is no name of a notebook; choose one that ends in .ipynb")
     if os.path.exists(output):
-        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; choose another --output")
+        if output.samefile(notebook): raise UserError(f"{output} is the notebook itself; {_other()}")
         if not _is_ours(output):
-            raise UserError(f"{output} is there and was not written by a run; choose another --output, or move it away")
+            raise UserError(f"{output} is there and was not written by a run; {_other()}, or move it away")
     return writable(output)
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #71f27266
@@ -506,7 +509,7 @@ def _whole(notebook, output, values):
 
 def _failed(path, e):
     "The `UserError` for an error in a notebook; a mistake in the parameters leaves no copy behind."
-    if e.ename in ('UserError', NotHere.__name__): return UserError(e.evalue)
+    if e.ename in ('UserError', NotHere.__name__): return UserError(e.evalue, more=e.traceback[1:])
     return _Failed(f"{e.ename}: {e.evalue} (cell {e.exec_count} of {path})")
 
 def run_notebook(notebook, output, values) -> str:

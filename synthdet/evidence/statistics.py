@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from ..core import choose, generator, UserError
-from .tables import cells, command, grid, load_rows, paired_objects, segmenter_table # where they were
+from .arm import Arm
+from ..settings import columns
 
 # %% ../../nbs/6_evidence/08_statistics.ipynb #865354da
 _MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|boxes_spent|'
                        r'ranks|id|digest|commit|synthdet|python|cpus|threads|memory_mb|'
                        r'predictions|artefacts')            # what a run gave, and where; no setting
+_TOLD = {*columns(Arm()).values(), 'versions', 'torch', 'device'} # by every row
 
 def _said(row, on): return ', '.join(f'{c}={row[c]}' for c in on)
 
@@ -35,11 +37,15 @@ def _by_key(rows, on):
 
 def _text(value): return 'nothing' if value is None or value != value else repr(value)
 
+def _unlike(column, a, b):
+    "Do two rows differ there? What code of before did not tell yet is no difference."
+    return a != b and (column in _TOLD or 'nothing' not in (a, b))
+
 def _check_equal(x, y, but):
     "Raise `UserError` for two rows that differ in a setting outside `but`."
     names = [c for c in x.keys() | y.keys() if c not in but and not _MEASURED.fullmatch(c)]
     values = {c: (_text(x.get(c)), _text(y.get(c))) for c in sorted(names)}
-    unlike = [f'{c} ({a}, {b})' for c, (a, b) in values.items() if a != b]
+    unlike = [f'{c} ({a}, {b})' for c, (a, b) in values.items() if _unlike(c, a, b)]
     if unlike:
         raise UserError(f"rows {x['id']} and {y['id']} are no pair: they differ in {', '.join(unlike[:4])}; expected a "
                         "difference in nothing but what is compared")

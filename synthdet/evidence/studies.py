@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUTTERFLIES', 'PHOTOGRAPHS', 'PHOTOS', 'FIVE', 'THREE', 'BASE', 'ARMS4', 'labels_curve', 'mixed_vs_pretrain',
            'real_vs_gan', 'naive_paste', 'class_images_matter', 'masks_matter', 'reuse', 'val_budget', 'transfer',
-           'STUDIES']
+           'WIDER', 'wider', 'STUDIES']
 
 # %% ../../nbs/6_evidence/09_studies.ipynb #d2e08796
 from .arm import make_arms
@@ -78,8 +78,23 @@ reuse = Study('reuse', BASE, dict(
 val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', 'kangaroos'),
                                              arm=['scratch', 'pretrain'], val=['full', 'budget']))
 
-transfer = Study('transfer', BASE, [dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
-    random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain'))])
+_COCO = 'model.weights=weights/ssd_mobilenetv1_100_coco.safetensors' # whoever has such a detector puts it there
+
+transfer = Study('transfer', BASE, [
+    dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
+        random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain')),
+    dict(domain=PHOTOS, n_real=[20], seed=THREE, start={
+        'coco': f'arm=scratch {_COCO}', 'coco + synthdet': f'arm=pretrain {_COCO}'})])
+
+WIDER = ('detector=retinaface model.image_size=320 batch_size=32 lr=1e-3 optimizer=sgd decay=.76,.88 '
+         'augment=retinaface pretrain_steps=1000 eval_every=1000000000 select=last')
+_EPOCHS = 125                                                             # of batches of 32
+
+def _wider(n, of=12_880): return f"n_real={0 if n == of else n} steps={-(-_EPOCHS*n//32)}"
+
+wider = Study('wider', make_arms('pretrain', usual=WIDER, domain='wider', protocol='paper')[0], dict(
+    domain=dict(wider='root=data/wider model.weights=weights/mobilenetV1X0.25_pretrain.tar'),
+    arm=['scratch', 'pretrain'], n_real={n: _wider(n) for n in (50, 100, 250, 500, 1000, 12_880)}), seeds=THREE)
 
 STUDIES = {s.name: s for s in (labels_curve, mixed_vs_pretrain, real_vs_gan, naive_paste, class_images_matter,
-                               masks_matter, reuse, val_budget, transfer)}
+                               masks_matter, reuse, val_budget, transfer, wider)}

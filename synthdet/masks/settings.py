@@ -9,7 +9,7 @@ __all__ = ['SEGMENTERS', 'USUAL', 'OPEN', 'Gate', 'own_gate', 'shipped_weights',
 from dataclasses import dataclass, replace
 from pathlib import Path
 import synthdet
-from ..core import UserError
+from ..core import option, UserError
 from ..settings import opt, Settings
 
 # %% ../../nbs/3_masks/00_settings.ipynb #90df3fa8
@@ -66,6 +66,8 @@ class Masks(Settings):
 _PATTERNS = ('mask_encoder.safetensors', 'redo*.safetensors', 'redo*.pth', '*nets_state.pth', '*netM_state.pth',
              '*nets_state.tar.gz', '*netM_state.tar.gz') # in <root>/weights: training's names, the release's
 
+_WEIGHTS = 'synthesis.masks.weights'
+
 def _of_domain(domain):
     "ReDO's weights for the pictures of a domain; raises `UserError` that says what can be asked for instead."
     shipped = shipped_weights().get(domain.name)
@@ -75,8 +77,9 @@ def _of_domain(domain):
     if len(found) == 1: return found[0]
     names = ', '.join(f.name for f in found)
     fault = f"{place} holds several ({names})" if found else f"{place} holds none ({', '.join(_PATTERNS)})"
-    raise UserError(f"no ReDO weights are shipped for domain {domain.name!r}, and {fault}; give a file (masks.weights="
-                    "FILE), train one with synthdet-run --notebook train_redo, or choose segmenter=grabcut")
+    raise UserError(f"no ReDO weights are shipped for domain {domain.name!r}, and {fault}; give a file"
+                    f"{option(_WEIGHTS, ' ({}FILE)')}, train one with synthdet-run --notebook train_redo, or choose "
+                    "segmenter=grabcut")
 
 # %% ../../nbs/3_masks/00_settings.ipynb #c02f1052
 def mask_weights(masks, domain=None):
@@ -97,14 +100,15 @@ def mask_weights(masks, domain=None):
     """
     name, given = masks.segmenter, masks.weights
     if given and name in ('grabcut', 'frame', 'alpha'):
-        raise UserError(f"segmenter {name!r} takes no weights; leave weights={given!r} out")
+        raise UserError(f"segmenter {name!r} takes no weights; leave {option(_WEIGHTS)}{given!r} out")
     if given in shipped_weights() and name != 'redo':
-        raise UserError(f"weights={given!r} are those of segmenter 'redo'; give {name!r} a file of its own")
+        raise UserError(f"{option(_WEIGHTS)}{given!r} are those of segmenter 'redo'; give {name!r} a file of its own")
     if given: return shipped_weights().get(given) or Path(given)
     if name != 'redo': return None
     if domain is not None: return _of_domain(domain)
-    raise UserError("no ReDO weights are shipped for pictures of just anything; give a file (masks.weights=FILE), or "
-                    f"the name of a domain whose pictures they are ({', '.join(shipped_weights())})")
+    raise UserError("no ReDO weights are shipped for pictures of just anything; give a file"
+                    f"{option(_WEIGHTS, ' ({}FILE)')}, or the name of a domain whose pictures they are "
+                    f"({', '.join(shipped_weights())})")
 
 # %% ../../nbs/3_masks/00_settings.ipynb #f254882f
 def resolved(masks, domain=None) -> Masks:

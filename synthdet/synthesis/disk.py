@@ -8,108 +8,176 @@ __all__ = ['write_stream']
 # %% ../../nbs/4_synthesis/11_disk.ipynb #01f606e0
 import json, re
 from contextlib import nullcontext, suppress
+from fractions import Fraction
 from pathlib import Path
-from ..core import (alone, append_jsonl, choose, digest, half, plain_path, progress, regular, tidy,
+from typing import NamedTuple
+from ..core import (alone, append_jsonl, choose, digest, half, option, plain_path, progress, regular, tidy,
                            UserError, whole_folder, write_atomic)
-from ..data.annotations import annotation, FORMATS, write_annotations
+from ..data.annotations import annotation, write_annotations
 from ..data.images import write_image
+from ..files import read_json
 from ..settings import to_row
+from .layers import extent
+from .settings import EXPORTS, val_share
+
+# %% ../../nbs/4_synthesis/11_disk.ipynb #b2ae27fd
+class _Export(NamedTuple):
+    "How a stream is written, and where its files are."
+    folder: Path
+    format: str = 'coco'
+    kind: str = '.jpg'
+    val: Fraction = Fraction(0)
+    outlines: bool = False
+
+    @property
+    def top(self):
+        "The folder that has its name when all is written, and that of `half` until then."
+        return self.folder/('VOCdevkit' if self.format == 'vocdevkit' else 'images')
+
+    def images(self):
+        "Where the images are now."
+        top = half(self.top) if half(self.top).is_dir() else self.top
+        return top/'VOC2012'/'JPEGImages' if self.format == 'vocdevkit' else top
+
+    def split(self, i):
+        "What sample i is for; nothing where the set has no parts."
+        if not self.val: return {}
+        return dict(split='val' if i*self.val % 1 < self.val else 'train')
+
+    def name(self, i):
+        "The name of image i, with its folder where the format has one for each part."
+        name = f'{i:06d}{self.kind}'
+        return f"{self.split(i)['split']}/{name}" if self.val and self.format == 'yolo' else name
+
+    def image(self, i): return self.images()/self.name(i)
+
+    def annotate(self, rows, classes):
+        "Write the annotations."
+        if self.format == 'vocdevkit':
+            return write_annotations(rows, self.images().parent, 'voc', classes, devkit=True)
+        more = dict(outlines=True) if self.outlines else {}
+        write_annotations(rows, self.folder, self.format, classes, **more)
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #3248f782
-def _check(samples, n, format, suffix):
+def _check(samples, n, how):
     "Raise `UserError` for what cannot be written of a stream."
-    if n < 1 or (samples.n_fake and n > samples.n_fake):
-        expected = f"1 to {samples.n_fake}, the length of the stream" if samples.n_fake else "at least 1 image"
-        raise UserError(f'n={n}: expected {expected}')
-    choose('format', format, FORMATS)
-    choose('suffix', suffix, dict.fromkeys(('.jpg', '.png')))
+    choose('format', how.format, EXPORTS)
+    choose('suffix', how.kind, ('.jpg',) if how.format == 'vocdevkit' else ('.jpg', '.png'))
+    least = 2 if how.val else 1
+    if n < least or (samples.n_fake and n > samples.n_fake):
+        most = f"{least} to {samples.n_fake}, the length of the stream" if samples.n_fake else ''
+        expected = most or f"at least {least} image{'s'*(least > 1)}"
+        raise UserError(f"{option('stream.n')}{n}: expected {expected}")
+    if how.outlines: _check_outlines(samples, how)
 
-def _about(samples, format, suffix):
+def _check_outlines(samples, how):
+    "Raise `UserError` where there are no outlines whose extents are the boxes."
+    name, said = samples.recipe.compositor, option('stream.outlines').strip('= ')
+    if how.format != 'yolo': raise UserError(f"{said}: format {how.format} has no outlines; choose format yolo")
+    if not samples.with_masks: raise UserError(f"{said}: the samples have no masks; make them with masks")
+    if samples.style.composer.box is extent: return
+    raise UserError(f"{said}: compositor {name!r} has boxes that are not those of its masks; write boxes, or choose "
+                    "another compositor")
+
+def _about(samples, how):
     "What the mark of a stream's folder says."
-    about = dict(signature=samples.signature(), format=format, suffix=suffix, masks=samples.with_masks,
-                 seed=samples.seed, recipe=to_row(samples.recipe))
-    return json.dumps(about, indent=1) + '\n'
+    more = dict(val=float(how.val)) if how.val else {}
+    if how.outlines: more['outlines'] = True
+    return dict(signature=samples.signature(), format=how.format, suffix=how.kind, masks=samples.with_masks, **more,
+                seed=samples.seed, recipe=to_row(samples.recipe))
 
-def _check_folder(folder, text, n, suffix):
+_HOW = 'format', 'suffix', 'masks', 'val', 'outlines'
+
+def _other(folder, mark, about):
+    "The `UserError` for a folder whose mark says something else."
+    found = {}
+    with suppress(ValueError, UserError): found = {**read_json(mark, 'the mark of a stream')}
+    odd = [k for k in _HOW if found.get(k) != about.get(k)]
+    if not found or found.get('signature') != about['signature'] or not odd:
+        return UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')
+    names = ', '.join(filter(None, dict.fromkeys(option(f'stream.{k}').strip('= ') for k in odd)))
+    return UserError(f'{folder} was begun with another {names} (see {mark.name}); ask for the same, or choose a new '
+                     'folder')
+
+def _check_folder(how, about, n):
     "Raise `UserError` when a folder holds something else, or more than n images of its stream; its mark."
+    folder, text = how.folder, _text(about)
     mark = folder/'stream.yaml' # it is JSON, but readers of data sets may take any .json for annotations
-    if mark.exists() and regular(mark).read_bytes() != text.encode():
-        raise UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')
+    if mark.exists() and regular(mark).read_bytes() != text.encode(): raise _other(folder, mark, about)
     free = not folder.exists() or folder.is_dir() and all(p.name.startswith('.') for p in folder.iterdir())
     if not mark.exists() and not free:
         raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
-    found = [re.fullmatch(r'\d{6,}', p.stem) for p in _images(folder).glob(f'*{suffix}')]
+    found = [re.fullmatch(r'\d{6,}', p.stem) for p in how.images().rglob(f'*{how.kind}')]
     have = max((int(m[0]) + 1 for m in found if m), default=0)
     if n >= have: return mark
-    raise UserError(f'n={n}: {folder} holds {have} images of this stream already; '
+    raise UserError(f"{option('stream.n')}{n}: {folder} holds {have} images of this stream already; "
                     f'ask for at least {have}, or choose a new folder')
 
+def _text(about): return json.dumps(about, indent=1) + '\n'
+
 # %% ../../nbs/4_synthesis/11_disk.ipynb #0b24fcb0
-def _images(folder):
-    "Where the images are: until all is written not under the name where others look for them."
-    return half(folder/'images') if half(folder/'images').is_dir() else folder/'images'
-
-def _image(folder, i, suffix): return _images(folder)/f'{i:06d}{suffix}'
-
 def _named(row, file):
     "A row with the digest of its text and of its image."
     row = {k: v for k, v in row.items() if k != 'digest'}
     return dict(row, digest=digest(json.dumps(row), file.read_bytes() if file.is_file() else None))
 
-def _whole(folder, log, suffix) -> dict:
+def _whole(how, log) -> dict:
     "The rows that are as they were written, and whose images are: sample -> row, in whatever order the lines are."
     rows = {}
     for line in regular(log).read_bytes().split(b'\n') if log.exists() else ():
         with suppress(ValueError, LookupError, TypeError, RecursionError, OSError): # a damaged line can fail in any way
             row = json.loads(line)
-            found = _named(row, _image(folder, row['sample'], suffix))
+            found = _named(row, how.image(row['sample']))
             if row['digest'] == found['digest']: rows[row['sample']] = found
     return rows
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #dd798587
-def _drawn(samples, i, folder, suffix):
+def _drawn(samples, i, how):
     "Draw and write sample i; its row."
     layout = samples.layout(i)
     image, target = samples.drawing(*layout)
-    file = write_image(_image(folder, i, suffix), image)
-    return _named({**annotation(file.name, image, target), **samples.provenance(i, layout)}, file)
+    file = write_image(how.image(i), image)
+    row = {**annotation(how.name(i), image, target), **how.split(i), **samples.provenance(i, layout)}
+    return _named(row, file)
 
-def _filled(samples, folder, n, suffix, rows):
+def _filled(samples, n, how, rows):
     "Draw what is not among the whole rows; all rows, which the provenance then holds in their order."
-    log, lost = folder/'provenance.jsonl', [i for i in range(n) if i not in rows]
+    log, lost = how.folder/'provenance.jsonl', [i for i in range(n) if i not in rows]
     for i in progress(lost, 'writing', initial=n-len(lost), total=n):
-        rows[i] = _drawn(samples, i, folder, suffix)
+        rows[i] = _drawn(samples, i, how)
         append_jsonl(log, rows[i], sync=False)
     rows = [rows[i] for i in range(n)]
     text = ''.join(json.dumps(row) + '\n' for row in rows).encode()
     if log.read_bytes() != text: write_atomic(log, text)
     return rows
 
-def write_stream(samples, folder, n, format='coco', suffix='.jpg') -> Path:
+def write_stream(samples, folder, n, format='coco', suffix='.jpg', *, val=0, outlines:bool=False) -> Path:
     """Write samples 0..n-1 with annotations and provenance; run again, it goes on where it stopped, and mends.
 
     Parameters
     ----------
-    samples : `Samples`
+    samples : `Samples`; those with masks have them in COCO files, as run lengths
     folder : new or empty, or one that holds the beginning of this stream
     n : number of images
-    format : 'coco', 'voc' or 'yolo'
+    format : 'coco', 'voc', 'vocdevkit' (VOCdevkit/VOC2012 as the development kit has it) or 'yolo'
     suffix : kind of image file: '.jpg' or '.png'
+    val : share of the images that are for validation, 0 to 0.5; 0: the set has no parts
+    outlines : YOLO rows are outlines of what is seen of each object, not boxes; the samples need masks
 
     Raises
     ------
     UserError : for a wrong choice, for a folder with other content or more images, and when the disk refuses
     """
-    folder = plain_path(folder, 'folder')
-    _check(samples, n, format, suffix)
-    text = _about(samples, format, suffix)
-    _check_folder(folder, text, n, suffix)
-    with alone(folder/'.lock', 'writes to the same folder'):
-        mark = _check_folder(folder, text, n, suffix) # by now another process may have been here
-        tidy(folder)
-        if not mark.exists(): write_atomic(mark, text)
-        rows = _whole(folder, folder/'provenance.jsonl', suffix)
-        done = (folder/'images').is_dir() and set(range(n)) <= set(rows)
-        with nullcontext() if done else whole_folder(folder/'images'):
-            write_annotations(_filled(samples, folder, n, suffix, rows), folder, format, samples.classes)
-    return folder
+    how = _Export(plain_path(folder, 'folder'), format, suffix, val_share(val), outlines)
+    _check(samples, n, how)
+    about = _about(samples, how)
+    _check_folder(how, about, n)
+    with alone(how.folder/'.lock', 'writes to the same folder'):
+        mark = _check_folder(how, about, n) # by now another process may have been here
+        tidy(how.folder)
+        if not mark.exists(): write_atomic(mark, _text(about))
+        rows = _whole(how, how.folder/'provenance.jsonl')
+        done = how.top.is_dir() and set(range(n)) <= set(rows)
+        with nullcontext() if done else whole_folder(how.top):
+            how.annotate(_filled(samples, n, how, rows), samples.classes)
+    return how.folder
