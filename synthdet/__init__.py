@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .data.batches import batches
     from .data.domains import load_domain as domain
     from .data.settings import DataSource, Labels
+    from .detection.detect import detect
     from .detection.detectors import detector
     from .detection.evaluate import evaluate, predict
+    from .detection.export import export
     from .detection.settings import Model, Schedule
     from .detection.train import train
     from .evidence.arm import Arm, Mixture, make_arms
@@ -31,7 +33,7 @@ _FACE = {
     'objects.settings': ('Objects',), 'masks.settings': ('Gate', 'Masks'),
     'synthesis.settings': ('Recipe', 'Synthesis'), 'synthesis.stream': ('make_samples as samples',),
     'detection.settings': ('Model', 'Schedule'), 'detection.detectors': ('detector',), 'detection.train': ('train',),
-    'detection.evaluate': ('evaluate', 'predict'),
+    'detection.evaluate': ('evaluate', 'predict'), 'detection.detect': ('detect',), 'detection.export': ('export',),
     'evidence.arm': ('Arm', 'Mixture', 'make_arms'), 'evidence.phases': ('run',), 'evidence.tables': ('load_rows',)}
 _HOME = {text.split()[-1]: (module, text.split()[0]) for module, names in _FACE.items() for text in names}
 __all__ = ['__version__', *_HOME]

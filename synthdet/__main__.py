@@ -1,9 +1,10 @@
-"The commands as a module: `python -m synthdet run ...`, and preview, synth, notebooks, study, runs, data."
+"The commands as a module: `python -m synthdet run ...`, and every other command of `COMMANDS`."
 import sys
-from .cli import _guarded, data, notebooks, preview, run, runs, study, synth
+from .cli import _guarded, data, detect, evaluate, export, notebooks, preview, run, runs, study, synth
 from .core import UserError
 
-COMMANDS = dict(run=run, preview=preview, synth=synth, notebooks=notebooks, study=study, runs=runs, data=data)
+COMMANDS = dict(run=run, preview=preview, synth=synth, notebooks=notebooks, study=study, runs=runs, data=data,
+                detect=detect, evaluate=evaluate, export=export)
 
 
 def main(argv):

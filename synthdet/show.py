@@ -113,10 +113,10 @@ def show(image, title='', width=None):
     ----------
     image : picture, see `as_picture`
     title : a line above
-    width : inches; None: pixel by pixel, up to 10
+    width : inches; None: pixel by pixel, from 8, which is large enough to judge, up to 10
     """
     image = as_picture(image)
-    width = width or min(10, max(3, image.shape[2]/DPI))
+    width = width or min(10, max(8, image.shape[2]/DPI))
     high, above = width*image.shape[1]/image.shape[2], .25 if title else 0
     fig = plt.figure(figsize=(width, high + above), dpi=DPI)
     ax = fig.add_axes((0, 0, 1, high/(high + above)))

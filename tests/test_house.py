@@ -1,5 +1,6 @@
 "The rules of the house, read off the files themselves."
 import ast
+import base64
 import json
 import re
 import statistics
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 root = Path(__file__).resolve().parents[1]
@@ -102,6 +105,19 @@ def test_a_notebook_is_light_portable_and_silent(path):
     assert '"stderr"' not in outputs, "a bar or a warning among the outputs"
     assert '"error"' not in outputs and str(Path.home()) not in outputs and str(root) not in outputs
     for source in code_cells(path): assert all(len(l) <= 120 for l in source.splitlines()), source[:60]
+
+
+def pictures(path):
+    "Width, px, of each picture among the outputs of a notebook."
+    outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
+    found = [o["data"][k] for o in outputs for k in ("image/png", "image/jpeg") if k in o.get("data", {})]
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(x), np.uint8), cv2.IMREAD_COLOR).shape[1] for x in found]
+
+
+@pytest.mark.parametrize("path", [p for p in notebooks if p.stem not in ("train_gan", "train_redo")], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_pictures_are_large_enough_to_judge(path):
+    "Of 8 to 10 inches; a margin that holds nothing may have been cut off. Two that took hours keep what they drew."
+    assert all(wide > 740 for wide in pictures(path)), pictures(path)
 
 
 @pytest.mark.parametrize("path", [p for p in notebooks if p.parent.name == "experiments"], ids=lambda p: p.stem)

@@ -304,8 +304,9 @@ def test_the_main_experiment_from_an_empty_folder(built, tmp_path):
     assert said("run", "--help")[0] == 0
     code, out, err = said("run", *TINY)
     assert code == 0 and not err, err
-    told = dict(line.split(None, 1) for line in out.splitlines()[-3:])
-    assert all((work/told[k]).exists() for k in ("figures", "detector", "notebook"))
+    told = dict(line.split(None, 1) for line in out.splitlines()[-6:])
+    assert all((work/told[k]).exists() for k in ("figures", "picture", "detector", "card", "notebook"))
+    assert told["use"] == f"synthdet-detect {told['detector']} photos/"
     assert {p.name for p in work.iterdir()} == {"runs"}
     assert said("notebooks", "mine")[0] == 0
     changed(work/"mine"/"scale.ipynb", 0, source="# Mine")

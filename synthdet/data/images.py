@@ -288,13 +288,14 @@ def _no_way(real, way):
     inside = f'{real.rstrip("/")}/'
     return f'{real}/'.startswith(tuple(f'{s}/' for s in _SYSTEM)) or any(f'{w}/'.startswith(inside) for w in way)
 
-def walk(folder, follow:bool=True):
+def walk(folder, follow:bool=True, whole:bool=True):
     """What lies in a folder and below it, without leftovers.
 
     Parameters
     ----------
     folder : that is there
     follow : links to folders, too, except back to one on the way; otherwise such links are among what is given
+    whole : refuse a picture, text, XML or JSON file that is a link to nothing; otherwise it is among what is given
 
     Returns
     -------
@@ -303,7 +304,7 @@ def walk(folder, follow:bool=True):
     Raises
     ------
     UserError : for more than MAX_FILES files or MAX_FOLDERS folders, which is no set of data, for a folder that
-        cannot be read, and for a picture, text, XML or JSON file that is a link to nothing
+        cannot be read, and for a link to nothing
     """
     todo, files, folders = [(str(folder), (os.path.realpath(folder),))], 0, 0
     while todo:
@@ -311,7 +312,7 @@ def walk(folder, follow:bool=True):
         for e in os.scandir(existing(here, 'a folder of data')):
             if _left(e.name): continue
             link = e.is_symlink()
-            if link and suffix_of(e.name) in (*IMAGE_SUFFIXES, '.txt', '.xml', '.json'): _leads(e.path)
+            if whole and link and suffix_of(e.name) in (*IMAGE_SUFFIXES, '.txt', '.xml', '.json'): _leads(e.path)
             if not (follow and os.path.isdir(e.path) if link else e.is_dir()):
                 files += 1
                 yield e

@@ -108,7 +108,7 @@ class Head(nn.Module):
         ----------
         x : float [B,64,h,w]
         """
-        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.values)
+        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.values)
 
 # %% ../../nbs/5_detection/03_retinaface.ipynb #8df7b23c
 STRIDES = 8, 16, 32 # pixels of the input per cell of each map

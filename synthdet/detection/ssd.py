@@ -228,7 +228,7 @@ class Head(nn.Conv2d):
         x : float [B,channels,h,w]
         """
         R, parts = self.split[1] // 4, super().forward(x).split(self.split, 1)
-        return [y.permute(0, 2, 3, 1).reshape(len(x), -1, y.shape[1] // R) for y in parts]
+        return [y.permute(0, 2, 3, 1).reshape(x.shape[0], -1, y.shape[1] // R) for y in parts]
 
 # %% ../../nbs/5_detection/02_ssd.ipynb #cab16b59
 def check_input(images, targets, training):

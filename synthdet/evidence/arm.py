@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'PROTOCOLS', 'WORDS', 'Mixture', 'Phase', 'mixed', 'Arm', 'start', 'make_arms', 'resolved', 'as_word',
-           'check_arm']
+           'command', 'check_arm']
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #19bcfc2f
+import shlex
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from ..detection.settings import (check_model, Model, resolved as resolved_model
                                          Schedule)
 from ..masks.settings import mask_weights
 from ..objects.settings import check_objects, LABELLED
-from ..settings import columns, opt, override, SEEDS, Settings, words
+from ..settings import columns, leaves, opt, override, SEEDS, Settings, text_of, words
 from ..synthesis.settings import PAPER, paper_recipe, resolved as resolved_synthesis, Synthesis
 from ..track import TRACKERS
 
@@ -222,6 +223,20 @@ def as_word(path) -> str:
     branch, _, leaf = name.rpartition('.')
     if branch == 'options' and leaf in OPTIONS: return f"options='{leaf}={value or '...'}'"
     return f'{_words()[name]}={value}' if name in _words() else ''
+
+# %% ../../nbs/6_evidence/01_arm.ipynb #2fdacd90
+def command(arm) -> str:
+    """The command that runs an arm.
+
+    Parameters
+    ----------
+    arm : `Arm`
+    """
+    names = columns(Arm())
+    usual = override(resolved(Arm(arm.arm)), dict(precision='auto')) # which every machine understands otherwise
+    plain = {l.path: l.value for l in leaves(usual)}
+    said = [shlex.quote(f'{names[l.path]}={text_of(l.value)}') for l in leaves(arm) if l.value != plain[l.path]]
+    return ' '.join([f'synthdet-run arms={arm.arm}', *said])
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #d2e3b931
 def check_arm(arm:Arm) -> Arm:

@@ -10,6 +10,7 @@ import re, shutil, time
 from pathlib import Path
 from typing import NamedTuple
 from ..core import alone, cache_dir, folder, plain_path, project, UserError, whole_folder
+from ..detection.card import card_of
 from .rows import read_rows, write_row
 from .study import arm_of, loaded_once, placed, run_key
 
@@ -126,7 +127,9 @@ def remove(found) -> float:
     found : of `prunable`
     """
     for k in found:
-        if k.path.is_file(): k.path.unlink()
+        if k.path.is_file():
+            k.path.unlink()
+            if not k.path.parent.name == 'predictions': card_of(k.path).unlink(missing_ok=True)
         else:
             with alone(k.path/'.lock', 'trains in the same folder'): shutil.rmtree(k.path)
     return sum(k.mb for k in found)
@@ -164,6 +167,7 @@ def pack(study, to, out, results, data='') -> Path:
     things = {('artefacts', key): True for key in _keys(study, data)} | _users(of_study)
     with whole_folder(to) as part:
         for place, name in things: _copy(out/place/name, part/place/name)
+        for _, name in (t for t in things if not t[0]): _copy(card_of(out/name), part/card_of(name))
         for name in (study.name, 'made'): (part/f'{name}.jsonl').unlink(missing_ok=True) # of a copy that was killed
         for row in of_study:
             write_row(part/f'{study.name}.jsonl', row)

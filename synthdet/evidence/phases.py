@@ -19,12 +19,13 @@ from ..data.domains import load_domain, masked
 from ..data.images import Resized
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
+from ..detection.card import card_of, write_card
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict_together, validator
 from ..detection.predictions import save_predictions
 from ..detection.settings import check_schedule
 from ..detection.train import matcher_of, train
-from .arm import Arm, ARMS, Mixture, resolved
+from .arm import Arm, ARMS, command, Mixture, resolved
 from ..masks.segment import make_segmenter
 from ..objects.labelled import LabelledObjects
 from ..objects.objects import make_objects
@@ -252,7 +253,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     Parameters
     ----------
     arm : `Arm`
-    out : folder of artefacts, and of the trained detector's file
+    out : folder of artefacts, and of the trained detector's file and its card
     results : results file; None: out/results.jsonl
     loaded : `Loaded`, to share data between arms; None: it is read
     workers : processes that compose images; the result is the same for any number
@@ -274,11 +275,18 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     agree(ident, 'the name of the run')
     results = Path(results or Path(out)/'results.jsonl')
     found = _found(results, ident)
-    if found: return found
+    if found: return _carded(found, arm, out)
     lock = results.with_name(f'.{results.name[:40]}.{ident}.lock')
     with alone(lock, 'runs the same arm') if main() else nullcontext():
         found = _found(results, ident)                                   # by now another process may have run it
-        return found or _made(arm, Path(out), results, ident, planned, loaded, workers)
+        row = found or _made(arm, Path(out), results, ident, planned, loaded, workers)
+        return _carded(row, arm, out)
+
+def _carded(row, arm, out):
+    "The row of a run; the card of its detector is written where there is none beside its file."
+    file = Path(out)/row.get('weights_file', '')
+    if main() and file.is_file() and not card_of(file).exists(): write_card(file, row, command(resolved(arm)))
+    return row
 
 def _found(results, ident):
     "The row of a run; None when there is none yet."

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from ..core import choose, digest, folder, option, processes, progress, UserError, writable
-from .arm import Arm, ARMS, check_arm, resolved
+from .arm import Arm, ARMS, check_arm, command, resolved
 from .rows import read_rows
 from ..files import read_jsonl
 from ..settings import elsewhere, leaves, override
@@ -255,7 +255,6 @@ def one_each(study:Study, rows, where) -> list:
     ------
     UserError : a cell without a row, a cell with two, rows that differ in what they may not
     """
-    from synthdet.evidence.tables import command
     there, lacking = by_run(rows), study.missing(rows)
     if lacking:
         raise UserError(f'study {study.name}: {len(lacking)} of its runs have no row in {where}, the first at '
