@@ -391,7 +391,7 @@ _DETECT = '''Find objects in photographs with the detector that a run has left. 
 a table (detections.csv) and as COCO's results (detections.json, with images.json). A picture that cannot be read is a
 line, and the exit code is 1.'''
 
-_USING = {'read.images': '--images'} # how these commands name what a message may name
+_USING = {'read.images': '--images', 'data.truncated=keep': '--truncated keep'} # as these commands take it
 
 def _detect_parser():
     "The parser of `synthdet-detect`."
@@ -489,6 +489,7 @@ def _evaluate(argv):
     p.add_argument('labelled', metavar='LABELLED', help='folder, COCO JSON file or data.yaml')
     p.add_argument('--split', help='train, val or test of what lies in the folder (default: all)')
     p.add_argument('--images', metavar='FOLDER', help='of the pictures, when they lie elsewhere')
+    p.add_argument('--truncated', default='error', help='keep: of files that end too early take what is there')
     p.add_argument('--class', dest='same', action='append', default=[], metavar='THEIRS=OURS',
                    help='a class of the set, and what the detector calls it; as often as needed')
     p.add_argument('--output', metavar='FILE', help='.json file for the scores, too')
@@ -500,16 +501,20 @@ def _evaluate(argv):
     if output is not None and suffix_of(output) != '.json':
         raise UserError(f'--output {output}: choose a name that ends in .json')
     from synthdet.core import device, write_atomic
-    from synthdet.data.annotations import read_detection
     from synthdet.detection.detect import trained
     from synthdet.detection.scores import scores_on
-    model, labelled = trained(a.file).to(device()), read_detection(a.labelled, a.images, split=a.split)
+    model, labelled = trained(a.file).to(device()), _labelled(a)
     scores = scores_on(model, labelled, rename={theirs: ours for theirs, _, ours in same})
     whole = dict(scores, detector=str(a.file), labelled=str(a.labelled))
     if output is not None: write_atomic(output, json.dumps(whole, indent=1) + '\n')
     print(f"{scores['images']:,} images, {scores['boxes']:,} boxes of {', '.join(scores['classes'])}")
     points = {k: f'{100*v:.1f}' for k, v in scores.items() if isinstance(v, float)}
     print(_lines([dict(score=k, points=v) for k, v in points.items()], 'score', 'points'))
+
+def _labelled(a):
+    "The labelled set that `synthdet-evaluate` was given."
+    from synthdet.data.annotations import read_detection
+    return read_detection(a.labelled, a.images, split=a.split, truncated=a.truncated)
 
 def evaluate(argv=None):
     "Entry point of `synthdet-evaluate`."

@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
     for i, name in enumerate(("a.jpg", "a.png", "b/a.jpg", "c/a.jpg", "c/wide, one.png")):
         image = scene(i)[0]
         write_image(place/name, image[:, :60] if "wide" in name else image)
-    (place/"b"/"cut.jpg").write_bytes((place/"a.jpg").read_bytes()[:600])
+    (place/"b"/"cut.jpg").write_bytes((place/"a.jpg").read_bytes()[:3000])
     (place/"c"/"page.jpg").write_text("<html>")
     (place/"gone.png").symlink_to("/nope/gone.png")
     (place/"notes.txt").write_text("no picture")
@@ -118,6 +118,7 @@ def said(capsys, command, *argv):
 def test_the_command_leaves_files_for_people_and_programs(file, photos, tmp_path, capsys):
     code, out, err = said(capsys, "detect", file, photos, "--output", tmp_path/"found", "--score", ".35", "--prelabel")
     assert code == 1 and len(err) == 3 and all(line.startswith("error: ") for line in err) and "3 more could not be read" in out[0]
+    assert any(line.endswith("or take what is there with --truncated keep") for line in err), "as this command takes it"
     found = tmp_path/"found"
     assert sorted(p.relative_to(found/"pictures").as_posix() for p in (found/"pictures").rglob("*.*")) == sorted(
         ["a.jpg", "a-2.png", "b/a.jpg", "c/a.jpg", "c/wide, one.png"]), "of one stem, and all there"

@@ -45,8 +45,10 @@ def test_a_cell_that_shows_a_picture_must_carry_one(source, shown):
     assert build.not_made(notebook((source, [text, PICTURE]))) == []
 
 
-def test_committed_notebooks_carry_their_pictures():
-    assert build.lacking({n: nb for n, nb in build.notebooks().items() if any(o for _, o in build.outputs(nb))}) == []
+def test_committed_notebooks_carry_their_pictures_and_live_pages_carry_nothing():
+    nbs = build.notebooks()
+    assert build.lacking({n: nb for n, nb in nbs.items() if n not in build.LIVE}) == []
+    assert build.LIVE <= set(nbs) and not [n for n in build.LIVE for _, outs in build.outputs(nbs[n]) if outs]
 
 
 GOOD = ["there.html", "there.html#place", "#here", "there.html#a%20b", "https://example.org/a?b=c#d", "mailto:a@b.org", "pic.png",

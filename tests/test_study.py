@@ -220,7 +220,7 @@ def test_a_cluster_that_there_cannot_be_is_told(monkeypatch):
     monkeypatch.setattr(cluster, 'find_spec', lambda name: None)
     assert "pip install 'distributed>=2024.4.2'" in refused(cluster.check_cluster, 'local')
     monkeypatch.setattr(cluster, 'find_spec', lambda name: name)
-    assert 'leave jobs out' in refused(cluster.check_cluster, 'tcp://127.0.0.1:8786', jobs=2)
+    assert 'leave it out' in refused(cluster.check_cluster, 'tcp://127.0.0.1:8786', jobs=2)
 
 
 def test_nobody_who_answers_is_told():

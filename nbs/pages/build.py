@@ -2,8 +2,8 @@
 
     python nbs/pages/build.py [FOLDER]      # FOLDER: _docs
 
-Notebooks are shown with the outputs that they carry. A page of `nbs/pages` that carries none is run: its numbers are
-those of the rows that are there on the day. A picture that was not made, a broken link and any warning of Sphinx end
+Notebooks are shown with the outputs that they carry. `LIVE` pages carry none and are run: their numbers are those of
+the rows that are there on the day. A picture that was not made, a broken link and any warning of Sphinx end
 it with exit code 1.
 """
 import ast
@@ -28,6 +28,7 @@ CHAPTERS = {                                      # of the table of contents: pa
     'Start': ['gallery', 'own_images', 'which_segmenter', 'why_not'],
     'Make it yours': ['own_segmenter', 'own_objects', 'own_detector'],
     'The paper': ['paper', 'cluster']}
+LIVE = {f'pages/{p}' for p in ('which_segmenter', 'why_not', 'paper', 'cluster')}
 SHOWS = {'show', 'captioned', 'imshow', 'subplots'}      # functions that show a picture
 
 
@@ -257,16 +258,14 @@ def write(path, text):
 
 
 def executed(nbs, tell=print):
-    "The notebooks, with the pages run that carry no output; tells of experiments that were never run."
+    "The notebooks, with the `LIVE` ones run; tells of those that were never run."
     for name, nb in nbs.items():
-        if any(outs for _, outs in outputs(nb)) or not outputs(nb): yield name, nb
-        elif name.startswith('pages/'):
-            start = time.perf_counter()
-            yield name, run(nb)
+        start = time.perf_counter()
+        if name in LIVE:
+            nb = run(nb)
             tell(f'ran {name} in {time.perf_counter() - start:.0f} s')
-        else:
-            tell(f'not run yet: {name}')
-            yield name, nb
+        elif outputs(nb) and not any(outs for _, outs in outputs(nb)): tell(f'not run yet: {name}')
+        yield name, nb
 
 
 def lacking(nbs):

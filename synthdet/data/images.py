@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, progress, regular, short, suffix_of, unfit, UserError, write_atomic
+from ..core import choose, progress, option, regular, short, suffix_of, unfit, UserError, write_atomic
 from ..core import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
@@ -148,7 +148,7 @@ def _with(path, read):
     except Exception as e: # a decoder of strangers' files raises whatever it stumbles over
         why = ' '.join(str(e).split()).removesuffix(', could be decompression bomb DOS attack.') or type(e).__name__
         if isinstance(e, Image.UnidentifiedImageError): why = _instead(Path(path))
-        some = ", or take what is there with truncated=keep" if isinstance(e, _Some) else ''
+        some = option('data.truncated=keep', ', or take what is there with {}') if isinstance(e, _Some) else ''
         raise UserError(f"{path}: cannot be read ({why}); expected a whole JPEG, PNG, WebP, BMP, "
                         f"TIFF, GIF or PPM of 8 or 16 bits and at most {MAX_PIXELS:,} pixels, so replace or remove "
                         f"the file{some}") from None
