@@ -6,6 +6,7 @@
 __all__ = ['check_cluster', 'cluster']
 
 # %% ../../nbs/6_evidence/13_cluster.ipynb #b7c8faee
+import gc
 from contextlib import contextmanager
 from importlib.util import find_spec
 from ..core import cores, option, processes, UserError
@@ -51,15 +52,22 @@ def cluster(address, jobs:int=0, resources=(), n:int=1):
     if address is None or not n:
         yield None
         return
-    from distributed import Client
     if address == 'local':
+        from distributed import Client
         with _local(jobs, n, resources) as here, Client(here) as client: yield client
         return
-    try: client = Client(address, timeout=10)
-    except (OSError, ValueError) as e:
-        raise UserError(f'{option("study.dask")}{address}: no scheduler answers ({e or type(e).__name__}); give its '
-                        "address, tcp://HOST:8786, or 'local'") from None
-    with client: yield client
+    with _reached(address) as client: yield client
+
+_PATIENCE = 10 # seconds
+
+def _reached(address):
+    "The client of a scheduler that answers."
+    from distributed import Client
+    try: return Client(address, timeout=_PATIENCE)
+    except (OSError, ValueError) as e: said = str(e) or type(e).__name__
+    gc.collect() # a client that failed takes a lock of Dask's as it is collected: now, not while another one holds it
+    raise UserError(f'{option("study.dask")}{address}: no scheduler answers ({said}); give its address, '
+                    "tcp://HOST:8786, or 'local'")
 
 def _local(jobs, n, resources):
     "Workers of this machine: they share its cores, and take no memory of their own."
