@@ -70,10 +70,10 @@ def test_what_has_no_data_says_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shared() is None, reason="the reference photographs are not beside the project")
-@pytest.mark.parametrize("name, domain", [("class_images_matter", "kangaroos"), ("masks_matter", "cars"),
-                                          ("transfer", "faces")])
-def test_a_study_of_photographs_in_small(name, domain, tmp_path):
-    run_notebook(experiment_notebook(name), tmp_path/"out.ipynb", dict(quick=True, data=str(shared()), only=f"domain={domain}"))
+@pytest.mark.parametrize("name, domain, some", [("class_images_matter", "kangaroos", ""), ("transfer", "faces", ""),
+                                                ("masks_matter", "cars", " masks=supervised arm=pretrain")])
+def test_a_study_of_photographs_in_small(name, domain, some, tmp_path):
+    run_notebook(experiment_notebook(name), tmp_path/"out.ipynb", dict(quick=True, data=str(shared()), only=f"domain={domain}{some}"))
     text = said(tmp_path/"out.ipynb")
     assert domain in text
     if name == "transfer": assert "from coco and coco + synthdet: not run, because weights/ssd_mobilenetv1_100_coco" in text
