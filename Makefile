@@ -5,9 +5,11 @@ VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
 # who has nothing left to do takes over what waits: long tests lie side by side in their files
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations=25
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
+# tests side by side: a core each, 4 at most, since each takes memory, too
+JOBS ?= $(shell n=`nproc 2>/dev/null || echo 2`; echo $$(( n < 2 ? 1 : n > 4 ? 4 : n )))
 
 .PHONY: demo test quick slow lab prepare clean sync figures docs
 
@@ -26,7 +28,7 @@ demo: $(READY)
 # than they bring
 test quick slow: export OMP_NUM_THREADS := 1
 test: $(READY) sync
-	timeout 900 $(BIN)/nbdev_test --do_print --timing --n_workers 2
+	timeout 900 $(BIN)/nbdev_test --do_print --timing --n_workers $(JOBS)
 	timeout 1200 $(PYTEST) -m "not slow"
 
 # the rules of the house, the golden values and what each choice promises

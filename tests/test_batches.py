@@ -202,7 +202,15 @@ def test_a_worker_that_dies_is_one_line_at_once(by):
     assert numbers(take(2, Numbers(), 2, workers=2)) == [0, 1, 2, 3], 'the next ones work'
 
 
-def test_a_worker_that_dies_while_nobody_asks_leaves_the_reader_alone():
+@pytest.fixture
+def no_loader_yet():
+    "As in a program that has used no loader of torch's itself: that one's handler stays for good."
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_worker_that_dies_while_nobody_asks_leaves_the_reader_alone(no_loader_yet):
     "The error comes where batches are asked for, not in the middle of whatever the program does then."
     made = batches(Numbers(), 2, workers=1)
     next(made)

@@ -409,7 +409,7 @@ def birds(shop, tmp_path, monkeypatch):
 
 
 def test_fetch_then_load(birds):
-    assert '--accept' in refused(fetch, 'cub', birds) and not birds.exists() and not Shop.asked
+    assert 'accept=True' in refused(fetch, 'cub', birds) and not birds.exists() and not Shop.asked
     assert fetch('cub', birds, accept=True, **SOON) == birds/'CUB_200_2011'
     assert sorted(os.listdir(birds)) == ['.downloads.lock', 'CUB_200_2011', 'downloads.json'], 'archives are gone'
     assert {k: r['unpacked'] for k, r in downloads(birds).items()} == {'tables.tgz': True, 'pictures.zip': True}
@@ -494,7 +494,7 @@ def test_one_of_two_archives(tmp_path, shop, monkeypatch, name, first, second):
     with tarfile.open(fileobj=tar, mode='w:gz') as t: t.addfile(tarfile.TarInfo(f"{s.places[0]}/{second}"))
     Shop.files = {f.name: tar.getvalue()}
     files = [g._replace(marks=(first,)) for g in s.files if g != f]
-    files.append(f._replace(urls=(shop('fine', f.name),), hash='', into=''))
+    files.append(f._replace(urls=(shop('fine', f.name),), hash='', size=0, into=''))
     monkeypatch.setitem(SETS, name, s._replace(ask=False, files=tuple(files)))
     path = tmp_path/s.places[0]/first
     path.parent.mkdir(parents=True)

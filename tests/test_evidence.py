@@ -26,7 +26,7 @@ from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector, save_detector
 from synthdet.detection.settings import Model
 from synthdet.data.fixtures import make_fixture
-from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
+from synthdet.evidence.arm import Arm, ARMS, command, make_arms, resolved
 from synthdet.evidence import tables
 from synthdet.evidence.phases import fit, load, phases, run
 from synthdet.evidence.tables import load_rows, table
@@ -529,5 +529,5 @@ def test_rows_from_before_precision_are_fp32_on_any_machine(has, monkeypatch):
 def test_an_arm_of_a_gpu_is_named_without_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arm = resolved(override(Arm("pretrain"), dict(precision="fp16")))
-    assert "precision=fp16" in tables.command(arm)
+    assert "precision=fp16" in command(arm)
     assert "precision='fp16' is for GPUs" in refused(run, arm)

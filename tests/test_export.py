@@ -148,7 +148,7 @@ def test_a_file_that_finds_other_boxes_is_not_handed_over(tmp_path):
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch):
     model = ssd_of_three()
     for args, told in (((detector("ssdlite320"), "onnx", tmp_path/"a.onnx"), "cannot be exported here; expected detector ssd or retinaface"),
-                       ((detector("retinaface"), "onnx", tmp_path/"a.onnx"), "sizes pictures by rule (original); say at which size the file takes them: image_size=640"),
+                       ((detector("retinaface", image_size="original"), "onnx", tmp_path/"a.onnx"), "sizes pictures by rule (original); say at which size the file takes them: image_size=640"),
                        ((model, "torchscript", tmp_path/"a.pt"), "kind of export 'torchscript' is unknown; choose from onnx, torch.export"),
                        ((model, "onnx", tmp_path/"a.pt2"), "choose a name that ends in .onnx"), ((model, "onnx"), "path is missing"), (("ssd", "onnx", tmp_path/"a.onnx"), "has learned nothing")):
         assert told in refused(export, *args)

@@ -109,7 +109,7 @@ REFUSED = dict(
         labels_curve --jobs x | --jobs=x: expected a whole number
         labels_curve --jobs 5000 | --jobs=5000: expected a whole number from 0
         labels_curve --resources GPU=1 | resources are those of the workers of a cluster; give --dask ADDRESS
-        labels_curve --only domain=butterflies --out /proc/x | cannot write /proc/x/made.jsonl
+        labels_curve --only domain=butterflies --results HERE/none.jsonl --out /proc/x | cannot write /proc/x/made.jsonl
         labels_curve --only domain=butterflies --results /proc/x/rows | cannot write /proc/x/rows
         labels_curve --results HERE/text.ipynb | text.ipynb: not a row of results
         labels_curve more | unrecognized arguments: more""",

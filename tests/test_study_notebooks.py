@@ -6,7 +6,8 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from synthdet.core import refused, shared
+from synthdet.core import refused, shared, through
+from synthdet.evidence.arm import as_word
 from synthdet.data import butterflies
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.studies import STUDIES
@@ -53,7 +54,9 @@ def test_a_study_in_small(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(STUDIES, name, replace(STUDIES[name], over=few(STUDIES[name].over)))
     for split, n in dict(train=120, val=10, test=20).items():
         monkeypatch.setitem(butterflies.SPLITS, split, (butterflies.SPLITS[split][0], n))
-    run_here(experiment_notebook(name), quick=True)
+    door = through(as_word) # a notebook says through which door its user comes, and here another test follows
+    try: run_here(experiment_notebook(name), quick=True)
+    finally: through(door)
     plt.close("all")
     check(name, capsys.readouterr().out)
     assert not any(tmp_path.iterdir()), "thrown away"

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.ops import clip_boxes_to_image
 
 from ..boxes import chw, hwc, resize_boxes
-from ..core import choose, plain_path, short, suffix_of, UserError
+from ..core import choose, option, plain_path, short, suffix_of, UserError
 from ..data.ahead import Bank
 from ..data.images import IMAGE_SUFFIXES, is_image, read_image, walk
 from .detectors import detector
@@ -214,7 +214,7 @@ def trained(model):
 def _check(score, batch_size):
     "Raise `UserError` for what is no score or no number of pictures."
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not (isfinite(score) and 0 <= score <= 1):
-        raise UserError(f'score={short(score)}: expected a number from 0 to 1')
+        raise UserError(f"{option('detect.score')}{short(score)}: expected a number from 0 to 1")
     if type(batch_size) is not int or batch_size < 1:
         raise UserError(f'batch_size={short(batch_size)}: expected a whole number from 1')
 

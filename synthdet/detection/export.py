@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.ops import clip_boxes_to_image, nms
 
 import synthdet
-from ..core import choose, plain_path, suffix_of, UserError, writable, write_atomic
+from ..core import choose, option, plain_path, suffix_of, UserError, writable, write_atomic
 from ..data.butterflies import scene
 from .detect import as_image, seen_size, sized, trained
 from .evaluate import predict
@@ -185,8 +185,8 @@ def _deployable(model, score, image_size):
     if image_size is not None and isinstance(model, RetinaFace): model.size = as_size(image_size)
     if isinstance(model.size, str):
         raise UserError(f"this detector sizes pictures by rule ({model.size}); say at which size the file takes them: "
-                        "image_size=640")
-    if score is not None and not 0 <= score <= 1: raise UserError(f'score={score}: expected a number from 0 to 1')
+                        f"{option('export.image_size')}640")
+    if score is not None and not 0 <= score <= 1: raise UserError(f"{option('detect.score')}{score}: expected a number from 0 to 1")
     if score is not None and isinstance(model, SSD): model.selection = {**model.selection, 'score_thresh': score}
     elif score is not None: model.score_thresh = score
     return model
