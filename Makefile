@@ -4,12 +4,12 @@ PYTHON ?= python3
 VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
+# tests side by side: a core each, 4 at most, since each takes memory, too
+JOBS ?= $(shell n=`nproc 2>/dev/null || echo 2`; echo $$(( n < 2 ? 1 : n > 4 ? 4 : n )))
 # who has nothing left to do takes over what waits: long tests lie side by side in their files
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_MININTERVAL ?= 1
-# tests side by side: a core each, 4 at most, since each takes memory, too
-JOBS ?= $(shell n=`nproc 2>/dev/null || echo 2`; echo $$(( n < 2 ? 1 : n > 4 ? 4 : n )))
 
 .PHONY: demo test quick slow lab prepare clean sync figures docs
 
@@ -24,7 +24,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/synthdet-run arms=scratch,scratch_long,pretrain n_real=25 out=runs/demo --output runs/demo/demo.ipynb
 
-# one thread per process: notebooks and tests run two at a time, and threads that wait for each other's core cost more
+# one thread per process: notebooks and tests run side by side, and threads that wait for each other's core cost more
 # than they bring
 test quick slow: export OMP_NUM_THREADS := 1
 test: $(READY) sync

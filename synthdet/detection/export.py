@@ -186,7 +186,8 @@ def _deployable(model, score, image_size):
     if isinstance(model.size, str):
         raise UserError(f"this detector sizes pictures by rule ({model.size}); say at which size the file takes them: "
                         f"{option('export.image_size')}640")
-    if score is not None and not 0 <= score <= 1: raise UserError(f"{option('detect.score')}{score}: expected a number from 0 to 1")
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"{option('detect.score')}{score}: expected a number from 0 to 1")
     if score is not None and isinstance(model, SSD): model.selection = {**model.selection, 'score_thresh': score}
     elif score is not None: model.score_thresh = score
     return model
