@@ -4,8 +4,8 @@ PYTHON ?= python3
 VERSIONS ?= constraints.txt
 BIN := .venv/bin
 READY := .venv/.ready
-# tests side by side: a core each, 4 at most, since each takes memory, too
-JOBS ?= $(shell n=`nproc 2>/dev/null || echo 2`; echo $$(( n < 2 ? 1 : n > 4 ? 4 : n )))
+# tests side by side: one for each core, but 2 at least, and 4 at most, since each takes memory, too
+JOBS ?= $(shell n=`env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2`; echo $$(( n < 2 ? 2 : n > 4 ? 4 : n )))
 # who has nothing left to do takes over what waits: long tests lie side by side in their files
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=25
 export PATH := $(CURDIR)/$(BIN):$(PATH)
