@@ -1,11 +1,14 @@
 "Tests keep to their own cache and never show progress bars."
 import pytest
 
+from synthdet import core
+
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SYNTHDET_QUIET", "1")
     monkeypatch.setenv("SYNTHDET_CACHE", str(tmp_path_factory.getbasetemp()/"cache"))
+    monkeypatch.setattr(core, "_DOOR", [core._argument]) # through which one a test comes says nothing of the next
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pytest
 
-from synthdet.core import refused, shared, through
-from synthdet.evidence.arm import as_word
+from synthdet.core import refused, shared
 from synthdet.data import butterflies
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.studies import STUDIES
@@ -54,9 +53,7 @@ def test_a_study_in_small(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(STUDIES, name, replace(STUDIES[name], over=few(STUDIES[name].over)))
     for split, n in dict(train=120, val=10, test=20).items():
         monkeypatch.setitem(butterflies.SPLITS, split, (butterflies.SPLITS[split][0], n))
-    door = through(as_word) # a notebook says through which door its user comes, and here another test follows
-    try: run_here(experiment_notebook(name), quick=True)
-    finally: through(door)
+    run_here(experiment_notebook(name), quick=True)
     plt.close("all")
     check(name, capsys.readouterr().out)
     assert not any(tmp_path.iterdir()), "thrown away"
@@ -73,7 +70,7 @@ def test_what_has_no_data_says_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shared() is None, reason="the reference photographs are not beside the project")
-@pytest.mark.parametrize("name, domain, some", [("class_images_matter", "kangaroos", ""), ("transfer", "faces", ""),
+@pytest.mark.parametrize("name, domain, some", [("class_images_matter", "kangaroos", ""), ("transfer", "kangaroos", ""),
                                                 ("masks_matter", "cars", " masks=supervised arm=pretrain")])
 def test_a_study_of_photographs_in_small(name, domain, some, tmp_path):
     run_notebook(experiment_notebook(name), tmp_path/"out.ipynb", dict(quick=True, data=str(shared()), only=f"domain={domain}{some}"))
