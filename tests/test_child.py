@@ -496,7 +496,7 @@ def fuzzed(n, make, path, z, shared, monkeypatch):
     return refused, drew
 
 
-N = [100, pytest.param(1000, marks=slow)]
+N = [100, pytest.param(2000, marks=slow)]
 
 
 @pytest.mark.parametrize("n", N)

@@ -43,7 +43,7 @@ from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.unpickle import read_pickle
 from synthdet.weights import ASSETS, read_note, read_weights, save_weights, shipped
 
-FLIPS = 60
+FLIPS = 100
 
 
 def net():

@@ -733,7 +733,7 @@ SOURCES = {'labels/a.txt': B + '\n1 .25 .25 .5 .5\n' + POLYGON + '\n', 'classes.
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('seed, n', [(1, 200), pytest.param(14, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('seed, n', [(1, 200), pytest.param(14, 2000, marks=pytest.mark.slow)])
 def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
     "Mutations of texts and of the tree."
     g, read = random.Random(seed), 0
