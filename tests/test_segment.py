@@ -58,7 +58,7 @@ def test_no_picture_is_cut_by_the_butterflies_network_unasked(tmp_path, monkeypa
         for source in (str(tmp_path/name), ''):
             told = refused(mask_weights, Masks('redo'), SimpleNamespace(name=name, source=source))
             assert told.startswith(f"no ReDO weights are shipped for domain '{name}', and ") and '\n' not in told
-            assert told.endswith("give a file (masks.weights=FILE), train one with synthdet-run --notebook train_redo, "
+            assert told.endswith("give a file (weights=FILE), train one with synthdet-run --notebook train_redo, "
                                  "or choose segmenter=grabcut")
     assert mask_weights(Masks('redo', 'butterflies')) == shipped_weights()['butterflies'], 'the name comes first'
 
