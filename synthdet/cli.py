@@ -110,7 +110,7 @@ def _given(a) -> dict:
 # %% ../nbs/7_roof/00_cli.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
-    from synthdet.evidence.notebooks import edited, experiment_notebook, own_parameters, parameters, run_notebook
+    from synthdet.evidence.notebooks import experiment_notebook, own_parameters, parameters, run_notebook
     p = _parser('synthdet-run', 'Run an experiment notebook and print its summary; on several GPUs, under torchrun\n'
                 '--nproc-per-node N -m synthdet run ..., train only, and let the notebook find the rows afterwards.\n\n'
                 'Beside the settings it takes:\n\n'
@@ -129,8 +129,10 @@ def _run(argv):
     name = Path(word('root')).name or word('domain') or Path(notebook).stem
     name = name[:60]                                                     # of a name, 255 bytes are allowed
     output = a.output or Path(word('out') or 'runs')/f'{name}.ipynb'
-    if edited(notebook): print(edited(notebook), flush=True)
-    print(run_notebook(notebook, output, values), f'notebook  {output}', sep='', flush=True)
+    there = os.path.exists(output)
+    text = run_notebook(notebook, output, values, tell=lambda line: print(line, flush=True))
+    if sys.stdout.isatty(): text = ''                                    # it was shown as it came
+    print(text, f"notebook  {output}{', replaced'*there}", sep='', flush=True)
 
 def _run_together(values, notebook):
     "What `synthdet-run` does in each of the processes that torchrun started."
@@ -195,9 +197,9 @@ def _preview(argv):
     samples = _samples(arm)
     from synthdet.data.images import write_image
     from synthdet.show import sheet
-    drawn = [samples[i] for i in range(a.n)]
+    drawn, there = [samples[i] for i in range(a.n)], output.exists()
     shown = sheet([d[0] for d in drawn], [d[1] for d in drawn], cols=min(6, a.n), cell=192)
-    print(samples.report(), write_image(output, shown).resolve(), sep='\n')
+    print(samples.report(), f"{write_image(output, shown).resolve()}{', replaced'*there}", sep='\n')
 
 def preview(argv=None):
     "Entry point of `synthdet-preview`."
@@ -237,7 +239,12 @@ def _notebooks(argv):
     a = p.read(argv)
     if a.folder is None:
         return print(_lines([dict(name=k, about=title(path)) for k, path in experiments().items()], 'name', 'about'))
-    print(*copy_notebooks(a.folder), sep='\n')
+    there = set(plain_path(a.folder, 'the folder').glob('*.ipynb'))
+    copied = copy_notebooks(a.folder)
+    for path in copied:
+        if path not in there: print(path)
+    kept = len(there.intersection(copied))
+    if kept: print(f'{kept} of {len(copied)} are there already, unchanged')
 
 def notebooks(argv=None):
     "Entry point of `synthdet-notebooks`."

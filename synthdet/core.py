@@ -6,12 +6,12 @@
 __all__ = ['VERSIONS', 'UserError', 'short', 'option', 'through', 'choose', 'named', 'takes', 'refused', 'generator', 'digest',
            'plain_path', 'suffix_of', 'unfit', 'regular', 'folder', 'hash_file', 'cache_dir', 'disk_refused',
            'write_atomic', 'tidy', 'half', 'whole_folder', 'finished', 'writable', 'append_jsonl', 'alone', 'project',
-           'shared', 'cores', 'processes', 'device', 'front_end', 'interactive', 'progress', 'git', 'memory_mb',
+           'shared', 'cores', 'processes', 'device', 'front_end', 'interactive', 'progress', 'Bars', 'git', 'memory_mb',
            'run_info']
 
 # %% ../nbs/0_ground/00_core.ipynb #a5bc6f66
-import ast, errno, glob, hashlib, inspect, json, os, platform, re, reprlib, stat, subprocess, sys, threading, time
-import warnings
+import ast, errno, glob, hashlib, inspect, json, math, os, platform, re, reprlib, shutil, stat, subprocess, sys
+import tempfile, threading, time, warnings
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
@@ -617,9 +617,30 @@ def shared():
     return p if p.is_dir() else None
 
 # %% ../nbs/0_ground/00_core.ipynb #f9b8f822
+def _limit(group):
+    "How many cores' time a control group is given; infinite where it is not limited, or is none."
+    for names in (('cpu.max',), ('cpu.cfs_quota_us', 'cpu.cfs_period_us')):
+        with suppress(OSError, ValueError):
+            quota, period = ' '.join((group/name).read_text() for name in names).split()
+            if quota.isdecimal() and int(period): return int(quota)/int(period) # others are 'max' and -1
+    return math.inf
+
+def _quota(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
+    "How many cores' time this process is given by its control groups, as containers are limited."
+    found = [math.inf]
+    with suppress(OSError):
+        for line in Path(own).read_text().splitlines():
+            _, kinds, path = line.split(':', 2)
+            if kinds and 'cpu' not in kinds.split(','): continue
+            top = Path(root)/('cpu' if kinds else '')
+            group = top/path.strip('/')
+            found += [_limit(g) for g in (group, *group.parents) if g.is_relative_to(top)]
+    return min(found)
+
 def cores() -> int:
-    "How many cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    "How many cores this process may use: those it is bound to, or as many as its container's quota makes."
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return max(1, min(bound, math.ceil(min(_quota(), bound))))
 
 def processes(n, what:str='workers') -> int:
     """Give a number of processes back; raises `UserError` for what is none, or more than a machine like this can hold.
@@ -664,6 +685,23 @@ def interactive() -> bool:
     return quiet == '0' if quiet else front_end() or sys.stderr.isatty()
 
 # %% ../nbs/0_ground/00_core.ipynb #e80fd29f
+class _Line:
+    "What a bar is written to that another process shows: a file of this process, which holds the newest line."
+    encoding = 'utf-8'
+
+    def __init__(self, folder): self.path = Path(folder)/str(os.getpid())
+
+    def write(self, text):
+        if '\r' not in text: return                                # to another line of a terminal
+        new = self.path.with_name(f'.{self.path.name}')
+        with suppress(OSError):                                    # nobody watches any longer
+            new.write_text(text.replace('\x1b[A', '').strip(), encoding='utf-8')
+            os.replace(new, self.path)
+
+    def flush(self): pass
+
+_TOLD = '{desc} {n_fmt}/{total_fmt}{postfix}, {remaining} left'
+
 def progress(items=None, what:str='', **options):
     """Give a progress bar to somebody who watches and has waited for a second, a widget in a front end.
 
@@ -681,7 +719,67 @@ def progress(items=None, what:str='', **options):
     """
     if front_end(): from tqdm.notebook import tqdm
     else: from tqdm import tqdm
-    return tqdm(items, **dict(desc=what, delay=1, disable=not interactive()) | options)
+    options, folder = dict(desc=what, delay=1, disable=not interactive()) | options, os.environ.get('SYNTHDET_BARS')
+    told = dict(disable=False, leave=False, mininterval=.5, bar_format=_TOLD)
+    return tqdm(items, **options | dict(told, file=_Line(folder)) if folder else options)
+
+# %% ../nbs/0_ground/00_core.ipynb #a965dfe7
+class _Beside:
+    "A stream of text above the line of a `Bars`."
+    def __init__(self, bars, stream): self.bars, self.stream = bars, stream
+
+    def write(self, text):
+        with self.bars.lock:
+            self.bars.draw('')
+            self.stream.write(text)
+            self.stream.flush()
+            self.bars.free = text.endswith('\n')
+
+    def flush(self): pass
+
+class Bars:
+    """The bars of processes that are started meanwhile, as the last line of a terminal. Used in a `with` block; silent
+    where the stream is no terminal.
+
+    Parameters
+    ----------
+    terminal : stream
+    """
+    def __init__(self, terminal):
+        self.terminal, self.line, self.free = terminal, '', True
+        self.lock, self.ended = threading.Lock(), threading.Event()
+
+    def above(self, stream):
+        "Give what writes to a stream of the same terminal."
+        return _Beside(self, stream)
+
+    def draw(self, line):
+        "Draw the line in the place of the last one."
+        if line != self.line: self.terminal.write(f'\r\x1b[K{line}')
+        self.terminal.flush()
+        self.line = line
+
+    def _look(self):
+        while not self.ended.wait(.3):
+            told = [p.read_text(encoding='utf-8') for p in sorted(Path(self.folder.name).glob('[0-9]*'))]
+            with self.lock:
+                if self.free: self.draw(' | '.join(filter(None, told))[:shutil.get_terminal_size().columns - 1])
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._look, daemon=True) if self.terminal.isatty() else None
+        if not self.thread: return self
+        self.folder = tempfile.TemporaryDirectory(prefix='synthdet-bars-', ignore_cleanup_errors=True)
+        os.environ['SYNTHDET_BARS'] = self.folder.name
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        if not self.thread: return
+        self.ended.set()
+        self.thread.join()
+        self.draw('')
+        os.environ.pop('SYNTHDET_BARS')
+        self.folder.cleanup()
 
 # %% ../nbs/0_ground/00_core.ipynb #facdb09e
 def git(*words) -> str:

@@ -118,14 +118,15 @@ def taken(labels:Labels, train) -> tuple:
     ------
     UserError : for more labels than there are, and for a budget that leaves nothing to train on
     """
+    asked = option(f'labels.n_real={labels.n_real}')
     if labels.n_real > len(train):
-        raise UserError(f"n_real={labels.n_real}: the training set holds {len(train)} images; choose 1 to "
+        raise UserError(f"{asked}: the training set holds {len(train)} images; choose 1 to "
                         f"{len(train)}, or 0 for all")
     part = subset(train, labels.n_real, labels.fold, labels.order)
     if labels.val == 'full': return part, None
     cut = max(1, round(len(part)/5))
     if cut == len(part):
-        raise UserError(f"n_real={labels.n_real} leaves nothing to train on; with {option('labels.val=budget')} choose "
+        raise UserError(f"{asked} leaves nothing to train on; with {option('labels.val=budget')} choose "
                         "2 or more")
     return Subset(train, part.indices[:-cut]), Subset(train, part.indices[-cut:])
 

@@ -301,14 +301,14 @@ def _validate(run, validate):
     return {k: round(v, 6) if isinstance(v, float) else v for k, v in scores.items()}
 
 # %% ../../nbs/5_detection/05_train.ipynb #3df752f2
-def _fit(run, batches, validate, save_every, note):
+def _fit(run, batches, validate, save_every, note, what):
     "Run the steps that are left, writing metrics, state and best weights as they fall due; what is saved is noted."
     at, c, steps, started = run.at, run.config, run.config['steps'], time.perf_counter() - run.at['seconds']
     patience = 1 if run.device.type == 'cpu' else 10 # steps between looks at the losses
     pending, source = [], iter(batches(at['step']))
     closed = closing(source) if hasattr(source, 'close') else nullcontext() # a traceback would keep its processes alive
     run.model.train()
-    with closed, progress(what='train', total=steps, initial=at['step'], leave=False) as bar:
+    with closed, progress(what=what, total=steps, initial=at['step'], leave=False) as bar:
         for step in range(at['step'] + 1, steps + 1):
             batch = next(source, None)
             if batch is None:
@@ -329,22 +329,25 @@ def _fit(run, batches, validate, save_every, note):
                 _save(run)
                 note(at['rows'])
             bar.update(len(rows))
-            bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", ap50=at['best_ap50'])
+            best = {} if at['best_ap50'] is None else dict(ap50=f"{100*at['best_ap50']:.1f}")
+            bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", **best)
 
 # %% ../../nbs/5_detection/05_train.ipynb #c88c1e9f
-def _to_the_end(run, batches, validate, save_every, note):
+def _to_the_end(run, batches, validate, save_every, note, what):
     "Train what is left and write the last weights; where nothing is left, hold them against the record."
     last, model, gpu = run.out/'last.safetensors', run.model, [run.device] if run.device.type == 'cuda' else []
     if _finished(run):
         _checked(last, digest(model.state_dict()), 'delete it and run again: it is made anew')
         return
     if main(): _tidy(run)
-    with torch.random.fork_rng(gpu), _without_slow_kernels(run): _fit(run, batches, validate, save_every, note)
+    with torch.random.fork_rng(gpu), _without_slow_kernels(run):
+        _fit(run, batches, validate, save_every, note, what)
     if main(): save_weights(model, last, step=run.config['steps'])
     gathered(None) # the files are there for all
 
 def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Schedule(), *, validate=None,
-          save_every:int | None=None, device=None, seed:int=0, key:str='', track='none', **changes) -> dict:
+          save_every:int | None=None, device=None, seed:int=0, key:str='', track='none', what:str='train',
+          **changes) -> dict:
     """Train to `steps`, resuming the run in `out` or recognising it as finished; the model ends with the best weights.
 
     Parameters
@@ -364,6 +367,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     seed : of the model's own randomness (dropout, sampled anchors)
     key : what else makes this run this run: data, arm; a state with another key is refused
     track : what else notes the rows of metrics.jsonl: none, csv, tensorboard, or a function of a row; see `tracker`
+    what : is trained, for the bar
     **changes : settings of the schedule that differ: lr=1e-4, eval_every=20, ...
 
     Returns
@@ -392,7 +396,7 @@ def train(model:torch.nn.Module, batches, steps:int, out, schedule:Schedule=Sche
     with alone(out/'.lock', 'trains in the same folder') if main() else nullcontext(): # rank 0 holds it for all
         run = _start(model, config, out, device)
         with tracker(track if main() else 'none', out, run.at['rows']) as note:
-            _to_the_end(run, batches, validate, save_every, note)
+            _to_the_end(run, batches, validate, save_every, note, what)
         fit_weights(model, _best(run), out/'best.safetensors').eval()
     return dict(history=run.at['rows'], **{k: run.at[k] for k in ('best_step', 'best_ap50', 'seconds', 'steps')},
                 ranks=run.at.get('ranks', 1))

@@ -11,7 +11,7 @@ from concurrent.futures import as_completed, ThreadPoolExecutor
 import torch
 from ..core import cores, UserError
 from .arm import resolved
-from .phases import run
+from .phases import ready, run
 
 # %% ../../nbs/6_evidence/06_jobs.ipynb #4cf552a3
 def usual_jobs(n:int) -> int:
@@ -133,12 +133,14 @@ def run_all(arms, out='runs', results=None, *, jobs:int=1, loaded=None, tell=Non
 
     Raises
     ------
-    UserError : the first of any arm; and for things that cannot be handed to another process
+    UserError : for what any of them needs and is not there, before one is trained; for things that cannot be handed to
+        another process; and the first of any arm
     """
     jobs = min(jobs or usual_jobs(len(arms)), len(arms))
-    if jobs > 1:
-        options.update(_things(loaded), out=str(out), results=results and str(results))
-        return _beside(arms, options, jobs, tell)
+    there = dict(out=str(out), results=results and str(results))
+    if jobs > 1: _packed({**options, **_things(loaded)}, jobs)
+    for arm in arms: ready(arm, loaded=loaded, **there, **options)
+    if jobs > 1: return _beside(arms, {**options, **_things(loaded), **there}, jobs, tell)
     rows = []
     for arm in arms:
         rows.append(run(arm, out, results, loaded=loaded, **options))
@@ -166,7 +168,6 @@ def _length(arm):
 
 def _beside(arms, options, jobs, tell):
     "`run_all` in several processes."
-    _packed(options, jobs) # said before anything is started
     rows, order = {}, sorted(range(len(arms)), key=lambda i: _length(arms[i]), reverse=True)
     with Processes(jobs) as beside:
         asked = {beside.submit(**options, arm=arms[i]): i for i in order}

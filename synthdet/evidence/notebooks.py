@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 import synthdet
-from ..core import (choose, disk_refused, git, option, plain_path, processes, project, regular, short, suffix_of,
-                           through, UserError, writable, write_atomic)
+from ..core import (Bars, choose, disk_refused, git, option, plain_path, processes, project, regular, short,
+                           suffix_of, through, UserError, writable, write_atomic)
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json
@@ -168,7 +168,8 @@ def copy_notebooks(folder) -> list:
 
     Parameters
     ----------
-    folder : is made when it is not there; files in it that are the same already stay as they are
+    folder : is made when it is not there; files in it that are the same already stay as they are. A new one whose name
+        ends like a file's is refused
 
     Returns
     -------
@@ -176,9 +177,12 @@ def copy_notebooks(folder) -> list:
 
     Raises
     ------
-    UserError : when a file of one of their names differs, before anything is written
+    UserError : when a file of one of their names differs, before anything is written; and for what is no folder
     """
     folder = plain_path(folder, 'the folder')
+    if folder.is_file() or not folder.is_dir() and suffix_of(folder)[1:].isalpha():
+        raise UserError(f"{folder} {'is' if folder.is_file() else 'looks like'} a file; expected a folder, so give the "
+                        "name of one")
     new = {folder/path.name: path.read_bytes() for path in experiments().values()}
     for to, content in new.items():
         if not os.path.lexists(to): continue
@@ -333,14 +337,15 @@ def run_plan(values, tell=print) -> list:
     ------
     UserError : for unknown names and wrong values, before anything is started; and for what cannot be run
     """
-    from synthdet.evidence.phases import load, run
+    from synthdet.evidence.phases import load, ready, run
     known = parameters(experiment_notebook())
     whole = {k: d for k, (d, _) in known.items()} | sorted_out(known, values)
     plan, out, rows = make_arms(whole['arms'], whole['more'], **given(whole)), whole['out'], []
     for arm in plan: equal_share(arm.schedule.batch_size)
-    loaded = load(plan[0])
+    loaded, results = load(plan[0]), whole['results'] or None
+    for arm in plan: ready(arm, out, results, loaded=loaded)
     for arm in plan:
-        row = run(arm, out, whole['results'] or None, loaded=loaded, workers=whole['workers'])
+        row = run(arm, out, results, loaded=loaded, workers=whole['workers'])
         tell(f"{arm.arm:14} test AP50 {100*row.get('ap50', math.nan):5.1f}   {row['seconds']:.0f} s   "
              f"{Path(out)/row['weights_file']}")
         rows.append(row)
@@ -359,6 +364,14 @@ def _declared(cells):
     with suppress(UserError): return _literals(first, 'the notebook')
     return {}
 
+def _word_of(known, asked):
+    "A door of words, which tells of parameters that have their default because nobody asked for anything else."
+    def word(path):
+        name, _, value = (said := as_word(path)).partition('=')
+        usual = value and name in known and name not in asked and value == text_of(known[name][0])
+        return f'{said} (the default)' if usual else said
+    return word
+
 def typed(namespace) -> dict:
     """The parameters of the notebook that calls it, each as the type that its parameters cell declares.
 
@@ -374,11 +387,11 @@ def typed(namespace) -> dict:
     ------
     UserError : for a value that can be no such thing, and for a name the notebook does not know
     """
-    through(as_word)                                             # from here on settings are words
     cells = namespace.get('In', ())
-    known = _declared(cells)
+    known, asked = _declared(cells), _injected(cells)
+    through(_word_of(known, asked))                              # from here on settings are words
     if not known: return {}                                      # run by something that keeps no cells
-    more = [k for k in _injected(cells) if k not in known]
+    more = [k for k in asked if k not in known]
     for k in more:
         if not _is_plain(k): choose('parameter', k, known)
     found = sorted_out(known, {k: namespace[k] for k in (*known, *more) if k in namespace})
@@ -483,13 +496,15 @@ def _papermill():
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #af9629d2
 def _execute(papermill, path, values):
-    "Run the notebook at `path` in place; gives it as papermill does."
-    watch = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if sys.stderr.isatty() else {}
-    os.environ.setdefault('SYNTHDET_QUIET', '0' if watch else '1') # bars are for who watches, not for the executed copy
+    "Run the notebook at `path` in place; gives it as papermill does. A terminal is shown what it says."
+    os.environ.setdefault('SYNTHDET_QUIET', '1')                 # bars are for who watches, not for the executed copy
     plain = str(path).replace('{', '{{').replace('}', '}}')      # papermill fills in what stands in braces
-    return papermill.execute_notebook(
-        plain, plain, parameters=values, kernel_name='python3', language='python', progress_bar=False,
-        kernel_manager_class=_this_python(), start_timeout=300, extra_arguments=['--IPKernelApp.log_level=50'], **watch)
+    with Bars(sys.stderr) as bars:
+        said = {f'{name}_file': bars.above(getattr(sys, name)) for name in ('stdout', 'stderr')
+                if getattr(sys, name).isatty()}
+        return papermill.execute_notebook(
+            plain, plain, parameters=values, kernel_name='python3', language='python', progress_bar=False, **said,
+            kernel_manager_class=_this_python(), start_timeout=300, extra_arguments=['--IPKernelApp.log_level=50'])
 
 def _whole(notebook, output, values):
     "Run a notebook beside `output` and put it there when it is whole; gives it as papermill does."
@@ -512,7 +527,7 @@ def _failed(path, e):
     if e.ename in ('UserError', NotHere.__name__): return UserError(e.evalue, more=e.traceback[1:])
     return _Failed(f"{e.ename}: {e.evalue} (cell {e.exec_count} of {path})")
 
-def run_notebook(notebook, output, values) -> str:
+def run_notebook(notebook, output, values, tell=None) -> str:
     """Run an experiment notebook.
 
     Parameters
@@ -520,10 +535,11 @@ def run_notebook(notebook, output, values) -> str:
     notebook : path of an experiment notebook
     output : where the executed copy goes: a new file, or one that an earlier run has written, which stays until then
     values : dict name -> text or value of the parameters and settings that differ
+    tell : function of a line, called before it is run when it is one of the experiments and was edited
 
     Returns
     -------
-    str : what its last cell printed
+    str : what its last cell printed; where standard output is a terminal, it stands there already
 
     Raises
     ------
@@ -533,6 +549,7 @@ def run_notebook(notebook, output, values) -> str:
     values = sorted_out(parameters(notebook), values)
     missing = [p for p in plain_path(output, '--output').absolute().parents if not os.path.exists(p)]
     output = own_output(output, notebook)
+    if tell and edited(notebook): tell(edited(notebook))
     try: nb = _whole(notebook, output, values)
     except BaseException:
         with suppress(OSError):

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..boxes import chw, hwc
-from ..core import device, digest, UserError
+from ..core import device, digest, option, UserError
 from ..data.ahead import Bank
+from ..masks.quality import rim
+from ..masks.settings import own_gate
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #419196e8
 class Hand:
@@ -75,6 +77,17 @@ def _lost(rejected):
     "How many were turned down and why, in words; nothing when none were."
     why = ', '.join(f'{reason} {n}' for reason, n in rejected.most_common())
     return f"; {rejected.total()} rejected ({why})" if rejected else ''
+
+_FRAMED = .3 # of a cut-out's border in the mask; what is cut out along its outline touches it with a few tips
+
+def _filling(cutouts, name, most=1000):
+    "A hint where many masks fill their frame as a piece of ground does, and no gate has looked; '' where they do not."
+    if not name or own_gate(name).max_border == 1: return ''       # whole pictures, or the user's own masks
+    some = [cutouts[len(cutouts)*k//most] for k in range(most)] if len(cutouts) > most else cutouts
+    n = sum((rim(c.rgba[3].numpy()) > 127).mean() > _FRAMED for c in some)
+    if n < max(5, len(some)/3): return ''
+    narrow = option(f'synthesis.masks.gate.max_border={_FRAMED}') or f'a narrower gate (max_border={_FRAMED})'
+    return f"; {n} of {len(some)} kept fill their frame as ground does: look at them, or try {narrow}"''
 
 # %% ../../nbs/4_synthesis/04_pool.ipynb #b5490894
 class Cutouts(Sequence):
@@ -135,7 +148,8 @@ class Cutouts(Sequence):
     def report(self) -> str:
         "Say in a line how many were kept, how many turned down and why."
         tried = len(self) + self.rejected.total()
-        return f"{self.name or 'given'}: {len(self)} of {tried} cut-outs kept" + _lost(self.rejected)
+        kept = f"{self.name or 'given'}: {len(self)} of {tried} cut-outs kept"
+        return kept + _lost(self.rejected) + _filling(self.cutouts, self.name)
 
     @property
     def content(self) -> str:
