@@ -345,8 +345,8 @@ def study(argv=None):
 # %% ../nbs/7_roof/00_cli.ipynb #a697b0b2
 _RUNS = '''List what runs have left in a folder: size, age, the runs that made it and the results files whose rows need
 it (those of the checkout in results/studies, those in OUT and those given). --prune lists what was made by
-runs of which no row is left, and deletes it with --yes; a training that no run has come to the end of
-stays, as does what no run has made.'''
+runs of which no row is left, and deletes it with --yes. Trainings that no run has come to the end of
+are "none known": a study may go on from them. `--prune all` lists them, too.'''
 
 def _runs(argv):
     "What `synthdet-runs` does."
@@ -354,23 +354,26 @@ def _runs(argv):
     p = _Parser('synthdet-runs', description=_RUNS, allow_abbrev=False)
     p.add_argument('out', nargs='?', metavar='OUT', help='folder of artefacts (default: that of synthdet-study)')
     p.add_argument('--results', action='append', default=[], metavar='FILE', help='a results file that needs them, too')
-    p.add_argument('--prune', action='store_true', help='list what no row needs')
+    p.add_argument('--prune', nargs='?', const='made', metavar='all', help='list what no row needs; all: what of no '
+                   'run is known, too')
     p.add_argument('--yes', action='store_true', help='and delete it')
     p.add_argument('--pack', metavar='FOLDER', help='copy what --study has made, for another machine to go on from')
     p.add_argument('--study', metavar='NAME', help='of the study to pack')
     p.add_argument('--data', default='', metavar='FOLDER', help='of synthdet-study; its files name what is packed')
     a = p.read(argv)
     out = plain_path(a.out, 'OUT') if a.out is not None else usual_out()
+    if a.prune is not None: choose('--prune', a.prune, ('made', 'all'))
     if a.yes and not a.prune: raise UserError('--yes is for --prune; say both')
     if a.pack is not None or a.study is not None: return _pack(a, out)
     if a.out is None and not os.path.lexists(out): return print(f'nothing in {out} yet')
     results = [*results_files(out), *(plain_path(f, '--results') for f in a.results)]
     found = kept(out, results)
-    if a.prune: found = prunable(found, results)
+    if a.prune: found = prunable(found, results, unknown=a.prune == 'all')
     total = f'{len(found)} in {out}, {sum(k.mb for k in found):,.1f} MB'
     print(_lines([_about(k, out) for k in found], 'MB', 'days', 'what', 'runs', 'needed by'), total, sep='\n')
     if a.prune and found and a.yes: print(f'deleted, {remove(found):,.1f} MB are free')
     elif a.prune and found: print('add --yes to delete them')
+    elif any(not k.rows for k in found): print('none known: no run has come to the end of it; --prune all lists these, too')
 
 def _about(k, out):
     "What `synthdet-runs` tells of something kept."

@@ -11,7 +11,7 @@ import torch
 
 from helpers import contents
 from synthdet import cli
-from synthdet.core import refused, UserError
+from synthdet.core import refused, through, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
@@ -222,3 +222,55 @@ def test_it_is_said_where_settings_with_a_dot_go():
     "papermill writes `-p model.image_size 96` as a line of Python, which fails before the notebook can say anything."
     from synthdet.evidence.notebooks import experiment_notebook, parameters
     assert "with a dot" in parameters(experiment_notebook())["more"][1]
+
+
+def test_what_is_written_over_is_said(tiny, tmp_path, capsys):
+    said = []
+    for _ in range(2):
+        cli.preview([*tiny, "-n", "2", "--output", str(tmp_path/"a.png")])
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said == [f"{tmp_path/'a.png'}", f"{tmp_path/'a.png'}, replaced"]
+
+
+def test_notebooks_are_copied_into_a_folder(tmp_path, capsys):
+    "README.md became the name of a folder, and a second copy did not say that it changed nothing."
+    (tmp_path/"notes").write_text("years of work")
+    for name, line in {"README.md": "looks like a file", "notes": "is a file"}.items(): assert line in refusal(capsys, "notebooks", tmp_path/name)
+    assert sorted(contents(tmp_path)) == ["notes"]
+    cli.notebooks([str(tmp_path/"v1.2")])
+    new = capsys.readouterr().out.splitlines()
+    (tmp_path/"v1.2"/"scale.ipynb").unlink()
+    cli.notebooks([str(tmp_path/"v1.2")])
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path/"v1.2"/"scale.ipynb"), f"{len(new) - 1} of {len(new)} are there already, unchanged"]
+
+
+def test_all_that_a_study_lacks_is_said_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit): cli.study(["labels_curve", "--dry", "--results", "none.jsonl", "--out", "out"])
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: study labels_curve, domain=airplanes, ") and "so say --data=FOLDER" in first
+    assert [line.split(",")[0] for line in more] == [f"domain={d}" for d in ("birds", "cars", "faces", "kangaroos")]
+
+
+def test_trainings_that_nobody_ended_can_be_deleted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("synthdet.evidence.artefacts.results_files", lambda out: [])
+    (tmp_path/"artefacts"/"0123456789abcdef").mkdir(parents=True)
+    told = []
+    for words in ([], ["--prune"], ["--prune", "all"], ["--prune", "all", "--yes"]):
+        cli.runs([str(tmp_path), *words])
+        told.append(capsys.readouterr().out)
+    assert "--prune all lists these, too" in told[0] and "0 in" in told[1] and "add --yes" in told[2] and "deleted" in told[3]
+    assert not any((tmp_path/"artefacts").iterdir())
+    assert "choose from made, all" in refusal(capsys, "runs", tmp_path, "--prune", "some")
+
+
+def test_many_cutouts_that_fill_their_frame_are_pointed_at():
+    from synthdet.data.butterflies import class_image
+    from synthdet.synthesis.cut import cutout
+    from synthdet.synthesis.pool import Cutouts
+    cuts = [cutout(*class_image(i, size=64, seed=7)) for i in range(12)]
+    filled = [c._replace(rgba=torch.cat([c.rgba[:3], torch.full_like(c.rgba[3:], 255)])) if i < 5 else c for i, c in enumerate(cuts)]
+    before = through(cli._word)
+    try: assert Cutouts(filled, name="grabcut").report() == "grabcut: 12 of 12 cut-outs kept; 5 of 12 kept fill their frame as ground does: look at them, or try max_border=0.3"
+    finally: through(before)
+    for pool in (Cutouts(cuts, name="grabcut"), Cutouts(filled, name="alpha"), Cutouts(filled)): assert pool.report().endswith("12 of 12 cut-outs kept")

@@ -1,4 +1,6 @@
 "Arms side by side: the same rows and weights as one after the other, shared phases trained once, errors in one line."
+import json
+import shutil
 import subprocess
 import sys
 
@@ -38,10 +40,11 @@ def test_side_by_side_equals_one_after_the_other(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_error_is_one_line_and_stops_the_others(root, tmp_path):
+def test_an_error_is_one_line_and_stops_the_others(root, tmp_path, monkeypatch):
     words = f'domain=folder root={root} {TINY}'
     long, = make_arms('scratch_long', words.replace('pretrain_steps=2', 'pretrain_steps=100000'))
     wrong, = make_arms('scratch', words.replace('n_real=4', 'n_real=2000'))
+    monkeypatch.setattr(jobs, 'ready', lambda *_, **__: None)     # what cannot be known before
     told = refused(jobs.run_all, [long, wrong], tmp_path, jobs=2)
     assert told.startswith('scratch: n_real=2000: the training set holds 8')
     assert read_jsonl(tmp_path/'results.jsonl') == []
@@ -69,6 +72,7 @@ def test_how_many_arms_at_a_time(monkeypatch):
 def test_one_job_is_this_process(tmp_path, monkeypatch):
     seen, told = [], []
     monkeypatch.setattr(jobs, 'run', lambda arm, out, results, **more: seen.append((arm, more)) or dict(arm=arm))
+    monkeypatch.setattr(jobs, 'ready', lambda arm, **_: None)
     assert jobs.run_all(['a', 'b'], tmp_path, jobs=1, loaded=7, tell=told.append, workers=2) == told
     assert seen == [(a, dict(loaded=7, workers=2)) for a in 'ab']
 
@@ -79,3 +83,20 @@ def test_a_killed_process_is_told(monkeypatch):
     monkeypatch.setattr(jobs, '_start', start)
     assert ': its process ended with -9; free some memory, or choose fewer jobs' in refused(
         jobs.run_all, make_arms('scratch,scratch_long', TINY), jobs=2)
+
+
+@pytest.mark.parametrize('wrong, says', [
+    ('n_real=99', 'n_real=99: the training set holds 8 images'), ('root={noback}', 'no such folder'), ('model.weights=imagenet', "no ImageNet weights for 'resnet_small'"),
+    ('root={notrain}', 'has no train set'), ('root={noboxes}', 'hold no box, and a checkpoint is chosen by them'), ('masks.gate.min_score=1', 'every mask was rejected')])
+def test_what_can_be_known_is_said_before_anything_is_trained(root, tmp_path, wrong, says, monkeypatch):
+    "The last arm was found to lack something when the others had been trained."
+    for name, lost in dict(noback='backgrounds', notrain='detection/train', noboxes='').items():
+        to = shutil.copytree(root, tmp_path/name)
+        if lost: shutil.rmtree(to/lost) if (to/lost).is_dir() else (to/f'{lost}.json').unlink()
+    for file in (tmp_path/'noboxes'/'detection').glob('**/val*/*.json'): file.write_text(json.dumps({**json.loads(file.read_text()), 'annotations': []}))
+    words = {w.partition('=')[0]: w for w in f'root={root} domain=folder {TINY}'.split()}
+    words.pop(wrong.partition('=')[0], None)
+    arms = make_arms('scratch,pretrain', ' '.join([*words.values(), wrong.format(**{d: tmp_path/d for d in ('noback', 'notrain', 'noboxes')})]))
+    monkeypatch.setattr(jobs, 'run', lambda *_, **__: pytest.fail('it was trained'))
+    told = refused(jobs.run_all, arms, tmp_path/'out', jobs=1, loaded=load(arms[0]))
+    assert says in told and not told.startswith(('scratch', 'pretrain'))

@@ -77,3 +77,11 @@ def test_a_study_of_photographs_in_small(name, domain, some, tmp_path):
     text = said(tmp_path/"out.ipynb")
     assert domain in text
     if name == "transfer": assert "from coco and coco + synthdet: not run, because weights/ssd_mobilenetv1_100_coco" in text
+
+
+def test_hours_of_work_are_asked_for(tmp_path, monkeypatch):
+    "A notebook of a study began to train all that had no row."
+    monkeypatch.chdir(tmp_path)
+    said = refused(run_notebook, experiment_notebook("labels_curve"), tmp_path/"out.ipynb", dict(results="none.jsonl", only="domain=butterflies"))
+    assert "45 runs have no row" in said and "synthdet-study labels_curve --dry" in said and "run=True" in said
+    assert not any(tmp_path.glob("**/artefacts"))

@@ -108,16 +108,18 @@ def kept(out, results) -> list:
     return sorted((about(*thing) for thing in _things(out)), key=lambda k: -k.mb)
 
 # %% ../../nbs/6_evidence/12_artefacts.ipynb #7f4e15c3
-def prunable(found, results) -> list:
+def prunable(found, results, *, unknown=False) -> list:
     """Those of `kept` that no row needs, of runs that are known.
 
     Parameters
     ----------
     found : of `kept`
     results : results files
+    unknown : those of which no run is known, too: trainings that were not brought to an end
     """
     silent = any('artefacts' not in row for path in results for row in read_rows(path))
-    return [k for k in found if k.rows and not k.needed and not (silent and k.path.parent.name == 'artefacts')]
+    return [k for k in found if (k.rows or unknown) and not k.needed
+            and not (silent and k.path.parent.name == 'artefacts')]
 
 def remove(found) -> float:
     """Delete what runs have left, each when nobody works in it; MB that are free now.

@@ -7,7 +7,7 @@ __all__ = ['parameters', 'experiments', 'title', 'experiment_notebook', 'edited'
            'given', 'sorted_out', 'run_plan', 'typed', 'own_output', 'run_notebook']
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #1ceb861a
-import ast, io, itertools, json, math, os, shlex, sys, tokenize, warnings
+import ast, io, itertools, json, logging, math, os, shlex, sys, tokenize, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -300,7 +300,7 @@ def _check(whole):
     if {'arms', 'more'} <= whole.keys() and all(map(_is_setting, given(whole))):
         for arm in make_arms(whole['arms'], whole['more'], **given(whole)): check_arm(arm)
         if whole.get('results'): read_rows(writable(whole['results']))
-    elif {'domain', 'root'} <= whole.keys():
+    elif {'domain', 'root'} <= whole.keys() and whole['domain']:   # else the notebook says what its root may be
         source = DataSource(whole['domain'], whole['root'], whole.get('class_images', ''))
         if source.root: place_of(source)
     _check_own(whole)
@@ -497,6 +497,7 @@ def _papermill():
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #af9629d2
 def _execute(papermill, path, values):
     "Run the notebook at `path` in place; gives it as papermill does. A terminal is shown what it says."
+    for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # of '=' in texts, of Ctrl-C
     os.environ.setdefault('SYNTHDET_QUIET', '1')                 # bars are for who watches, not for the executed copy
     plain = str(path).replace('{', '{{').replace('}', '}}')      # papermill fills in what stands in braces
     with Bars(sys.stderr) as bars:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 from ..core import choose, project, UserError
 from .rows import read_rows, write_row
+from .arm import ARMS
 from .studies import STUDIES
 from .study import by_run, one_each, part, placed, run_again, run_key, Study
 from ..settings import leaves
@@ -221,8 +222,17 @@ def _tried(study, data):
         for cell in study.missing([]): run_again(placed(cell.arm, data), folder, path)
         return study.rows(path)
 
-def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, only='', tell=print) -> tuple:
-    """Give a study and its rows; what is missing is run, where its data are there.
+def _asked_for(study, rows):
+    "Raise `UserError` where runs are missing: they take hours, which somebody has to ask for."
+    lacking = study.missing(rows)
+    if not lacking: return
+    steps = sum(p.steps for cell in lacking for p in ARMS[cell.arm.arm](cell.arm))
+    raise UserError(f'study {study.name}: {len(lacking)} runs have no row, {steps:,} steps of training: minutes or hours '
+                    f'(synthdet-study {study.name} --dry says which); give run=True to run them, quick=True to try them '
+                    'in small')
+
+def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=False, only='', tell=print) -> tuple:
+    """Give a study and its rows; what is missing is run when it is asked for, where its data are there.
 
     Parameters
     ----------
@@ -232,6 +242,7 @@ def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, only=
     data : folder below which the files and folders lie that the study names
     jobs : processes; 0: as many as usual
     quick : run the study in small instead, into a folder that is thrown away
+    run : run what is missing
     only : words `axis=label,label`: a part of the study
     tell : function of a line of text
 
@@ -241,7 +252,7 @@ def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, only=
 
     Raises
     ------
-    UserError : an unknown study or label; nothing that can be run; as `Study.rows` does
+    UserError : an unknown study or label; nothing that can be run, or that was not asked for; as `Study.rows` does
     """
     study = part(choose('study', name, STUDIES), shlex.split(only))
     if quick:
@@ -249,4 +260,5 @@ def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, only=
         return study, _tried(study, data)
     path = Path(results) if results else studies_file(name)
     study = _runnable(study, read_rows(path), data, tell)
+    if not run: _asked_for(study, read_rows(path))
     return study, study.run(out, path, data=data, jobs=jobs, tell=tell)

@@ -283,13 +283,20 @@ def placed(arm:Arm, data) -> Arm:
     return override(arm, {l.path: str(Path(data)/l.value) for l in leaves(arm) if there(l)})
 
 def _ready(study, cell, data):
-    "The arm of a cell on this machine; raises `UserError` when it cannot be run here."
+    "The arm of a cell on this machine; the `UserError` where it cannot be run here."
     try: return check_arm(placed(cell.arm, data))
     except UserError as e:
-        where = option('study.data')
-        below = f'lies below {where}{str(data)!r}' if data else f'lies below a folder, so say {where}FOLDER'
-        raise UserError(f"study {study.name}, {', '.join(f'{k}={v}' for k, v in cell.at.items())}: {e}; what a study "
-                        f'names {below}, or run a part of it') from None
+        return UserError(f"{', '.join(f'{k}={v}' for k, v in cell.at.items())}: {e}")
+
+def _all_ready(study, cells, data):
+    "The arms of cells on this machine; raises `UserError` that tells of all that is not there, each thing once."
+    found = [_ready(study, cell, data) for cell in cells]
+    faults = {str(e).partition(': ')[2]: e for e in reversed(found) if isinstance(e, UserError)}
+    first, *others = [*reversed(faults.values())] or ['']
+    if not faults: return found
+    where = option('study.data')
+    below = f'lies below {where}{str(data)!r}' if data else f'lies below a folder, so say {where}FOLDER'
+    raise UserError(f'study {study.name}, {first}; what a study names {below}, or run a part of it', more=map(str, others))
 
 # %% ../../nbs/6_evidence/07_study.ipynb #a6ac2bdf
 @elsewhere()
@@ -373,9 +380,11 @@ def plan(cells, rows, data='') -> Plan:
     data : folder of data
     """
     known, parts, memory = _known(rows), {}, 0
-    for cell in cells:
-        arm = _settled(cell.arm)
-        if _kind(arm) not in known: known[_kind(arm)] = _tried(placed(arm, data))
+    arms = [_settled(cell.arm) for cell in cells]
+    new = {_kind(arm): arm for arm in reversed(arms) if _kind(arm) not in known}
+    timing = progress(new.items(), 'timing ten steps and a test of each kind', delay=0, leave=False) if new else ()
+    for kind, arm in timing: known[kind] = _tried(placed(arm, data))
+    for arm in arms:
         parts |= {name: (_kind(arm), p.steps) for name, p in zip(_prefixes(arm), ARMS[arm.arm](arm))}
         memory = max(memory, known[_kind(arm)][1])
     seconds = sum(known[kind][0]*steps for kind, steps in parts.values())
@@ -480,7 +489,7 @@ def prepared(study, out, results, data='') -> tuple:
     """
     if data: folder(data, 'a folder of data')
     lacking = study.missing(read_rows(results))
-    arms = [_ready(study, cell, data) for cell in lacking]
+    arms = _all_ready(study, lacking, data)
     if arms: writable(results), writable(Path(out)/'made.jsonl')
     return lacking, arms
 
