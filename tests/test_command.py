@@ -274,3 +274,11 @@ def test_many_cutouts_that_fill_their_frame_are_pointed_at():
     try: assert Cutouts(filled, name="grabcut").report() == "grabcut: 12 of 12 cut-outs kept; 5 of 12 kept fill their frame as ground does: look at them, or try max_border=0.3"
     finally: through(before)
     for pool in (Cutouts(cuts, name="grabcut"), Cutouts(filled, name="alpha"), Cutouts(filled)): assert pool.report().endswith("12 of 12 cut-outs kept")
+
+
+def test_the_module_tells_what_it_is(capsys):
+    from synthdet import __version__
+    from synthdet.__main__ import COMMANDS, main
+    for word in ("--version", "--help"): main([word])
+    version, _, *lines = capsys.readouterr().out.splitlines()
+    assert version == f"synthdet {__version__}" and sorted(line.split()[0] for line in lines if line) == sorted(COMMANDS)
