@@ -231,7 +231,7 @@ def test_a_run_leaves_a_card_and_its_detector_scores_as_its_row(tmp_path):
         row = run(arm, tmp_path, domain=few)
         file = tmp_path/row["weights_file"]
         card = card_of(file).read_text()
-        for told in ("finds: butterfly", few.licence, f"learned from: {row['n_labels']}", "chosen on: labelled pictures of the same budget, put aside (2)",
+        for told in ("finds: butterfly", few.licence, f"learned from: {row['n_labels']}", "chosen on: labelled pictures of the same budget, put aside (1)",
                      f"Of 6 test pictures with {n_boxes} boxes to find.", "brought to 64 x 64 px, as it sees them", f"| ap50 | {100*row['ap50']:.1f} |", row["id"], "synthdet-run arms=scratch",
                      "steps=4", f"synthdet-detect {file.name} photos/"): assert told in card, told
         card_of(file).unlink()
@@ -290,7 +290,7 @@ def test_a_warning_names_the_line_of_the_user(file, photos):
     with pytest.warns(UserWarning, match="does not know wasp") as told: same_classes(["ant"], ["ant", "wasp"])
     assert [w.filename for w in told] == [__file__]
     both = Scenes([(scene(0)[0], dict(boxes=scene(0)[1], labels=torch.ones(len(scene(0)[1])).long()))])
-    both.classes = "butterfly", "wasp"
+    both.classes = "butterfly", "wasp", "größe"
     with pytest.warns(UserWarning, match="does not know wasp") as told: scores_on(file, both)
     assert {w.filename for w in told} == {__file__}
 
