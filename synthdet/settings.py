@@ -280,8 +280,8 @@ def _heads(known):
 def _fitting(name, *groups):
     "The one path that a name stands for, in the first group that has one; parts of a path are looked for in the first."
     if not isinstance(name, str): raise UserError(f"setting {short(name)} is no name; give text")
-    ends = lambda path: path == name or path.endswith('.' + name)
-    hits = next(filter(None, ([p for p in paths if ends(p)] for paths in groups)), [])
+    end = '.' + name
+    hits = next(filter(None, ([p for p in paths if p == name or p.endswith(end)] for paths in groups)), [])
     hits = hits or [p for p in groups[0] if _in_order(name.split('.'), p.split('.'))]
     if len(hits) == 1: return hits[0]
     if hits: raise UserError(f"setting {short(name)} is ambiguous; choose from {', '.join(hits)}")
