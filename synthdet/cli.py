@@ -18,7 +18,7 @@ from .evidence.arm import Arm, as_word, check_arm, make_arms
 from .evidence.cluster import check_cluster, cluster
 from .ranks import launched, main, ranks, together
 from .settings import listing, words
-from .synthesis.settings import EXPORTS, val_share
+from .synthesis.settings import begun, EXPORTS, MARK, val_share
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
 def _opened():
@@ -217,11 +217,14 @@ def _synth(argv):
     choose('format', a.format, EXPORTS)
     if a.masks and a.format not in ('coco', 'yolo'):
         raise UserError('--masks: Pascal VOC files are written without; choose --format=coco or --format=yolo')
+    outlines = a.masks and a.format == 'yolo'
+    asked = dict(format=a.format, suffix='.jpg', masks=a.masks, val=float(val) or None, outlines=outlines or None)
     arm = _arm(a)
-    writable(folder/'stream.yaml')
+    writable(folder/MARK)
+    begun(folder, asked)
     samples = _samples(arm, with_masks=a.masks)
     from synthdet.synthesis.disk import write_stream
-    write_stream(samples, folder, a.n, format=a.format, val=val, outlines=a.masks and a.format == 'yolo')
+    write_stream(samples, folder, a.n, format=a.format, val=val, outlines=outlines)
     print(samples.report(), f'{a.n} images in {folder.resolve()} ({a.format})', sep='\n')
 
 def synth(argv=None):
@@ -392,7 +395,8 @@ _DETECT = '''Find objects in photographs with the detector that a run has left. 
 a table (detections.csv) and as COCO's results (detections.json, with images.json). A picture that cannot be read is a
 line, and the exit code is 1.'''
 
-_USING = {'read.images': '--images', 'data.truncated=keep': '--truncated keep'} # as these commands take it
+_USING = {'read.images': '--images', 'data.truncated=keep': '--truncated keep',
+          'evaluate.areas=picture': '--areas picture'} # as these commands take it
 
 def _detect_parser():
     "The parser of `synthdet-detect`."

@@ -169,7 +169,8 @@ def _told(k, v):
     meta = getattr(v, 'metadata', {})
     if 'help' not in meta: return ''
     low, high, words = meta['low'], meta['high'], [str(w) for w in choices(v) if w != '']
-    bounds = '' if low is None and high is None else _between(-MOST if low is None else low, high)
+    least = -MOST if low is None else low
+    bounds = '' if least == -MOST and high is None else _between(least, high)
     allowed = ', '.join([*words, *['or a path']*meta['path']]) if words else bounds
     return f"{k} : {meta['help']} (default {v.default!r}{f'; {allowed}'*bool(allowed)})"
 
@@ -185,10 +186,9 @@ class Settings:
 
     def __new__(cls, *_, **given):
         known = [f.name for f in fields(cls)]
-        for name in given:
-            if name in known: continue
-            raise UnknownSetting(f"{cls.__name__} has no setting {name!r}; choose from {', '.join(_close(name, known))}")
-        return super().__new__(cls)
+        name = next((name for name in given if name not in known), None)
+        if name is None: return super().__new__(cls)
+        raise UnknownSetting(f"{cls.__name__} has no setting {name!r}; choose from {', '.join(_close(name, known))}")
 
     def __repr__(self):
         "The call that makes it: what differs from the defaults."

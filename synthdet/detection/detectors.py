@@ -130,6 +130,7 @@ def _rebuilt(path, note):
 # %% ../../nbs/5_detection/04_detectors.ipynb #82ef2494
 def _load(path, num_classes, options):
     "The detector in a file of `save_detector`, in evaluation mode."
+    if path.is_dir(): raise UserError(f'{path} is a folder; {_WANTED}')
     if not path.is_file():
         raise UserError(f"detector {str(path)!r} is unknown; choose from {', '.join(DETECTORS)}, or give the path of a "
                         "saved detector")
@@ -148,7 +149,8 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
 
     Parameters
     ----------
-    model : one of `DETECTORS`, `Model` settings, the path of a file of `save_detector`, a builder that is called with
+    model : a name ('ssd', 'retinaface', 'ssdlite320', 'retinanet', 'fasterrcnn_mobilenet': the keys of `DETECTORS`),
+        `Model` settings, the file that a run has left (or any of `save_detector`), a builder that is called with
         `num_classes` and the options, or a built detector, which is given back
     num_classes : how many classes, with the background; None: 2, or as many as a saved detector has
     **options : `image_size` (side or (height, width), pixels; 300 with a name), `backbone` of 'ssd', `weights` ('none',
@@ -172,7 +174,7 @@ def detector(model='ssd', num_classes=None, **options) -> nn.Module:
         return _load(Path(model), num_classes, options)
     return _made(model, num_classes, options)
 
-# %% ../../nbs/5_detection/04_detectors.ipynb #13b28386
+# %% ../../nbs/5_detection/04_detectors.ipynb #5fc2f7c3
 def trained(model, beside=()) -> nn.Module:
     """A detector that was trained: one that is handed over, or that of a file.
 

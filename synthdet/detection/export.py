@@ -19,7 +19,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 import synthdet
 from ..core import option, suffix_of, UserError, write_atomic
 from ..data.butterflies import scene
-from ..data.pictures import as_image
+from ..data.pictures import as_image, listed
 from .detect import seen_size, sized
 from .detectors import trained
 from .evaluate import predict
@@ -221,6 +221,9 @@ def _told_outputs(most, ssd):
 def export(model, kind='onnx', path=None, *, score=None, most:int=100, image_size=None, pictures=None) -> dict:
     """Write a whole detector, suppression included, as one file; what the file finds is compared with the detector.
 
+    The file says how it is used (ONNX: metadata; torch.export: the extra file `synthdet.json`): input, resizing,
+    classes, outputs, thresholds. README has the lines that use it without this package.
+
     Parameters
     ----------
     model : trained SSD or RetinaFace, or the file that a run has left
@@ -230,7 +233,7 @@ def export(model, kind='onnx', path=None, *, score=None, most:int=100, image_siz
         so that who uses the file chooses: `synthdet.detect` shows those from 0.3 on
     most : detections per picture, at most; what is fewer is padded with zeros
     image_size : side or (height, width) of a detector that sizes pictures by rule, pixels
-    pictures : list to compare with, as `as_image` takes them; None: 50 drawn ones
+    pictures : to compare with, as `detect` takes them; None: 50 drawn ones
 
     Returns
     -------
@@ -242,9 +245,6 @@ def export(model, kind='onnx', path=None, *, score=None, most:int=100, image_siz
     ------
     UserError : for a detector of another kind or without a size, a wrong name, packages that lack, and when the file
         finds other boxes than the detector
-
-    The file says how it is used (ONNX: metadata; torch.export: the extra file `synthdet.json`): input, resizing,
-    classes, outputs, thresholds. README has the lines that use it without this package.
     """
     path = export_path(model, kind, path)
     whole = trained(model)
@@ -298,7 +298,7 @@ def compared(model, path, pictures=None, *, most:int=100) -> dict:
     ----------
     model : the detector, with the settings of the file
     path : of the file
-    pictures : as `as_image` takes them; None: 50 drawn ones
+    pictures : as `detect` takes them; None: 50 drawn ones
     most : detections per picture
 
     Returns
@@ -309,8 +309,8 @@ def compared(model, path, pictures=None, *, most:int=100) -> dict:
     ------
     UserError : when a box of one is not among those of the other to .01 px
     """
-    pictures = [scene(i)[0] for i in range(50)] if pictures is None else pictures
-    images = torch.stack([sized(as_image(p), seen_size(model)) for p in pictures])
+    pictures = [scene(i)[0] for i in range(50)] if pictures is None else listed(pictures)
+    images = torch.stack([sized(as_image(pictures[i]), seen_size(model)) for i in range(len(pictures))])
     (ours, slow) = _timed(partial(_own, model, most), images)
     (theirs, fast) = _timed(partial(_of_file, runner(path)), images)
     at = dict(most=most, score=model.score_thresh if isinstance(model, RetinaFace) else model.selection['score_thresh'])

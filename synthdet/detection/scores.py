@@ -10,7 +10,7 @@ import warnings
 from functools import partial
 import torch
 from ..boxes import resize_boxes
-from ..core import choose, progress, UserError
+from ..core import choose, option, progress, UserError
 from ..data.labelled import MARKS
 from .detect import detect, seen_size
 from .detectors import trained
@@ -82,7 +82,8 @@ def _at_seen(model, found, targets, sizes):
     "What was found and the truth in pixels of the size that a detector sees, where areas are those of the boxes."
     seen = seen_size(model)
     if seen is None:
-        raise UserError("areas='seen': this detector sees each picture at another size; choose areas='picture'")
+        own = option('evaluate.areas=picture', '; choose {}')
+        raise UserError(f"this detector sees each picture at a size of its own, at which areas do not compare{own}")
     targets = [{k: v for k, v in t.items() if k != 'area'} for t in targets]
     return [[_brought(x, s, seen) for x, s in zip(part, sizes)] for part in (found, targets)]
 
