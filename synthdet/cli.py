@@ -377,7 +377,8 @@ def _runs(argv):
     print(_lines([_about(k, out) for k in found], 'MB', 'days', 'what', 'runs', 'needed by'), total, sep='\n')
     if a.prune and found and a.yes: print(f'deleted, {remove(found):,.1f} MB are free')
     elif a.prune and found: print('add --yes to delete them')
-    elif any(not k.rows for k in found): print('none known: no run has come to the end of it; --prune all lists these, too')
+    elif any(not k.rows for k in found):
+        print('none known: no run has come to the end of it; --prune all lists these, too')
 
 def _about(k, out):
     "What `synthdet-runs` tells of something kept."

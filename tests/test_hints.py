@@ -20,7 +20,7 @@ PACKAGE = Path(synthdet.__file__).parent
 TOLD = ('UserError', 'Missing', 'NotHere', 'warn', 'choose', 'not_here', '_Failed')
 IN_PYTHON = { # module -> arguments of functions that no command and no domain calls
     'annotations.py': {'classes'}, 'study.py': {'axis'}, 'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'},
-    'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data'},
+    'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
     'stylegan2.py': {'c_dim', 'embed_features'}, 'ssd.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
     'cli.py': {'name', 'axis'}}

@@ -497,7 +497,8 @@ def _papermill():
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #af9629d2
 def _execute(papermill, path, values):
     "Run the notebook at `path` in place; gives it as papermill does. A terminal is shown what it says."
-    for name in ('papermill', 'asyncio'): logging.getLogger(name).setLevel(logging.CRITICAL) # of '=' in texts, of Ctrl-C
+    for name in ('papermill', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)       # they tell of '=' in a text, and of Ctrl-C
     os.environ.setdefault('SYNTHDET_QUIET', '1')                 # bars are for who watches, not for the executed copy
     plain = str(path).replace('{', '{{').replace('}', '}}')      # papermill fills in what stands in braces
     with Bars(sys.stderr) as bars:

@@ -227,9 +227,9 @@ def _asked_for(study, rows):
     lacking = study.missing(rows)
     if not lacking: return
     steps = sum(p.steps for cell in lacking for p in ARMS[cell.arm.arm](cell.arm))
-    raise UserError(f'study {study.name}: {len(lacking)} runs have no row, {steps:,} steps of training: minutes or hours '
-                    f'(synthdet-study {study.name} --dry says which); give run=True to run them, quick=True to try them '
-                    'in small')
+    raise UserError(f'study {study.name}: {len(lacking)} runs have no row, {steps:,} steps of training: minutes or '
+                    f'hours (synthdet-study {study.name} --dry says which); give run=True to run them, quick=True to '
+                    'try them in small')
 
 def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=False, only='', tell=print) -> tuple:
     """Give a study and its rows; what is missing is run when it is asked for, where its data are there.

@@ -305,7 +305,8 @@ def _all_ready(study, cells, data):
     if not faults: return found
     where = option('study.data')
     below = f'lies below {where}{str(data)!r}' if data else f'lies below a folder, so say {where}FOLDER'
-    raise UserError(f'study {study.name}, {first}; what a study names {below}, or run a part of it', more=map(str, others))
+    raise UserError(f'study {study.name}, {first}; what a study names {below}, or run a part of it',
+                    more=map(str, others))
 
 # %% ../../nbs/6_evidence/07_study.ipynb #a6ac2bdf
 @elsewhere()
