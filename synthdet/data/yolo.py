@@ -109,12 +109,13 @@ def _no_rows(path):
                      "picture without objects, so correct it or get it again")
 
 def _classes(found, place, rows):
-    "The class names of a set, the files that tell them, and what its data.yaml says, or None."
+    "The class names of a set, the files that tell them, and what its data.yaml says."
     own = [place] if not place.is_dir() and 'names' in found.told else None
     near = [p for n, p in found.files.items() if n.count('/') < 3 and n not in rows]
     names, sources = class_names([found.folder, *[found.other]*bool(found.other)], own or near)
-    sheets = [p for p in {*sources, found.where} - {None} if suffix_of(p) in ('.yaml', '.yml')]
-    return names, sources, {k: v for p in sheets for k, v in told_by(p).items()} if sheets else None
+    sheets = {*sources, found.where, *(p for p in own or near if p.stem.lower() in ('data', 'dataset'))} - {None}
+    told = [told_by(p) for p in sorted(sheets) if suffix_of(p) in ('.yaml', '.yml')]
+    return names, sources, {k: v for part in told for k, v in part.items()}
 
 def _record(found, name, text, lines, reading, names, i):
     "The record of one picture."
@@ -185,5 +186,5 @@ def write_yolo(rows, folder, classes, outlines:bool=False):
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))
     whole = None in by_split(rows)
     places = {s: 'images' if whole else f'images/{s}' for s in ('train', 'val')}
-    names = dict(**places, nc=len(classes), names=classes)
+    names = dict(**places, nc=len(classes), names=classes, **dict(task='segment') if outlines else {})
     write_atomic(folder/'data.yaml', yaml.safe_dump(names, allow_unicode=True, sort_keys=False))
