@@ -518,7 +518,7 @@ def _labelled(a):
 
 def evaluate(argv=None):
     "Entry point of `synthdet-evaluate`."
-    _guarded(_evaluate, argv, _USING.get, 'stopped')
+    _guarded(_evaluate, argv, {**_USING, "read.split='train'": '--split train'}.get, 'stopped')
 
 # %% ../nbs/7_roof/00_cli.ipynb #9e98326a
 def _export(argv):

@@ -11,7 +11,6 @@ from PIL import Image
 from helpers import remedy
 from synthdet.core import UserError
 from synthdet.data.annotations import read_detection
-from synthdet.data.domain import Missing
 from synthdet.data.domains import load_domain
 
 W, H = 80, 60
@@ -743,8 +742,8 @@ def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
 def test_an_export_of_another_name_is_told(tmp_path):
     cvat_coco(tmp_path/'detection')
     picture(tmp_path/'class_images'/'a.png')
-    train = load_domain('folder', tmp_path).train
-    assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
+    told = remedy(load_domain, 'folder', tmp_path)
+    assert 'annotations/instances_default.json: holds a labelled set without parts' in told and 'split=70/15/15' in told
 
 
 def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):

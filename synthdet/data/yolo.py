@@ -23,9 +23,9 @@ from .yolorows import boxes_of, has_rows, rows_of, understood
 from ..files import read_text
 
 # %% ../../nbs/1_data/10_yolo.ipynb #a195d8ee
-def _opened(place, images):
+def _opened(place, images, apart):
     "The files of a set given by its folder, its data.yaml, or a list of its pictures."
-    if place.is_dir(): return Folder(place, images)
+    if place.is_dir(): return Folder(place, images, apart=apart)
     told = dict(train=place.name) if is_text(place.name) else told_by(place)
     if told: return Folder(place.parent, images, told, place)
     raise UserError(f"{place}: says nothing of pictures; expected path, train, val and names, so correct it or give "
@@ -126,7 +126,7 @@ def _record(found, name, text, lines, reading, names, i):
     return Record(file, size, boxes_of(rows, reading, size), [names[int(row[0])] for row in rows], i, where)
 
 # %% ../../nbs/1_data/10_yolo.ipynb #deb91eb6
-def read_yolo(place, images=None, split=None) -> tuple:
+def read_yolo(place, images=None, split=None, apart=()) -> tuple:
     """The records of a YOLO set.
 
     Parameters
@@ -134,6 +134,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     place : its folder, its data.yaml (or obj.data), or a text that lists its pictures
     images : folder of the pictures, when they are elsewhere
     split : 'train', 'val' or 'test'; None: all there is
+    apart : names of sub-folders that are sets of their own
 
     Returns
     -------
@@ -143,7 +144,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     ------
     UserError : for what is not there, does not fit together, or may mean several things
     """
-    found = _opened(Path(place), images)
+    found = _opened(Path(place), images, apart)
     shown = _chosen(found, split)
     if not shown:
         raise UserError(f"{place}: holds no image; expected pictures with the labels, or a folder named images beside "

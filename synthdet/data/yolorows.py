@@ -197,7 +197,7 @@ def _in_order(file):
     return [int(part) if i % 2 else part for i, part in enumerate(re.split('([0-9]+)', file))]
 
 def _tracks(files):
-    "Are the sixth numbers in files, name -> list, those of tracks: each once in a file, counted up, most of them there?"
+    "Are the sixth numbers of files (name -> list) tracks: each once in a file, counted up, most of them there?"
     ids = set().union(*files.values())
     if max(ids) > 360: return True                                 # no angle
     new = []
