@@ -337,24 +337,30 @@ def read_split(folder, split):
     found = _at(folder, split) if folder.is_dir() else []
     return _read(found) if found else None
 
-def undivided(folder) -> Set:
+def undivided(folder, alike:bool=False) -> Set:
     """Find the labelled set in a folder that is for no split; None when there is none.
 
     Parameters
     ----------
     folder : that may be there
+    alike : or all of which is for several splits, as where data.yaml says train: images, val: images
     """
     if not folder.is_dir(): return None
     folder = _entered(folder)
     parts = _split_folders(folder)
     files, apart = _outside(tree(folder), parts), tuple(p.name for p in parts)
     kinds = _whole(files)
-    divided = [lambda: Folder(folder, apart=apart).splits(), lambda: any(_voc_lists(folder, s) for s in SPLITS)]
+    divided = [lambda: _differ(Folder(folder, apart=apart).splits(), alike),
+               lambda: any(_voc_lists(folder, s) for s in SPLITS)]
     for kind, told in zip((_YOLO, _VOC), divided):
         if kind in kinds and told(): del kinds[kind]
     if _COCO in kinds: kinds[_COCO] = [n for n in kinds[_COCO] if not _told_split(n)]
     kinds = {kind: names for kind, names in kinds.items() if names}
     return _one(folder, files, kinds)._replace(apart=apart) if kinds else None
+
+def _differ(splits, alike):
+    "Is a set divided into such splits?"
+    return bool(splits) and not (alike and len(splits) > 1 and len({frozenset(n) for n in splits.values()}) == 1)
 
 def read_set(found) -> DetectionDataset:
     """The labelled set that `undivided` found; raises `UserError` as `read_detection` does.

@@ -154,8 +154,8 @@ def _divided(data, shares, place):
 def _sets(root, split):
     "The labelled sets, `Missing` where there are none; of one without parts those that `split` says."
     place, sets = root/'detection', {s: _split(root, s) for s in ('train', 'val', 'test')}
-    there, rest = [s for s in sets if not isinstance(sets[s], Missing)], undivided(place)
-    if split: return sets | _by_shares(place, split, there, rest)
+    there, rest = [s for s in sets if not isinstance(sets[s], Missing)], undivided(place, alike=bool(split))
+    if split: return sets | _by_shares(place, split, {s: sets[s] for s in there}, rest)
     if rest is None: return sets
     how = option('options.split=70/15/15', ' with {}')
     line = (f"{rest.place}: holds a labelled set without parts; expected train, val and test, so divide it{how}, or "
@@ -165,14 +165,16 @@ def _sets(root, split):
     return sets
 
 def _by_shares(place, split, there, rest):
-    "The parts of the set `rest` by shares; raises `UserError` where it is not to be divided."
+    "The parts of the set `rest` by shares; raises `UserError` where it is not to be divided, or sets that are `there`."
     try: shares = shares_of(split)
     except ValueError as e: raise UserError(f"split {short(split)} is unknown; expected {e}") from None
     if rest is None:
         raise UserError(f"{place}: holds no labelled set without parts that could be divided, found "
                         f"{', '.join(there) or 'none at all'}; leave {option('options.split') or 'split'} away")
-    twice = next((s for s in there if shares[s]), None)
-    if twice is None: return _divided(read_set(rest), shares, place)
+    data = read_set(rest)
+    same = {s: Missing(no_split(place, s)) for s, part in there.items() if set(part.files) <= set(data.files)}
+    twice = next((s for s in there if shares[s] and s not in same), None)
+    if twice is None: return same | _divided(data, shares, place)
     raise UserError(f"{place}: has a {twice} set already; expected none, so give {twice} a share of 0, or put all "
                     "labelled pictures in one place")
 
