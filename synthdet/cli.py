@@ -10,14 +10,15 @@ import argparse, errno, json, os, shlex, sys, warnings
 from collections import Counter
 from pathlib import Path
 from . import __version__
-from .core import choose, plain_path, regular, short, suffix_of, through, UserError, writable
+from .core import choose, counted, plain_path, regular, short, suffix_of, through, UserError, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
+from .detection.settings import export_path, SCORE
 from .evidence.arm import Arm, as_word, check_arm, make_arms
 from .evidence.cluster import check_cluster, cluster
 from .ranks import launched, main, ranks, together
 from .settings import listing, words
-from .synthesis.settings import EXPORTS, val_share
+from .synthesis.settings import begun, EXPORTS, MARK, val_share
 
 # %% ../nbs/7_roof/00_cli.ipynb #d765a43d
 def _opened():
@@ -216,11 +217,14 @@ def _synth(argv):
     choose('format', a.format, EXPORTS)
     if a.masks and a.format not in ('coco', 'yolo'):
         raise UserError('--masks: Pascal VOC files are written without; choose --format=coco or --format=yolo')
+    outlines = a.masks and a.format == 'yolo'
+    asked = dict(format=a.format, suffix='.jpg', masks=a.masks, val=float(val) or None, outlines=outlines or None)
     arm = _arm(a)
-    writable(folder/'stream.yaml')
+    writable(folder/MARK)
+    begun(folder, asked)
     samples = _samples(arm, with_masks=a.masks)
     from synthdet.synthesis.disk import write_stream
-    write_stream(samples, folder, a.n, format=a.format, val=val, outlines=a.masks and a.format == 'yolo')
+    write_stream(samples, folder, a.n, format=a.format, val=val, outlines=outlines)
     print(samples.report(), f'{a.n} images in {folder.resolve()} ({a.format})', sep='\n')
 
 def synth(argv=None):
@@ -391,14 +395,15 @@ _DETECT = '''Find objects in photographs with the detector that a run has left. 
 a table (detections.csv) and as COCO's results (detections.json, with images.json). A picture that cannot be read is a
 line, and the exit code is 1.'''
 
-_USING = {'read.images': '--images', 'data.truncated=keep': '--truncated keep'} # as these commands take it
+_USING = {'read.images': '--images', 'data.truncated=keep': '--truncated keep',
+          'evaluate.areas=picture': '--areas picture'} # as these commands take it
 
 def _detect_parser():
     "The parser of `synthdet-detect`."
     p = _Parser('synthdet-detect', description=_DETECT, allow_abbrev=False)
     p.add_argument('file', metavar='FILE', help='the .safetensors file that a run has left')
     p.add_argument('pictures', nargs='+', metavar='PICTURES', help="folders, files, patterns ('photos/**/*.jpg')")
-    p.add_argument('--score', default='.3', help='least score, 0 to 1 (default: %(default)s)')
+    p.add_argument('--score', default=f'{SCORE:g}', help='least score, 0 to 1 (default: %(default)s)')
     p.add_argument('--output', default='found', help='new folder to write to (default: %(default)s)')
     p.add_argument('--truncated', default='error', help="keep: of files that end too early take what is there")
     p.add_argument('--no-pictures', action='store_true', help='draw none')
@@ -425,9 +430,11 @@ def _detect(argv):
     if (most or a.format != 'yolo') and not a.prelabel:
         raise UserError('--most and --format are for --prelabel; add it')
     from synthdet.core import device, progress
-    from synthdet.detection.detect import detect, picture_files, trained
+    from synthdet.data.pictures import picture_files
+    from synthdet.detection.detect import detect
+    from synthdet.detection.detectors import trained
     from synthdet.detection.found import at_least, new_folder, write_found
-    model, files, bad = trained(a.file), picture_files(a.pictures), []
+    model, files, bad = trained(a.file, a.pictures), picture_files(a.pictures), []
     _not_among(a.output, a.pictures)
     folder = new_folder(a.output, '--output')
     with progress(total=len(files), what='detecting') as bar:
@@ -439,7 +446,7 @@ def _detect(argv):
                 yield r
         found = write_found(at_least(counted(), score), folder, files, model.classes)
     print(*_found_lines(found, bad, score, folder, pictures=not a.no_pictures), sep='\n')
-    if a.prelabel: print(*_prelabelled(found, most, a.format, folder, model.classes), sep='\n')
+    if a.prelabel: print(*_prelabelled(found, most, a.format, folder, files, model.classes), sep='\n')
     if bad: sys.exit(1)
 
 def _tell_bad(line, bad, bar):
@@ -457,24 +464,30 @@ def _not_among(output, places):
 
 def _found_lines(found, bad, score, folder, *, pictures):
     "What `synthdet-detect` says at its end."
-    n = Counter(name for r in found for name in r['names'])
+    from synthdet.detection.found import at_border
+    n, border = Counter(name for r in found for name in r['names']), at_border(found)
     each = ''.join(f', {k} {v:,}' for k, v in n.most_common(5))
     lost = f', {len(bad):,} more could not be read'*bool(bad)
-    yield f'{len(found):,} pictures{lost}; {sum(n.values()):,} boxes from score {score:g} on{each*(len(n) > 1)}'
+    boxes = counted(sum(n.values()), 'box', 'boxes')
+    yield (f"{counted(len(found), 'picture')}{lost}; {boxes} from score {score:g} on{each*(len(n) > 1)}"
+           + f'; {border}'*bool(border))
     if pictures and found: yield f"pictures  {folder/'pictures'}"
     yield f"table     {folder/'detections.csv'}"
     yield f"COCO      {folder/'detections.json'}, of {folder/'images.json'}"
 
-def _prelabelled(found, most, format, folder, classes):
+def _prelabelled(found, most, format, folder, files, classes):
     "Write the set to be corrected; what is said of it."
-    from synthdet.detection.found import by_uncertainty, write_order, write_prelabelled
+    from synthdet.detection.found import at_border, by_uncertainty, relative, write_order, write_prelabelled
     order = by_uncertainty(found)
     chosen = order[:most or None]
     if not chosen: raise UserError('no picture could be read, so none is there to be labelled')
     labelled = write_prelabelled(sorted(chosen, key=lambda r: r['index']), folder/'labelled', classes, format)
-    first = write_order(order, folder/'label_first.csv')
-    yield f'labelled  {labelled}: {len(chosen):,} pictures to be corrected ({format})'
-    yield f"first     {', '.join(str(r['file']) for r in order[:3])} are most worth labelling: {first}"
+    first, called = write_order(order, folder/'label_first.csv', files), relative(files)
+    boxes, border = counted(sum(len(r['names']) for r in chosen), 'box', 'boxes'), at_border(chosen)
+    told = f'{boxes}; {border}' if border else boxes
+    yield f"labelled  {labelled}: {counted(len(chosen), 'picture')} to be corrected ({format}), {told}"
+    names = [called[r['file']].as_posix() for r in order[:3]]
+    yield f"first     {', '.join(names)} {'is' if len(names) == 1 else 'are'} most worth labelling: {first}"
 
 def detect(argv=None):
     "Entry point of `synthdet-detect`."
@@ -492,6 +505,9 @@ def _evaluate(argv):
     p.add_argument('--truncated', default='error', help='keep: of files that end too early take what is there')
     p.add_argument('--class', dest='same', action='append', default=[], metavar='THEIRS=OURS',
                    help='a class of the set, and what the detector calls it; as often as needed')
+    p.add_argument('--areas', default='picture', help='where boxes are small (areas under 32 x 32 px), medium, large '
+                   '(from 96 x 96): in the picture, or as seen, at the size of the detector, as on its card '
+                   '(default: %(default)s)')
     p.add_argument('--output', metavar='FILE', help='.json file for the scores, too')
     a = p.read(argv)
     same = [text.partition('=') for text in a.same]
@@ -500,16 +516,28 @@ def _evaluate(argv):
     output = None if a.output is None else plain_path(a.output, '--output')
     if output is not None and suffix_of(output) != '.json':
         raise UserError(f'--output {output}: choose a name that ends in .json')
+    choose('--areas', a.areas, ('picture', 'seen'))
     from synthdet.core import device, write_atomic
-    from synthdet.detection.detect import trained
+    from synthdet.detection.detectors import trained
     from synthdet.detection.scores import scores_on
-    model, labelled = trained(a.file).to(device()), _labelled(a)
-    scores = scores_on(model, labelled, rename={theirs: ours for theirs, _, ours in same})
+    model, labelled = trained(a.file, [a.labelled]).to(device()), _labelled(a)
+    scores = scores_on(model, labelled, rename={theirs: ours for theirs, _, ours in same}, areas=a.areas)
     whole = dict(scores, detector=str(a.file), labelled=str(a.labelled))
     if output is not None: write_atomic(output, json.dumps(whole, indent=1) + '\n')
-    print(f"{scores['images']:,} images, {scores['boxes']:,} boxes of {', '.join(scores['classes'])}")
+    print(*_scored_lines(scores, labelled, model), sep='\n')
+
+def _scored_lines(scores, labelled, model):
+    "What `synthdet-evaluate` says at its end."
+    from synthdet.detection.detect import seen_size
+    notes = ''.join(f'; {v:,} {k}' for k, v in labelled.notes.items() if v)
+    boxes = counted(scores['boxes'], 'box', 'boxes')
+    yield f"{counted(scores['images'], 'image')}, {boxes} of {', '.join(scores['classes'])}{notes}"
     points = {k: f'{100*v:.1f}' for k, v in scores.items() if isinstance(v, float)}
-    print(_lines([dict(score=k, points=v) for k, v in points.items()], 'score', 'points'))
+    yield _lines([dict(score=k, points=v) for k, v in points.items()], 'score', 'points')
+    size, pixels = seen_size(model), "the pictures' own pixels"
+    seen = f'pictures brought to {size[0]} x {size[1]} px, as the detector sees them' if size else ''
+    other = f' (--areas seen: in {seen})'*bool(seen)
+    yield f"small, medium, large: areas in {seen if scores['areas'] == 'seen' else pixels + other}"
 
 def _labelled(a):
     "The labelled set that `synthdet-evaluate` was given."
@@ -529,20 +557,26 @@ def _export(argv):
     p.add_argument('file', metavar='FILE', help='the .safetensors file that a run has left')
     p.add_argument('kind', metavar='KIND', help='onnx or torch.export')
     p.add_argument('--output', metavar='FILE', help='.onnx or .pt2 (default: beside FILE)')
-    p.add_argument('--score', help="least score, 0 to 1 (default: the detector's own)")
+    p.add_argument('--score', help="least score that the file gives, 0 to 1 (default: the detector's own, 0.01 or so: "
+                   f"what uses the file chooses then, and synthdet-detect shows scores from {SCORE:g} on)")
     p.add_argument('--image-size', help='side, px, of a detector that sizes pictures by rule')
     p.add_argument('--pictures', metavar='PICTURES', help='folder to compare with the detector on (default: 50 drawn)')
     a = p.read(argv)
     score = None if a.score is None else _share('--score', a.score)
     size = None if a.image_size is None else _number('--image-size', a.image_size)
-    choose('kind of export', a.kind, ('onnx', 'torch.export'))
-    from synthdet.detection.detect import picture_files
+    if suffix_of(a.kind) == '.safetensors': raise UserError(f'{a.file} and {a.kind} look swapped; FILE comes first')
+    path = export_path(a.file, a.kind, a.output, '--output')
+    from synthdet.data.pictures import picture_files
     from synthdet.detection.export import export as write
     pictures = None if a.pictures is None else picture_files([a.pictures])[:50]
-    made = write(a.file, a.kind, a.output, score=score, image_size=size, pictures=pictures)
+    made = write(a.file, a.kind, path, score=score, image_size=size, pictures=pictures)
     print(f"{made['path']}: {made['mb']:.2f} MB, {made['per_second']:.0f} images/s on one thread (the detector here: "
           f"{made['model_per_second']:.0f})")
-    print(f"the same {made['boxes']:,} boxes on {made['pictures']} pictures, to {made['worst_px']:.5f} px")
+    n = 'box' if made['boxes'] == 1 else 'boxes'
+    print(f"the same {made['boxes']:,} {n} on {counted(made['pictures'], 'picture')}, to {made['worst_px']:.5f} px")
+    print(f"gives detections from score {made['score']:g} on{_THRESHOLD if score is None else ''}")
+
+_THRESHOLD = f', so choose a threshold where it is used (synthdet-detect: {SCORE:g}), or fix one with --score'
 
 def export(argv=None):
     "Entry point of `synthdet-export`."

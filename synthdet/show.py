@@ -42,7 +42,7 @@ def as_picture(x) -> torch.Tensor:
     if a.ndim == 2: a = a[..., None]
     if a.ndim != 3 or a.shape[2] not in (1, 3, 4): raise ValueError(f'{list(a.shape)} is not a picture')
     if a.shape[2] == 1: a = a.repeat(3, 2)
-    return chw(np.ascontiguousarray(_on_board(a) if a.shape[2] == 4 else a))
+    return chw(np.require(_on_board(a) if a.shape[2] == 4 else a, requirements='CW')) # torch wants both
 
 # %% ../nbs/0_ground/04_show.ipynb #4bf74f14
 def thumbnail(image, target=None, prediction=None, cell=160, min_score=.3) -> torch.Tensor:

@@ -1,6 +1,9 @@
 "What the floors above stand on: targets that move with pictures, pictures of any kind, states of killed runs."
+import copy
+import inspect
 import json
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -10,11 +13,13 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+import synthdet
 from helpers import ended, forked
 from synthdet import resume
 from synthdet.boxes import hwc, masks_to_boxes, unwrap, wrap
 from synthdet.core import refused
 from synthdet.resume import AMP, as_batch, load_state, pick, save_state
+from synthdet.settings import choices, leaves
 from synthdet.show import as_picture, captioned, on_checks, outlined, sheet, show, thumbnail
 
 # Boxes
@@ -218,3 +223,31 @@ def test_blanks_that_belong_to_a_path_stay(tmp_path, monkeypatch):
             assert override(DataSource(), dict(domain="folder", root=root)).root == root
             assert override(DataSource(), f"domain=folder root='{root}'").root == root
     assert override(DataSource(), "root=' none '").root == "none"
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "detect", "domain", "detector", "export", "samples", "run"])
+def test_help_of_the_face_says_what_goes_in_what_comes_out_and_what_is_refused(name):
+    f = getattr(synthdet, name)
+    told, signature = inspect.getdoc(f), inspect.signature(f)
+    assert all(f"{section}\n---" in told for section in ("Parameters", "Returns", "Raises"))
+    documented = {w.lstrip("*") for line in told.splitlines() if " : " in line and line[0] != " " for w in line.split(" : ")[0].split(", ")}
+    assert set(signature.parameters) <= documented and len(str(signature)) < 500, "defaults of whole branches are short"
+
+
+def test_help_of_settings_says_what_they_may_be():
+    for path, field in [(l.path, l.field) for l in leaves(synthdet.Arm())]:
+        branch = synthdet.Arm()
+        for part in path.split(".")[:-1]: branch = getattr(branch, part)
+        line, = (l for l in type(branch).__doc__.splitlines() if l.startswith(f"{field.name} : "))
+        assert all(str(w) in line for w in choices(field)) and field.metadata["help"] in line
+        low = field.metadata["low"]
+        assert low is None or f"{low} or more" in line or f"{low} to " in line
+    assert repr(synthdet.Recipe(blend="paste")) == "Recipe(blend='paste')" and eval(repr(synthdet.Recipe(blend="paste")), vars(synthdet)) == synthdet.Recipe(blend="paste")
+    arm = synthdet.Arm(seed=3)
+    assert pickle.loads(pickle.dumps(arm)) == copy.deepcopy(arm) == arm != synthdet.Arm()
+
+
+def test_a_misspelt_setting_in_python_is_one_line_and_a_type_error():
+    assert refused(synthdet.Recipe, scael=1) == "Recipe has no setting 'scael'; choose from scale"
+    assert "choose from segmenter, weights, gate" in refused(synthdet.Masks, x=1)
+    with pytest.raises(TypeError): synthdet.Model(detektor="ssd")

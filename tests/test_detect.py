@@ -5,11 +5,13 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from pycocotools.coco import COCO
+from PIL import Image
 from torch import nn
 
 import synthdet
@@ -24,7 +26,7 @@ from synthdet.detection.card import card_of
 from synthdet.detection.detect import detect
 from synthdet.detection.detectors import detector, save_detector
 from synthdet.detection.evaluate import evaluate, predict
-from synthdet.detection.scores import scores_on
+from synthdet.detection.scores import same_classes, scores_on
 from synthdet.detection.settings import Model
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
@@ -127,9 +129,16 @@ def test_the_command_leaves_files_for_people_and_programs(file, photos, tmp_path
     assert [i["file_name"] for i in coco.loadImgs(coco.getImgIds())] == READ and len(coco.anns) == sum(len(r["boxes"]) for r in records) > 0
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["butterfly", "größe"]
     rows = list(csv.DictReader((found/"detections.csv").open(encoding="utf-8", newline="")))
-    assert [(r["file"], r["class"]) for r in rows] == [(str(r["file"]), n) for r in records for n in r["names"]]
+    below = lambda f: f.relative_to(photos).as_posix()
+    assert [(r["file"], r["class"]) for r in rows] == [(below(r["file"]), n) for r in records for n in r["names"]]
+    assert json.loads((found/"images.json").read_text())["info"] == {"folder": str(photos)}
+    cut, beyond = sum(int(r["cut"].sum()) for r in records), sum(len(r["outside"]) for r in records)
+    assert cut and f"; {cut:,} cut at the border by more than a pixel" in out[0] and (f"{beyond} beyond it left out" in out[0]) == bool(beyond)
+    told = next(line for line in out if line.startswith("labelled"))
+    assert f"5 pictures to be corrected (yolo), {len(rows)} boxes; {cut:,} cut at the border" in told
     order = list(csv.DictReader((found/"label_first.csv").open(encoding="utf-8", newline="")))
-    assert [float(r["uncertainty"]) for r in order] == sorted((float(r["uncertainty"]) for r in order), reverse=True) and len(order) == 5
+    assert [float(r["uncertainty"]) for r in order] == sorted((float(r["uncertainty"]) for r in order), reverse=True)
+    assert {r["file"] for r in order} == set(READ), "as the table and images.json call them"
     again = read_detection(found/"labelled")
     at = {f.name: t for f, t in zip(again.files, again.targets)}
     for r in records:
@@ -144,12 +153,14 @@ def test_only_the_pictures_most_worth_labelling(file, photos, tmp_path, capsys, 
                         "--format", format, "--no-pictures")
     order = list(csv.DictReader((tmp_path/"f"/"label_first.csv").open(encoding="utf-8", newline="")))
     assert code == 1 and len(order) == 4 and not (tmp_path/"f"/"pictures").exists()
-    names = {"__".join(p["file"].removeprefix(f"{photos}/").split("/")) for p in order[:2]}
+    names = {"__".join(p["file"].split("/")) for p in order[:2]}
     assert {f.name for f in read_detection(tmp_path/"f"/"labelled").files} == names
 
 
 @pytest.mark.parametrize("line, told", [
     ("nope.safetensors photos", "nope.safetensors: no such file"), ("ssd photos", "'ssd' is a kind of detector, and has learned nothing"),
+    ("nope photos", "nope: no such file; give the .safetensors file"), ("photos empty", "photos is a folder; give the .safetensors file that a run has left"),
+    ("photos FILE", "of two.safetensors look swapped; the .safetensors file that a run has left comes first"), ("photos/a.jpg empty FILE", "photos/a.jpg and "),
     ("FILE nowhere", "nowhere: no such file or folder"), ("FILE photos --score 1.1", "--score=1.1: expected a number from 0 to 1"),
     ("FILE photos --score nan", "--score=nan"), ("FILE photos --most 3", "--most and --format are for --prelabel"), ("FILE", "are required: PICTURES"),
     ("FILE photos --prelabel --format pdf", "format 'pdf' is unknown; choose from"), ("FILE photos --output photos/found", "whose pictures are looked at"),
@@ -191,6 +202,7 @@ def test_a_saved_detector_on_another_set_class_by_name(file, tmp_path, capsys):
     expected = evaluate(list(detect(model, data, 0, clip=False)), targets)
     told = json.loads((tmp_path/"scores.json").read_text())
     assert {k: told[k] for k in expected} == expected and told["boxes"] == sum(len(t["boxes"]) for t in targets) and told["classes"] == ["butterfly", "größe"]
+    assert out[-1] == "small, medium, large: areas in the pictures' own pixels (--areas seen: in pictures brought to 64 x 64 px, as the detector sees them)"
     assert sum(line.startswith("ap") for line in out) == sum(v is not None and k.startswith("ap") for k, v in expected.items())
 
 
@@ -199,6 +211,7 @@ def test_a_saved_detector_on_another_set_class_by_name(file, tmp_path, capsys):
     ("FILE SET --class ant", "--class ant: expected THEIRS=OURS"), ("FILE SET --class bee=butterfly", "class of the set 'bee' is unknown; choose from ant"),
     ("FILE SET --class ant=bee", "class of the detector 'bee' is unknown"), ("FILE SET --output a.txt", "choose a name that ends in .json"),
     ("FILE SET --split val", "has no val set"), ("FILE nowhere", "nowhere: no such file or folder"),
+    ("FILE SET --areas mine", "--areas 'mine' is unknown; choose from picture, seen"), ("SET FILE", "look swapped"),
 ])
 def test_what_cannot_be_scored_is_one_line(file, tmp_path, monkeypatch, capsys, line, told):
     monkeypatch.chdir(tmp_path)
@@ -213,15 +226,20 @@ def test_a_run_leaves_a_card_and_its_detector_scores_as_its_row(tmp_path):
     arm, = make_arms("scratch", "steps=4 eval_every=4 batch_size=4 n_real=4 model.image_size=64 val=budget")
     few = load_domain("butterflies", n_class_images=2, n_backgrounds=2)
     few = replace(few, test=Scenes([few.test[i] for i in range(6)]))
+    n_boxes = sum(len(t["boxes"]) for _, t in few.test)
     for _ in range(2):
         row = run(arm, tmp_path, domain=few)
         file = tmp_path/row["weights_file"]
         card = card_of(file).read_text()
-        for told in ("finds: butterfly", few.licence, f"learned from: {row['n_labels']}", "chosen on: labelled pictures of the same budget", f"| ap50 | {100*row['ap50']:.1f} |", row["id"], "synthdet-run arms=scratch",
+        for told in ("finds: butterfly", few.licence, f"learned from: {row['n_labels']}", "chosen on: labelled pictures of the same budget, put aside (1)",
+                     f"Of 6 test pictures with {n_boxes} boxes to find.", "brought to 64 x 64 px, as it sees them", f"| ap50 | {100*row['ap50']:.1f} |", row["id"], "synthdet-run arms=scratch",
                      "steps=4", f"synthdet-detect {file.name} photos/"): assert told in card, told
         card_of(file).unlink()
-    scores = scores_on(file, few.test)
+    scores, seen = scores_on(file, few.test), scores_on(file, few.test, areas="seen")
     assert all(scores[k] == pytest.approx(row[k], abs=1e-5) for k in ("ap50", "ap50_authors", "ap", "ap75", "ar100"))
+    every = [k for k in seen if k.startswith(("ap", "ar")) and k != "areas"]
+    assert len(every) == 14 and [seen[k] for k in every] == [row[k] and pytest.approx(row[k], abs=1e-5) for k in every]
+    assert [scores[k] is None for k in every] != [row[k] is None for k in every], "the pictures are larger than what it sees"
 
 
 class Scenes(list):
@@ -241,6 +259,40 @@ def test_ctrl_c_says_that_nothing_is_whole(file, photos, tmp_path):
     p.send_signal(signal.SIGINT)
     err = p.communicate(timeout=60)[1]
     assert p.returncode == 130 and err.startswith("stopped; what was written is not whole") and "Traceback" not in err, err
+
+
+def test_what_is_plainly_a_picture_is_taken_by_predict_and_detect(file, photos):
+    "A path, Pillow's, an array, a tensor, one or several: the same boxes; anything else is one line."
+    image = scene(0)[0]
+    path, array, model = photos/"a.png", image.permute(1, 2, 0).numpy(), detector(file)
+    write_image(photos.parent/"one.png", image)
+    pillow, path = Image.fromarray(array), photos.parent/"one.png"
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    wanted, (named,) = predict(model, [image]), detect(model, [image], 0)
+    ways = [str(path), path, [path], pillow, [pillow], array, [array], read_only, array[None], image, image[None], (image, dict(boxes=None)), [(image, {})]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in ways:
+            (found,), (record,) = predict(model, x), detect(model, x, 0)
+            assert torch.equal(found["boxes"], wanted[0]["boxes"]) and torch.equal(record["boxes"], named["boxes"]), type(x)
+    assert torch.equal(synthdet.predict(file, path)[0]["scores"], wanted[0]["scores"]), "the file of a detector, too"
+    for f in (predict, lambda m, x: [*detect(m, x, bad=lambda line: (_ for _ in ()).throw(synthdet.UserError(line)))]):
+        for x in (None, 5, {"a": image}, [None], image[:2], [image.long()], torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "no such.jpg"):
+            assert "expected" in refused(f, model, x) or "no such file" in refused(f, model, x), x
+        assert "give the .safetensors file" in refused(f, 5, image) and "has learned nothing" in refused(f, "ssd", image)
+
+
+def test_a_warning_names_the_line_of_the_user(file, photos):
+    with pytest.warns(UserWarning, match="cut.jpg") as told:
+        for _ in detect(file, photos/"b"): pass
+    assert [w.filename for w in told] == [__file__]
+    with pytest.warns(UserWarning, match="does not know wasp") as told: same_classes(["ant"], ["ant", "wasp"])
+    assert [w.filename for w in told] == [__file__]
+    both = Scenes([(scene(0)[0], dict(boxes=scene(0)[1], labels=torch.ones(len(scene(0)[1])).long()))])
+    both.classes = "butterfly", "wasp", "größe"
+    with pytest.warns(UserWarning, match="does not know wasp") as told: scores_on(file, both)
+    assert {w.filename for w in told} == {__file__}
 
 
 def test_a_name_is_refused_where_a_trained_detector_is_needed():

@@ -1,15 +1,19 @@
 "One file that finds what the detector finds, for any batch, where this package is not."
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from synthdet import cli
 from synthdet.core import refused
 from synthdet.data.butterflies import scene
-from synthdet.detection.detect import sized
+from synthdet.data.images import write_image
+from synthdet.detection.detect import detect, sized
 from synthdet.detection.detectors import detector, save_detector
 from synthdet.detection.evaluate import predict
 from synthdet.detection.export import compared, Deployed, export, runner, survivors
@@ -99,6 +103,9 @@ def test_the_file_says_what_it_is(made):
         about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(extra["synthdet.json"]).items()}
     h, w = model.size
     assert json.loads(about["classes"]) == list(model.classes) and about["input"] == f"uint8 RGB [batch,3,{h},{w}]" and (about["height"], about["width"]) == (str(h), str(w))
+    assert "bilinear" in about["resize"] and f"{w} x {h}" in about["resize"] and "INTER_LINEAR" in about["resize"] and about["score_shown"] == "0.3"
+    told = json.loads(about["outputs"])
+    assert list(told) == ["boxes", "scores", "labels", "counts", *["landmarks"]*(model.classes == ("face",))] and "[batch,100,4]" in told["boxes"]
     assert float(about["score_threshold"]) == (.02 if model.classes == ("face",) else .01) and about["most"] == "100"
 
 
@@ -156,6 +163,37 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install 'synthdet[onnx]'" in refused(export, model, "onnx", tmp_path/"a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+LINES = next(b for b in re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1]/"README.md").read_text(), re.S) if "onnxruntime" in b)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_the_lines_of_the_readme_find_what_detect_finds(made, tmp_path, monkeypatch, suffix):
+    "They know ONNX Runtime and OpenCV alone, and pictures of any size."
+    model, path, _ = made
+    if path.suffix != ".onnx": return
+    monkeypatch.chdir(tmp_path)
+    picture = write_image(tmp_path/f"photos/a{suffix}", sized(scene(3)[0], (333, 217)))
+    here = {}
+    exec(LINES.replace("birds.onnx", str(path)).replace("photos/a.jpg", str(picture)), here)
+    (wanted,) = detect(model, picture, .3)
+    assert not {m.split(".")[0] for m in re.findall(r"import (.*)", LINES)[0].split(", ")} & {"synthdet", "torch"}
+    assert [name for name, *_ in here["found"]] == wanted["names"] and len(wanted["names"]) > 3
+    found = torch.tensor(np.array([box for *_, box in here["found"]]))
+    assert torch.allclose(found.float(), wanted["boxes"], atol=.05), "in pixels of the picture"
+    assert [score for _, score, _ in here["found"]] == pytest.approx(wanted["scores"].tolist(), abs=1e-4)
+
+
+def test_a_wrong_name_is_said_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    (tmp_path/"file").write_text("no folder")
+    file = tmp_path/"it.safetensors"
+    monkeypatch.setitem(sys.modules, "synthdet.detection.export", None)                    # not even imported
+    for argv, told in (((file, "onnx", "--output", tmp_path/"a.pt2"), "--output "), ((file, "onnx", "--output", tmp_path/"file"/"a.onnx"), "file/a.onnx"),
+                       ((file, "tflite"), "kind of export 'tflite' is unknown"), (("onnx", file), "onnx and ")):
+        with pytest.raises(SystemExit) as e: cli.export([str(a) for a in argv])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and told in err and err.count("\n") == 1, err
 
 
 ALONE = """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import papermill
 import pytest
-from planted import plant, row
+from planted import plant, row, run_here
 
-from synthdet.core import VERSIONS
+from synthdet.core import refused, VERSIONS
 from synthdet.evidence.parts import studies_file
 from synthdet.evidence.notebooks import parameters
 from synthdet.evidence.rows import read_rows, write_row
@@ -24,22 +24,24 @@ def studies(tmp_path_factory):
     return folder
 
 
-def draw(name, folder, out, **more):
-    papermill.execute_notebook(str(root/"paper_figures"/f"{name}.ipynb"), str(folder/"out.ipynb"), parameters=dict(out=str(out), **more), kernel_name="python3", progress_bar=False)
-    return (folder/"out.ipynb").read_text()
+def notebook(name): return root/"paper_figures"/f"{name}.ipynb"
 
 
-@pytest.mark.parametrize("notebook", sorted((root/"paper_figures").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_figure_is_drawn_from_results(notebook, tmp_path, studies):
-    more = dict(studies=str(studies)) if "studies" in parameters(notebook) and notebook.stem != "readme" else {}
-    draw(notebook.stem, tmp_path, tmp_path/"out", **more)
+@pytest.mark.parametrize("name", sorted(p.stem for p in notebook("").parent.glob("*.ipynb")))
+def test_figure_is_drawn_from_results(name, tmp_path, studies):
+    given = dict(out=str(tmp_path/"out"))
+    if "studies" in parameters(notebook(name)) and name != "readme": given["studies"] = str(studies)
+    papermill.execute_notebook(str(notebook(name)), str(tmp_path/"out.ipynb"), parameters=given, kernel_name="python3",
+                               progress_bar=False)
     assert any(p.stat().st_size > 1000 for p in (tmp_path/"out").rglob("*") if p.is_file())
-    for name in MADE.get(notebook.stem, ()): assert all((tmp_path/"out"/f"{name}.{kind}").stat().st_size > 1000 for kind in ("svg", "png")), name
-    if notebook.stem == "readme": assert (tmp_path/"out"/"README.md").read_text() == (root/"README.md").read_text(), "run `make figures`"
+    for made in MADE.get(name, ()):
+        assert all((tmp_path/"out"/f"{made}.{kind}").stat().st_size > 1000 for kind in ("svg", "png")), made
+    if name == "readme":
+        assert (tmp_path/"out"/"README.md").read_text() == (root/"README.md").read_text(), "run `make figures`"
 
 
 def test_the_readme_shows_the_studies(tmp_path, studies):
-    draw("readme", tmp_path, tmp_path/"out", studies=str(studies))
+    run_here(notebook("readme"), out=str(tmp_path/"out"), studies=str(studies))
     text = (tmp_path/"out"/"README.md").read_text()
     block = lambda name: text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
     assert "| 25 | " in block("butterflies") and "(n=5)" in block("butterflies") and "commit planted" in block("butterflies")
@@ -48,16 +50,17 @@ def test_the_readme_shows_the_studies(tmp_path, studies):
 
 
 @pytest.mark.parametrize("name", ["curves", "tables", "claims", "segmentation"])
-def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path):
+def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path, capsys):
     (tmp_path/"none").mkdir()
-    text = draw(name, tmp_path, tmp_path/"out", studies=str(tmp_path/"none"))
-    assert "ot run" in text and not list((tmp_path/"out").glob("*.svg"))
+    run_here(notebook(name), out=str(tmp_path/"out"), studies=str(tmp_path/"none"))
+    assert "ot run" in capsys.readouterr().out and not list((tmp_path/"out").glob("*.svg"))
 
 
-def test_a_part_that_is_whole_is_shown_though_others_were_not_run(tmp_path):
+def test_a_part_that_is_whole_is_shown_though_others_were_not_run(tmp_path, capsys):
     plant(tmp_path/"studies", "labels_curve", STUDIES["labels_curve"].only(domain="butterflies", n_real=[25, 100]))
-    text = draw("curves", tmp_path, tmp_path/"out", studies=str(tmp_path/"studies"))
-    assert "Not run: study labels_curve on airplanes, birds, cars, faces, kangaroos, 20 labels; butterflies," in text
+    run_here(notebook("curves"), out=str(tmp_path/"out"), studies=str(tmp_path/"studies"))
+    said = capsys.readouterr().out
+    assert "Not run: study labels_curve on airplanes, birds, cars, faces, kangaroos, 20 labels; butterflies," in said
     assert (tmp_path/"out"/"fig4.png").stat().st_size > 1000
 
 
@@ -78,6 +81,6 @@ def fault(kind, folder):
 def test_a_mistake_in_the_rows_stops_the_figures(kind, tmp_path):
     named = fault(kind, tmp_path/"studies")
     for name in ("curves", "claims"):
-        with pytest.raises(papermill.PapermillExecutionError) as e: draw(name, tmp_path, tmp_path/"out", studies=str(tmp_path/"studies"))
-        assert e.value.ename == "UserError" and named in e.value.evalue and not list((tmp_path/"out").glob("*.svg"))
+        told = refused(run_here, notebook(name), out=str(tmp_path/"out"), studies=str(tmp_path/"studies"))
+        assert named in told and not list((tmp_path/"out").glob("*.svg"))
     assert json.loads(studies_file("labels_curve", tmp_path/"studies").read_text().splitlines()[0])["commit"] == "planted"

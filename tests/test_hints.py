@@ -96,6 +96,11 @@ def test_a_set_that_grows_is_told_by_its_options(capsys, tmp_path, monkeypatch):
     assert 'was begun with another --masks (see' in command(capsys, 'synth', *synth, '-n', '4', '--val', '.5')
     assert 'was begun with another --val (see' in command(capsys, 'synth', *synth, '-n', '4', '--masks')
     assert '-n 2: out holds 4 images' in command(capsys, 'synth', *synth, '-n', '2', '--val', '.5', '--masks')
+    monkeypatch.setattr(cli, '_samples', None)                                  # what follows is said before anything is drawn
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full'/'notes.txt').write_text('mine')
+    assert 'was begun with another --format, --masks, --val (see' in command(capsys, 'synth', *synth[:-1], 'voc')
+    assert 'full is not an empty folder and holds no stream' in command(capsys, 'synth', *synth, '--output', 'full')
     assert core._DOOR == [core._argument], 'and the door is closed behind it'
 
 

@@ -1,10 +1,10 @@
 "Every notebook of a study runs in small, by one command, on what needs no data and on a folder of photographs."
-import ast
 import json
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
+from planted import run_here
 
 from synthdet.core import refused, shared
 from synthdet.data import butterflies
@@ -26,18 +26,6 @@ def check(name, text):
     photographs = {d for g in STUDIES[name].over if isinstance(g, dict) for d in g["domain"]} - {"butterflies"}
     for d in photographs: assert f"{d}, 20 labels: not run, because data/{d}" in text
     for c in STUDIES[name].claims: assert f"{c}: " in text
-
-
-def run_here(notebook, **given):
-    "Run the cells of a notebook in this process, and print what each ends with: a kernel of its own takes seconds."
-    space = dict(__name__="__main__", display=print)
-    for cell in json.loads(notebook.read_text())["cells"]:
-        if cell["cell_type"] != "code": continue
-        body = ast.parse("".join(cell["source"])).body
-        shown = [body.pop()] if isinstance(body[-1], ast.Expr) else []
-        exec(compile(ast.Module(body, []), str(notebook), "exec"), space)
-        for last in shown: print(eval(compile(ast.Expression(last.value), str(notebook), "eval"), space))
-        if "parameters" in cell["metadata"].get("tags", ()): space.update(given)
 
 
 def few(over):

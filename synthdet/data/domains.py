@@ -359,16 +359,24 @@ def load_domain(source, root=None, *, fallback:bool=True, truncated:str='error',
 
     Parameters
     ----------
-    source : one of DOMAINS, a `DataSource`, a function like those in DOMAINS, or a `Domain`, which is returned as it is
+    source : a name ('butterflies', 'folder' for your own, 'birds', ...: all are keys of `data.settings.DOMAINS`), a
+        `DataSource`, a function like those in DOMAINS, or a `Domain`, which is returned as it is
     root : folder of its data, for the domains that read some
     fallback : may class images be cut from labelled pictures, which spends their boxes, where nothing else is there?
         A domain tells it by `class_images_from` and `boxes_spent`
     truncated : 'error', or 'keep': take pictures whose files end too early as far as they go, see `kept`
-    **options : of the domain: see the functions in DOMAINS
+    **options : of the domain, such as `classes` or `split`: each function in DOMAINS takes its own, and
+        `data.settings.OPTIONS` has a line for each
+
+    Returns
+    -------
+    Domain : class images, backgrounds, and labelled pictures in train, val and test; what is not there is `Missing`.
+        Printed, it tells how much of each
 
     Raises
     ------
-    UserError : for an unknown name or option, and for an option that was written as text and is none
+    UserError : for an unknown name or option, for an option that was written as text and is none, and for data that is
+        not there or wrong
     """
     if isinstance(source, Domain):
         if not root and not options: return source

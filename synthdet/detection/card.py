@@ -8,7 +8,7 @@ __all__ = ['using', 'card_of', 'card', 'write_card']
 # %% ../../nbs/5_detection/13_card.ipynb #7e10b807
 import shlex
 from pathlib import Path
-from ..core import write_atomic
+from ..core import counted, write_atomic
 
 # %% ../../nbs/5_detection/13_card.ipynb #6f0fc0f7
 def using(file) -> str:
@@ -47,19 +47,36 @@ def _chosen_on(row):
     if row['settings']['labels']['val'] == 'budget': return 'labelled pictures of the same budget, put aside'
     return 'all labelled validation pictures of the domain'
 
-def _data(row, note):
+def _data(row, note, judged):
     "What it learned from."
-    spent = row.get('boxes_spent')
+    spent, on, n = row.get('boxes_spent'), _chosen_on(row), judged.get('validation_pictures')
     return _lines(domain=row.get('domain'), labelled_pictures_that_it_learned_from=row.get('n_labels', 'none'),
-                  checkpoint_chosen_on=_chosen_on(row),
+                  checkpoint_chosen_on=f'{on} ({n:,})' if n and on else on,
                   class_images_from=row.get('class_images_from'),
                   boxes_spent_for_class_images=spent or None, licences='; '.join(note.get('licences', ())))
 
-def _scores(note):
-    "Its scores as a table."
+def _scores(note, judged):
+    "Its scores as a table, and what they are of."
     scores = {k: v for k, v in note.get('scores', {}).items() if v is not None}
     if not scores: return ['None: there were no labelled test pictures.']
-    return ['| score | points |', '| --- | --- |', *(f'| {k} | {100*v:.1f} |' for k, v in scores.items())]
+    n, boxes = judged.get('test_pictures', 0), counted(judged.get('test_boxes', 0), 'box', 'boxes')
+    of = [f"Of {counted(n, 'test picture')} with {boxes} to find.", '']*bool(judged)
+    table = [f'| {k} | {100*v:.1f} |' for k, v in scores.items()]
+    sized = any(k.endswith(('small', 'medium', 'large')) for k in scores)
+    return [*of, '| score | points |', '| --- | --- |', *table, *['', _areas(note)]*sized]
+
+def _areas(note):
+    "In which pixels boxes are small, medium or large."
+    said, size = 'Small (areas under 32 x 32 px), medium and large (from 96 x 96 px) are measured in ', _seen(note)
+    if not size: return f"{said}the test pictures' own pixels, as `synthdet-evaluate` does."
+    return (f'{said}test pictures brought to {size}, as it sees them. `synthdet-evaluate` measures them in the '
+            "pictures' own pixels; with `--areas seen` as here.")
+
+def _seen(note):
+    "The size that every picture is brought to; '' where that depends on the picture."
+    size = note.get('image_size')
+    side = size if isinstance(size, (list, tuple)) else (size, size)
+    return f'{side[0]} x {side[1]} px' if isinstance(side[0], int) else ''
 
 _VERSIONS = 'synthdet', 'torch', 'torchvision', 'timm'
 
@@ -70,7 +87,7 @@ def _made(row, command):
                     versions=', '.join(f'{k} {row[k]}' for k in _VERSIONS if k in row),
                     handed_over_in_Python=', '.join(row.get('handed', ())))]
 
-def card(file, row=None, command='') -> str:
+def card(file, row=None, command='', judged=None) -> str:
     """Say what a detector is, as Markdown.
 
     Parameters
@@ -78,14 +95,15 @@ def card(file, row=None, command='') -> str:
     file : of the detector
     row : of the run that made it; None: what the file itself says
     command : that made it
+    judged : dict of test_pictures, test_boxes (to find) and validation_pictures, whole numbers; None: not known
     """
     from synthdet.weights import read_note # torch, which a path does not need
-    note, row = read_note(file), row or {}
+    note, row, judged = read_note(file), row or {}, judged or {}
     name = Path(file).name
     parts = {'Use': ['```', using(name), '```', '', '```python', 'import synthdet',
                      f"for found in synthdet.detect({name!r}, 'photos/'):",
                      "    print(found['file'], found['names'], found['boxes'])", '```'],
-             'What it learned from': _data(row, note), 'Scores': _scores(note),
+             'What it learned from': _data(row, note, judged), 'Scores': _scores(note, judged),
              'How it was made': _made(row, command),
              'What these scores do not say': [
                  'They are of the test pictures of this domain. On others, '
@@ -94,12 +112,12 @@ def card(file, row=None, command='') -> str:
     told = ''.join(f'\n## {head}\n\n' + '\n'.join(lines) + '\n' for head, lines in parts.items() if lines)
     return '\n'.join([f'# {Path(file).stem}', '', *_what(note), '']) + told
 
-def write_card(file, row=None, command='') -> Path:
+def write_card(file, row=None, command='', judged=None) -> Path:
     """Write the card beside a detector.
 
     Parameters
     ----------
-    file, row, command : of `card`
+    file, row, command, judged : of `card`
 
     Returns
     -------
@@ -109,4 +127,4 @@ def write_card(file, row=None, command='') -> Path:
     ------
     UserError : the disk refuses
     """
-    return write_atomic(card_of(file), card(file, row, command))
+    return write_atomic(card_of(file), card(file, row, command, judged))

@@ -17,15 +17,22 @@ from torchvision.ops import box_convert
 
 from ..core import choose, UserError
 from ..data.labelled import trainable
+from ..data.pictures import as_image, listed
+from .detectors import trained
 from .train import as_floats, TYPES
 from ..ranks import gathered, rank, ranks
 
 # %% ../../nbs/5_detection/06_evaluate.ipynb #9b99057f
 def _images(dataset, start, stop):
     "Images `start` to `stop` of a data set."
-    if isinstance(dataset, torch.Tensor): return dataset[start:stop]
-    items = [dataset[i] for i in range(start, stop)]
-    return [i if isinstance(i, torch.Tensor) else i[0] for i in items]
+    if isinstance(dataset, torch.Tensor) and dataset.dim() == 4 and dataset.shape[1] == 3: return dataset[start:stop]
+    return [_image(dataset[i]) for i in range(start, stop)]
+
+def _image(item):
+    "The picture of an item of a data set: most are uint8 [3,H,W] already."
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    plain = isinstance(image, torch.Tensor) and image.dim() == 3 and len(image) == 3
+    return image if plain else as_image(image)
 
 def _on_cpu(found):
     "Boxes, scores and labels of a batch on the CPU, one transfer each."
@@ -34,21 +41,32 @@ def _on_cpu(found):
     return [dict(zip(keys, parts)) for parts in zip(*columns)]
 
 @torch.no_grad()
-def predict(model:torch.nn.Module, dataset, batch_size:int=16, device=None, *, precision:str='fp32') -> list:
+def predict(model, dataset, batch_size:int=16, device=None, *, precision:str='fp32') -> list:
     """Find the objects in every image of a data set, with the model in evaluation mode.
+
+    What it finds is as the model gives it, whatever its score and place; `detect` has names, a least score and the
+    border, and reads photographs ahead.
 
     Parameters
     ----------
-    model : detector in torchvision's contract
-    dataset : uint8 images [N,3,H,W], or a sequence of [3,H,W] or of (image, target)
+    model : detector in torchvision's contract, or the file that a run has left
+    dataset : uint8 images [N,3,H,W], or a sequence of [3,H,W] or of (image, target); one picture or a list of pictures
+        as `as_image` takes them: paths, Pillow images, arrays [H,W,3]; or a folder of pictures
     batch_size : images per call of the model
     device : where to compute; None: where the model is
-    precision : key of `TYPES`: how the forward pass is computed
+    precision : of the forward pass: fp32, bf16 or fp16
 
     Returns
     -------
-    list : per image {boxes float32 [N,4], scores float32 [N], labels int64 [N]} on the CPU
+    list : per image {boxes float32 [N,4] xyxy pixels of the image, scores float32 [N] in 0..1, labels int64 [N] from 1}
+        on the CPU
+
+    Raises
+    ------
+    UserError : for what is no detector, no picture or no uint8, for a file that cannot be read, and for another
+        precision
     """
+    model, dataset = trained(model), listed(dataset)
     if device is None: device = next((p.device for p in model.parameters()), 'cpu')
     dtype, was_training, found = choose('precision', precision, TYPES), model.training, []
     model.eval()
@@ -347,11 +365,17 @@ def evaluate(predictions:list, targets:list) -> dict:
     Parameters
     ----------
     predictions : list of {boxes, scores, labels}, one per image
-    targets : list of {boxes, labels} in the same order; `difficult`, `iscrowd`, `area` [N] optional
+    targets : list of {boxes, labels} in the same order; `difficult`, `iscrowd`, `area` [N] optional; boxes of both are
+        xyxy pixels, in which COCO's small (under 32 x 32) and large (from 96 x 96) are measured
 
     Returns
     -------
-    dict : name -> 0..1, or None where it is undefined
+    dict : ap50, ap50_authors, ap50_coco and those of `COCO_KEYS` but ap50 -> 0..1, or None where it is undefined: no
+        box of that size, or none at all
+
+    Raises
+    ------
+    UserError : when the lists differ in length, or a column from its boxes
     """
     coco = coco_metrics(predictions, targets)
     both = {k: _defined(v) for k, v in _both(predictions, targets).items()}

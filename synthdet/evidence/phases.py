@@ -17,6 +17,7 @@ from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain, masked
 from ..data.images import Resized
+from ..data.labelled import trainable
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.card import card_of, write_card
@@ -275,18 +276,29 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     agree(ident, 'the name of the run')
     results = Path(results or Path(out)/'results.jsonl')
     found = _found(results, ident)
-    if found: return _carded(found, arm, out)
+    if found: return _carded(found, arm, loaded, out)
     lock = results.with_name(f'.{results.name[:40]}.{ident}.lock')
     with alone(lock, 'runs the same arm') if main() else nullcontext():
         found = _found(results, ident)                                   # by now another process may have run it
         row = found or _made(arm, Path(out), results, ident, planned, loaded, workers)
-        return _carded(row, arm, out)
+        return _carded(row, arm, loaded, out)
 
-def _carded(row, arm, out):
+def _carded(row, arm, loaded, out):
     "The row of a run; the card of its detector is written where there is none beside its file."
     file = Path(out)/row.get('weights_file', '')
-    if main() and file.is_file() and not card_of(file).exists(): write_card(file, row, command(resolved(arm)))
+    if main() and file.is_file() and not card_of(file).exists():
+        write_card(file, row, command(resolved(arm)), _judged_on(resolved(arm, _n_train(loaded)), loaded))
     return row
+
+def _judged_on(arm, loaded):
+    "How many pictures and boxes a detector was tested on, and on how many pictures its checkpoint was chosen."
+    test, on = loaded.test, ARMS[arm.arm](arm)[-1].validation
+    if isinstance(test, Missing): return {}
+    targets = getattr(test, 'targets', None) or [t for _, t in test]
+    n_val = 0 if isinstance(loaded.val, Missing) else len(loaded.val)
+    if isinstance(on, Labels): n_val = len(taken(on, loaded.domain.train)[1])
+    return dict(test_pictures=len(test), test_boxes=sum(len(trainable(t)['boxes']) for t in targets),
+                validation_pictures=n_val)
 
 def _found(results, ident):
     "The row of a run; None when there is none yet."

@@ -7,12 +7,12 @@ __all__ = ['ALIKE', 'Cell', 'Study', 'part', 'run_key', 'arm_of', 'by_run', 'one
            'loaded_once', 'run_again', 'run_study', 'prepared', 'told']
 
 # %% ../../nbs/6_evidence/07_study.ipynb #b5212c8a
-import itertools, tempfile, time
+import itertools, json, tempfile, time
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from ..core import choose, digest, folder, option, processes, progress, UserError, writable
@@ -72,9 +72,13 @@ class Study:
         "The grids, each a dict of setting -> values."
         return [self.over] if isinstance(self.over, Mapping) else list(self.over)
 
-    @elsewhere()
     def cells(self) -> list:
         "All cells; raises `UserError` when one place of the grid stands for two different arms."
+        return list(self._cells)
+
+    @cached_property
+    @elsewhere()
+    def _cells(self):
         found = {}
         for grid in self.grids:
             axes = {**{k: v for k, v in grid.items() if k != 'seed'}, 'seed': grid.get('seed', self.seeds)}
@@ -82,7 +86,7 @@ class Study:
                 cell = _cell(self.base, choice)
                 if found.setdefault(tuple(sorted(cell.at.items(), key=str)), cell).arm != cell.arm:
                     raise UserError(f'study {self.name}: {cell.at} is declared twice, as different arms')
-        return list(found.values())
+        return tuple(found.values())
 
     def only(self, **at) -> 'Study':
         """The part of a study that lies at some labels; raises `UserError` when there is none.
@@ -197,7 +201,6 @@ def run_key(arm:Arm) -> str:
     """
     return _prefixes(arm)[-1]
 
-@elsewhere()
 def arm_of(row) -> Arm | None:
     """The arm of a row; None for a row of before, and for one whose settings there are no longer.
 
@@ -206,7 +209,13 @@ def arm_of(row) -> Arm | None:
     row : of `read_rows`
     """
     if 'settings' not in row or row.get('handed'): return None
-    try: return override(Arm(), dict(_paths(row['settings'])))
+    return _arm_of(json.dumps(row['settings']))
+
+@lru_cache(4096)
+@elsewhere()
+def _arm_of(settings):
+    "The arm of settings as JSON; None when there are no such settings any longer."
+    try: return override(Arm(), dict(_paths(json.loads(settings))))
     except UserError: return None
 
 def _paths(tree, head=''):

@@ -15,10 +15,9 @@ from ..core import (alone, append_jsonl, choose, digest, half, option, plain_pat
                            UserError, whole_folder, write_atomic)
 from ..data.annotations import annotation, write_annotations
 from ..data.images import write_image
-from ..files import read_json
 from ..settings import to_row
 from .layers import extent
-from .settings import EXPORTS, val_share
+from .settings import begun, EXPORTS, MARK, marked, val_share
 
 # %% ../../nbs/4_synthesis/11_disk.ipynb #b2ae27fd
 class _Export(NamedTuple):
@@ -86,27 +85,13 @@ def _about(samples, how):
     return dict(signature=samples.signature(), format=how.format, suffix=how.kind, masks=samples.with_masks, **more,
                 seed=samples.seed, recipe=to_row(samples.recipe))
 
-_HOW = 'format', 'suffix', 'masks', 'val', 'outlines'
-
-def _other(folder, mark, about):
-    "The `UserError` for a folder whose mark says something else."
-    found = {}
-    with suppress(ValueError, UserError): found = {**read_json(mark, 'the mark of a stream')}
-    odd = [k for k in _HOW if found.get(k) != about.get(k)]
-    if not found or found.get('signature') != about['signature'] or not odd:
-        return UserError(f'{folder} holds another stream (see {mark.name}); choose a new folder, or delete this one')
-    names = ', '.join(filter(None, dict.fromkeys(option(f'stream.{k}').strip('= ') for k in odd)))
-    return UserError(f'{folder} was begun with another {names} (see {mark.name}); ask for the same, or choose a new '
-                     'folder')
-
 def _check_folder(how, about, n):
     "Raise `UserError` when a folder holds something else, or more than n images of its stream; its mark."
     folder, text = how.folder, _text(about)
-    mark = folder/'stream.yaml' # it is JSON, but readers of data sets may take any .json for annotations
-    if mark.exists() and regular(mark).read_bytes() != text.encode(): raise _other(folder, mark, about)
-    free = not folder.exists() or folder.is_dir() and all(p.name.startswith('.') for p in folder.iterdir())
-    if not mark.exists() and not free:
-        raise UserError(f'{folder} is not an empty folder and holds no stream; choose a new folder')
+    mark = folder/MARK
+    if not mark.exists() or marked(folder).get('signature') == about['signature']: begun(folder, about)
+    if mark.exists() and regular(mark).read_bytes() != text.encode():
+        raise UserError(f'{folder} holds another stream (see {MARK}); choose a new folder, or delete this one')
     found = [re.fullmatch(r'\d{6,}', p.stem) for p in how.images().rglob(f'*{how.kind}')]
     have = max((int(m[0]) + 1 for m in found if m), default=0)
     if n >= have: return mark

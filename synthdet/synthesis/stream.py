@@ -195,6 +195,11 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     n_fake : length; 0: endless
     reuse : uses of each object of an endless generator
 
+    Returns
+    -------
+    Samples : item i is (uint8 image [3,H,W], target: boxes float32 [N,4] xyxy pixels, labels int64 [N] from 1, and
+        masks bool [N,H,W] where they were asked for), a function of the settings, `seed` and i alone
+
     Raises
     ------
     UserError : when there is no background, no object, no weights for generator or segmenter, or when every mask is
