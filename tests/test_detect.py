@@ -3,6 +3,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -212,11 +213,14 @@ def test_a_saved_detector_on_another_set_class_by_name(file, tmp_path, capsys):
     ("FILE SET --class ant=bee", "class of the detector 'bee' is unknown"), ("FILE SET --output a.txt", "choose a name that ends in .json"),
     ("FILE SET --split val", "has no val set"), ("FILE nowhere", "nowhere: no such file or folder"),
     ("FILE SET --areas mine", "--areas 'mine' is unknown; choose from picture, seen"), ("SET FILE", "look swapped"),
+    ("FILE PARTS", "holds 2 JSON files (train.json, val.json); expected one, so give the path of the one you mean, or --split train for one called so"),
 ])
 def test_what_cannot_be_scored_is_one_line(file, tmp_path, monkeypatch, capsys, line, told):
     monkeypatch.chdir(tmp_path)
-    place = labelled(tmp_path/"set", ["ant"], 1)
-    code, out, err = said(capsys, "evaluate", *({"FILE": file, "SET": place}.get(w, w) for w in line.split()))
+    place, parts = (labelled(tmp_path/name, ["ant"], 1) for name in ("set", "parts"))
+    for split in ("train", "val"): shutil.copy(parts/"annotations.json", parts/f"{split}.json")
+    (parts/"annotations.json").unlink()
+    code, out, err = said(capsys, "evaluate", *({"FILE": file, "SET": place, "PARTS": parts}.get(w, w) for w in line.split()))
     assert code == 2 and not out and len(err) == 1 and told in err[0], err
 
 

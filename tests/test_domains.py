@@ -314,6 +314,7 @@ def test_corrected_labels_in_a_folder_of_their_own_are_read_with_the_others(tmp_
         with pytest.warns(UserWarning, match='read as one set'): assert set(read_detection(mine).files) == set(parts.files)
 
 
+@pytest.mark.filterwarnings('ignore:.*train .5 images., val .5 images. are read as one set')
 def test_of_sets_with_several_parts_all_is_read_or_it_is_said(tmp_path):
     split_coco(tmp_path/'c')
     write_detection(pictures(2, 'added'), tmp_path/'c'/'train', 'yolo', ['bird'])
