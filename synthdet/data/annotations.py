@@ -289,8 +289,8 @@ def _read(found, images=None, classes=None, strict=False):
         told = ' and '.join(f'{s.place} ({len(part)} images)' for s, (part, *_) in zip(found, parts))
         warnings.warn(f"{told} are read as one set")
         records = [r._replace(image_id=i) for i, r in enumerate(records)]
-    names = dict.fromkeys(n for _, part, _ in parts for n in part)
-    notes = sum((Counter(n) + s.notes for s, (*_, n) in zip(found, parts)), Counter())
+    names, notes = dict.fromkeys(n for _, part, _ in parts for n in part), Counter()
+    for counted in (n for s, (*_, own) in zip(found, parts) for n in (own, s.notes)): notes.update(counted)
     return dataset(records, list(names) if classes is None else classes, notes, strict)
 
 def _no_picture_twice(found, parts):
