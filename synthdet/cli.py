@@ -529,7 +529,7 @@ def _evaluate(argv):
 def _scored_lines(scores, labelled, model):
     "What `synthdet-evaluate` says at its end."
     from synthdet.detection.detect import seen_size
-    notes = ''.join(f'; {v:,} {k}' for k, v in labelled.notes.items() if v)
+    notes = ''.join(f'; {k}: {v:,}' for k, v in labelled.notes.items() if v)
     boxes = counted(scores['boxes'], 'box', 'boxes')
     yield f"{counted(scores['images'], 'image')}, {boxes} of {', '.join(scores['classes'])}{notes}"
     points = {k: f'{100*v:.1f}' for k, v in scores.items() if isinstance(v, float)}

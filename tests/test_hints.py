@@ -23,7 +23,7 @@ IN_PYTHON = { # module -> arguments of functions that no command and no domain c
     'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data'},
     'stylegan2.py': {'c_dim', 'embed_features'}, 'ssd.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
-    'cli.py': {'name', 'axis'}}
+    'cli.py': {'name', 'axis'}, 'detect.py': {'bad', 'classes'}}
 
 
 def hints(path):
