@@ -429,3 +429,18 @@ def test_a_folder_of_your_own_that_is_called_like_a_public_set(tmp_path):
     root = lay_out(tmp_path/'birds')
     told = refused(load_domain, 'birds', root)
     assert 'holds class_images/ and detection/, as a folder of your own pictures does' in told and 'choose domain=folder' in told
+
+
+def test_labels_in_other_folders_are_not_left_out_without_a_word(tmp_path):
+    "`cp -r` into a folder that is there puts the set into it; `labelled` is the name of no split."
+    for name, format in dict(y='yolo', c='coco').items():
+        train = tmp_path/name/'detection'/'train'
+        write_detection(pictures(3, 'ours'), train, format, ['bird'])
+        write_detection(pictures(2, 'added'), train/'labelled', format, ['bird'])
+    with pytest.warns(UserWarning, match='2 labelled pictures are for no split and left out, the first: labelled/images/000000.png'):
+        assert len(load_domain('folder', tmp_path/'y').train) == 3
+    with pytest.warns(UserWarning, match='holds another set, labelled/annotations.json, which is left out'):
+        assert len(load_domain('folder', tmp_path/'c').train) == 3
+    split_yolo(tmp_path/'s'/'detection')
+    write_detection(pictures(2, 'added'), tmp_path/'s'/'detection'/'labelled', 'yolo', ['bird'])
+    with pytest.warns(UserWarning, match='2 labelled pictures are for no split'): load_domain('folder', tmp_path/'s')

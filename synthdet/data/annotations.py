@@ -119,9 +119,15 @@ def _one(folder, files, kinds) -> Set:
     used = {*names, *pictures(files)}
     notes = ignored([n for n in files if n.count('/') < 2 and n not in used])
     if kind == _VOC: return Set(kind, folder, notes=notes)
+    deep = [n for n in files if suffix_of(n) == '.json' and '/' in n and n not in used and _deep_set(files, n)]
+    if deep: warnings.warn(f"{folder}: holds another set, {deep[0]}, which is left out; give it a folder of its own")
     if len(names) == 1: return Set(kind, files[names[0]], notes=notes)
     raise UserError(f"{folder}: holds {len(names)} JSON files ({', '.join(names[:3])}); expected one, so give the path "
                     f"of the one you mean{option(_SPLIT, ', or {} for one called so')}")
+
+def _deep_set(files, name):
+    "Is this the COCO file of another set, below, and not among annotations of the same pictures?"
+    return name.lower().split('/')[0] not in _ASIDE and is_coco(files[name])
 
 _PARTS = {*_ASIDE, 'images', 'labels', 'jpegimages', 'imagesets', 'segmentationclass'}
 

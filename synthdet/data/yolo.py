@@ -34,6 +34,8 @@ def _opened(place, images, apart):
 def _chosen(found, split):
     "Names of the pictures of a split, or of all."
     splits = found.splits()
+    listed = splits and (found.where or found.split_lists())
+    if splits and (split or listed): _tell_others(found, set().union(*splits.values()))
     if split in splits: return splits[split]
     if split:
         there = ', '.join(splits) or 'no splits'
@@ -42,9 +44,16 @@ def _chosen(found, split):
         told = ', '.join(f'{s} ({len(names)} images)' for s, names in splits.items())
         one = option("read.split='train'", '; give {} for one of them')
         warnings.warn(f"{found.folder}: {told} are read as one set{one}")
-    listed = splits and (found.where or found.split_lists())
     names = {n for names in splits.values() for n in names} if listed else found.shown()
     return sorted(names, key=lambda n: n.split('/'))
+
+def _tell_others(found, named):
+    "Warn of labelled pictures of a folder that no split names."
+    labels = {n: label_of(n, found.files) for n in pictures(found.files) if n not in named}
+    lost = [n for n, text in labels.items() if text and has_rows(found.files[text])]
+    if not lost: return
+    warnings.warn(f"{found.folder}: {len(lost)} labelled pictures are for no split and left out, the first: {lost[0]}; "
+                  "put them into a folder train, or name theirs in data.yaml")
 
 def _paired(found, shown):
     "The label file of each picture, or None; raises `UserError` for one that is shared, and for labels without one."
