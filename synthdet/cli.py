@@ -540,7 +540,7 @@ def _evaluate(argv):
 def _scored_lines(scores, labelled, model):
     "What `synthdet-evaluate` says at its end."
     from synthdet.detection.detect import seen_size
-    notes = ''.join(f'; {v:,} {k}' for k, v in labelled.notes.items() if v)
+    notes = ''.join(f'; {k}: {v:,}' for k, v in labelled.notes.items() if v)
     boxes = counted(scores['boxes'], 'box', 'boxes')
     yield f"{counted(scores['images'], 'image')}, {boxes} of {', '.join(scores['classes'])}{notes}"
     points = {k: f'{100*v:.1f}' for k, v in scores.items() if isinstance(v, float)}
@@ -557,7 +557,7 @@ def _labelled(a):
 
 def evaluate(argv=None):
     "Entry point of `synthdet-evaluate`."
-    _guarded(_evaluate, argv, _USING.get, 'stopped')
+    _guarded(_evaluate, argv, {**_USING, "read.split='train'": '--split train'}.get, 'stopped')
 
 # %% ../nbs/7_roof/00_cli.ipynb #9e98326a
 def _export(argv):

@@ -14,10 +14,13 @@ import torch
 from helpers import ended, forked, needs_shared
 from synthdet.core import refused, shared
 from synthdet.data import butterflies
+from synthdet.data.annotations import write_detection
 from synthdet.data.batches import batches
 from synthdet.data.butterflies import class_image
 from synthdet.data.domain import ClassImage
 from synthdet.data.domains import load_domain
+from synthdet.data.images import write_image
+from synthdet.data.settings import Labels
 from synthdet.masks.segment import SEGMENTERS
 from synthdet.masks.settings import Gate, Masks
 from synthdet.objects.objects import make_objects
@@ -25,7 +28,7 @@ from synthdet.synthesis import cutouts as module
 from synthdet.synthesis.cut import cutout, Cutout
 from synthdet.synthesis.cutouts import make_cutouts
 from synthdet.synthesis.settings import Recipe
-from synthdet.synthesis.stream import Samples
+from synthdet.synthesis.stream import make_samples, Samples
 
 
 def objects(n=10, size=48, first=0):
@@ -369,3 +372,33 @@ def test_real_photographs_are_mostly_accepted(name):
     xs = [ClassImage(torch.from_numpy(x).permute(2, 0, 1), 1, p.name) for x, p in zip(images, paths)]
     cuts = make_cutouts(xs, cache=False)
     assert len(cuts) >= 9 and .1 < np.mean([(c.rgba[3] > 127).float().mean() for c in cuts]) < .95
+
+
+@pytest.mark.parametrize('cache', [True, False])
+def test_a_class_that_lost_all_its_cut_outs_is_named(cache):
+    made = [*objects(5), BLANK._replace(label=2)]
+    with pytest.warns(UserWarning, match=r'no cut-out of bee, so no scene shows one \(grabcut: . of 6 cut-outs kept; .*empty'):
+        assert {c.label for c in make_cutouts(made, cache=cache, classes=('ant', 'bee'))} == {1}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        make_cutouts(made[:5], cache=cache, classes=('ant',))
+    told = refused(make_cutouts, [BLANK, BLANK._replace(label=2)], cache=cache, classes=('ant', 'bee'))
+    assert told.startswith('every mask of ant, bee was rejected (grabcut: 0 of 2 cut-outs kept')
+
+
+def test_a_class_whose_labelled_objects_are_all_rejected_is_named(tmp_path):
+    "Of few labels one class has one, and nothing is to be seen in its box."
+    image = torch.full((3, 64, 96), 120, dtype=torch.uint8)
+    image[:, 12:36, 12:36] = torch.tensor([220, 30, 40], dtype=torch.uint8)[:, None, None]
+    target = dict(boxes=torch.tensor([[10., 10, 38, 38], [60, 20, 90, 50]]), labels=torch.tensor([1, 2]))
+    write_detection([(image, target)], tmp_path/'mine'/'detection'/'train', 'coco', ['ant', 'bee'])
+    write_image(tmp_path/'mine'/'backgrounds'/'0.png', image[:, :10, :])
+    domain = load_domain('folder', tmp_path/'mine')
+    with pytest.warns(UserWarning, match='no cut-out of bee'):
+        make_samples(domain, objects='labelled', recipe='image_size=64', labels=Labels(n_real=1))
+    target['labels'] = torch.tensor([2, 2])
+    target['boxes'] = target['boxes'][[1, 1]]
+    write_detection([(image, target)], tmp_path/'other'/'detection'/'train', 'coco', ['bee', 'bee2'])
+    write_image(tmp_path/'other'/'backgrounds'/'0.png', image[:, :10, :])
+    told = refused(make_samples, load_domain('folder', tmp_path/'other'), objects='labelled', labels=Labels(n_real=1))
+    assert 'every mask of bee2 was rejected' in told

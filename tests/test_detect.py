@@ -3,6 +3,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -206,17 +207,29 @@ def test_a_saved_detector_on_another_set_class_by_name(file, tmp_path, capsys):
     assert sum(line.startswith("ap") for line in out) == sum(v is not None and k.startswith("ap") for k, v in expected.items())
 
 
+def test_boxes_that_the_reader_cut_are_counted(file, tmp_path, capsys):
+    place = labelled(tmp_path/"set", ["größe"], 1)
+    rows = json.loads((place/"annotations.json").read_text())
+    rows["annotations"][0]["bbox"] = [-9, 5, 40, 40]
+    (place/"annotations.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match="has no class butterfly"): code, out, _ = said(capsys, "evaluate", file, place)
+    assert code == 0 and out[0].startswith("1 image, ") and out[0].endswith("; boxes cut at the border: 1"), out[0]
+
+
 @pytest.mark.parametrize("line, told", [
     ("FILE SET", "the set has ant, and the detector finds butterfly, größe: no name is in both; say which is which: ant=butterfly"),
     ("FILE SET --class ant", "--class ant: expected THEIRS=OURS"), ("FILE SET --class bee=butterfly", "class of the set 'bee' is unknown; choose from ant"),
     ("FILE SET --class ant=bee", "class of the detector 'bee' is unknown"), ("FILE SET --output a.txt", "choose a name that ends in .json"),
     ("FILE SET --split val", "has no val set"), ("FILE nowhere", "nowhere: no such file or folder"),
     ("FILE SET --areas mine", "--areas 'mine' is unknown; choose from picture, seen"), ("SET FILE", "look swapped"),
+    ("FILE PARTS", "holds 2 JSON files (train.json, val.json); expected one, so give the path of the one you mean, or --split train for one called so"),
 ])
 def test_what_cannot_be_scored_is_one_line(file, tmp_path, monkeypatch, capsys, line, told):
     monkeypatch.chdir(tmp_path)
-    place = labelled(tmp_path/"set", ["ant"], 1)
-    code, out, err = said(capsys, "evaluate", *({"FILE": file, "SET": place}.get(w, w) for w in line.split()))
+    place, parts = (labelled(tmp_path/name, ["ant"], 1) for name in ("set", "parts"))
+    for split in ("train", "val"): shutil.copy(parts/"annotations.json", parts/f"{split}.json")
+    (parts/"annotations.json").unlink()
+    code, out, err = said(capsys, "evaluate", *({"FILE": file, "SET": place, "PARTS": parts}.get(w, w) for w in line.split()))
     assert code == 2 and not out and len(err) == 1 and told in err[0], err
 
 
@@ -281,6 +294,13 @@ def test_what_is_plainly_a_picture_is_taken_by_predict_and_detect(file, photos):
         for x in (None, 5, {"a": image}, [None], image[:2], [image.long()], torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "no such.jpg"):
             assert "expected" in refused(f, model, x) or "no such file" in refused(f, model, x), x
         assert "give the .safetensors file" in refused(f, 5, image) and "has learned nothing" in refused(f, "ssd", image)
+
+
+def test_how_it_is_computed_is_checked_before_and_is_no_fault_of_a_picture(file, photos):
+    for wrong, told in (dict(precision="fp8"), "precision 'fp8' is unknown; choose from fp32"), (dict(device="gpu"), "device 'gpu' is unknown"), (dict(batch_size=0), "batch_size=0"):
+        for f in (predict, detect): assert told in refused(f, file, photos/"a.jpg", **wrong)
+    for wrong, told in (dict(bad="warn"), "bad='warn': expected a function"), (dict(classes=5), "classes=5: expected a list"), (dict(score="x"), "score='x'"):
+        assert told in refused(detect, file, photos/"a.jpg", **wrong)
 
 
 def test_a_warning_names_the_line_of_the_user(file, photos):

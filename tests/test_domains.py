@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from helpers import needs_shared
 from synthdet.core import digest, generator, refused, shared
-from synthdet.data.annotations import write_detection
+from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import SPLITS
 from synthdet.data.domain import fingerprint
 from synthdet.data.domains import load_domain
@@ -254,3 +254,193 @@ def test_a_training_picture_can_be_left_out(tmp_path):
     assert [name(f) for f in less.train.files] == [name(f) for f in whole.train.files][1:]
     assert len(less.train.targets) == len(less.train) and len(less.val) == len(whole.val)
     assert "leave_out=none.jpg: no training picture" in refused(load_domain, "folder", root, leave_out="none.jpg")
+
+
+# ---- one split in several places, and one set without splits ---------------------------------------------------------
+
+SQUARES = [torch.tensor([[2., 3, 12, 13]]), torch.tensor([[20., 5, 33, 29]])]
+
+
+def pictures(n, *key):
+    "Labelled pictures that no other key has."
+    return [(picture(*key, i), dict(boxes=SQUARES[i % 2], labels=torch.tensor([1]))) for i in range(n)]
+
+
+def split_yolo(root, n=5, more=('train', 'val', 'test'), yaml='names: [bird]\n'):
+    "YOLO in splits: images/train, labels/train."
+    for split in more:
+        write_detection(pictures(n, 'ours', split), root/'new', 'yolo', ['bird'])
+        for part in ('images', 'labels'):
+            (root/part).mkdir(parents=True, exist_ok=True)
+            (root/'new'/part).rename(root/part/split)
+    (root/'new'/'data.yaml').unlink()
+    (root/'new').rmdir()
+    (root/'data.yaml').write_text(yaml)
+
+
+def split_coco(root, n=5, more=('train', 'val', 'test')):
+    "COCO: train.json beside images/."
+    for split in more:
+        write_detection(pictures(n, 'ours', split), root/'new', 'coco', ['bird'])
+        (root/'new'/'images').rename(root/split)
+        (root/'new'/'annotations.json').rename(root/f'{split}.json')
+        (root/'new').rmdir()
+        (root/'images').mkdir(exist_ok=True)
+        (root/split).rename(root/'images'/split)
+        text = (root/f'{split}.json').read_text().replace('"file_name": "', f'"file_name": "{split}/')
+        (root/f'{split}.json').write_text(text)
+
+
+PATHS = 'train: images/train\nval: images/val\nnames: [bird]\n'
+OURS = {'yolo': split_yolo, 'coco': split_coco, 'yolo with paths': lambda root, **how: split_yolo(root, yaml=PATHS, **how)}
+
+
+@pytest.mark.parametrize('added', ['yolo', 'coco', 'voc'])
+@pytest.mark.parametrize('ours', OURS)
+def test_corrected_labels_in_a_folder_of_their_own_are_read_with_the_others(tmp_path, ours, added):
+    "What README says of `--prelabel`: cp -r found/labelled mine/detection/train. They, or the others, were gone."
+    mine = tmp_path/'detection'
+    OURS[ours](mine, more=['train'])
+    write_detection(pictures(2, 'added'), mine/'train', added, ['bird'])
+    with pytest.warns(UserWarning, match=r'\(5 images\) and .*detection/train\S* \(2 images\) are read as one set'):
+        train = load_domain('folder', tmp_path).train
+    assert (len(train), train.classes, [t['image_id'] for t in train.targets]) == (7, ('bird',), list(range(7)))
+    assert len({str(f) for f in train.files}) == 7
+    for image, target in train: # each with its own boxes
+        assert any(torch.equal(image, im) and torch.allclose(target['boxes'], t['boxes'], atol=.01)
+                   for im, t in pictures(5, 'ours', 'train') + pictures(2, 'added'))
+    with pytest.warns(UserWarning, match='read as one set'): parts = read_detection(mine, split='train')
+    if added == 'yolo' or ours != 'coco':
+        with pytest.warns(UserWarning, match='read as one set'): assert set(read_detection(mine).files) == set(parts.files)
+
+
+@pytest.mark.filterwarnings('ignore:.*train .5 images., val .5 images. are read as one set')
+def test_of_sets_with_several_parts_all_is_read_or_it_is_said(tmp_path):
+    split_coco(tmp_path/'c')
+    write_detection(pictures(2, 'added'), tmp_path/'c'/'train', 'yolo', ['bird'])
+    assert 'holds 3 JSON files' in refused(read_detection, tmp_path/'c')
+    split_coco(tmp_path/'d', more=['val'])
+    write_detection(pictures(2, 'added'), tmp_path/'d'/'train', 'yolo', ['bird'])
+    assert 'holds the sets val.json, train; expected one' in refused(read_detection, tmp_path/'d')
+    split_yolo(tmp_path/'y', yaml=PATHS)
+    write_detection(pictures(2, 'added'), tmp_path/'y'/'train', 'coco', ['bird'])
+    with pytest.warns(UserWarning, match='y/train/annotations.json .2 images. are read as one set'): whole = read_detection(tmp_path/'y')
+    assert len(whole) == 12, 'data.yaml names train and val'
+    for name in ('train', 'valid'): labelled(tmp_path/'r'/name, ['bird'], dict(train='coco', valid='yolo')[name])
+    assert 'holds the sets train, valid; expected one' in refused(read_detection, tmp_path/'r')
+
+
+def test_a_picture_in_two_places_is_an_error_that_names_both(tmp_path):
+    "Labelled by hand and by the detector; by its content, for names say nothing."
+    split_yolo(tmp_path/'detection')
+    write_detection([*pictures(1, 'added'), *pictures(2, 'ours', 'train')[1:]], tmp_path/'detection'/'train', 'yolo', ['bird'])
+    told = refused(load_domain, 'folder', tmp_path)
+    assert 'detection/images/train/000001.png of ' in told and 'detection/train/images/000001.png of ' in told
+    assert told == refused(read_detection, tmp_path/'detection', split='train') and 'keep the better labels' in told
+
+
+def test_what_a_data_yaml_names_is_not_read_twice(tmp_path):
+    split_yolo(tmp_path, yaml='train: [images/train, train/images]\nval: images/val\nnames: [bird]\n')
+    write_detection(pictures(2, 'added'), tmp_path/'train', 'yolo', ['bird'])
+    assert len(read_detection(tmp_path, split='train')) == 7 and len(read_detection(tmp_path, split='val')) == 5
+
+
+def test_two_files_for_one_split_are_told(tmp_path):
+    split_coco(tmp_path, more=['val', 'train'])
+    (tmp_path/'train.json').rename(tmp_path/'valid.json')
+    assert 'val.json and valid.json are for val; expected one' in refused(read_detection, tmp_path, split='val')
+
+
+def flat(root, n=30, format='yolo'):
+    "Labelled photographs without a word of splits."
+    write_detection(pictures(n, 'flat'), root/'detection', format, ['kangaroo'])
+    if format == 'yolo': (root/'detection'/'data.yaml').write_text('names: [kangaroo]\n')
+    for i in range(3): save(root/'class_images'/f'{i}.png', (200, 30, 60, 255))
+    return root
+
+
+@pytest.mark.parametrize('format', ['yolo', 'coco', 'voc'])
+def test_a_set_without_splits_is_divided_where_it_is_said_into_what(tmp_path, format):
+    told = refused(load_domain, 'folder', flat(tmp_path/'mine', format=format))
+    assert 'holds a labelled set without parts; expected train, val and test, so divide it with split=70/15/15' in told
+    d = load_domain('folder', tmp_path/'mine', split='70/15/15')
+    assert d.classes == ('kangaroo',) and [len(p) for p in (d.train, d.val, d.test)] == [21, 5, 4]
+    content = lambda part: {digest(image) for image, _ in part}
+    parts = [content(p) for p in (d.train, d.val, d.test)]
+    assert len(set().union(*parts)) == 30
+    named = {digest(image): target['boxes'] for image, target in pictures(30, 'flat')}
+    assert all(torch.allclose(t['boxes'], named[digest(i)], atol=.01) for p in (d.train, d.val, d.test) for i, t in p)
+    write_detection(pictures(30, 'flat')[::-1], tmp_path/'other'/'detection', 'yolo', ['kangaroo'])  # other names and order
+    e = load_domain('folder', tmp_path/'other')
+    assert e.train.files == e.val.files, 'as its data.yaml says'
+    e = load_domain('folder', tmp_path/'other', split='70/15/15')
+    assert [content(p) for p in (e.train, e.val, e.test)] == parts
+    e = load_domain('folder', tmp_path/'other', split='9/1/0')
+    assert (len(e.train), len(e.val)) == (27, 3) and 'has no test set' in refused(len, e.test)
+    assert 'has no val set' in refused(len, load_domain('folder', tmp_path/'other', split='9/0/1').val)
+
+
+def test_shares_that_cannot_be(tmp_path):
+    root = flat(tmp_path/'mine', n=3)
+    assert [len(getattr(load_domain('folder', root, split='98/1/1'), s)) for s in ('train', 'val', 'test')] == [1, 1, 1]
+    for odd in ('70', '70/30', '0/50/50', 'a/b/c', '70/15/-15', '.7/.2/.1', 'official', '70/15/15/0'):
+        told = refused(load_domain, 'folder', root, split=odd)
+        assert "shares of train, val and test for a folder: '70/15/15'" in told, odd
+    assert 'holds 2 pictures, too few for train and val and test' in refused(load_domain, 'folder', flat(tmp_path/'few', n=2), split='1/1/1')
+    whole = lay_out(tmp_path/'whole')
+    assert 'no labelled set without parts that could be divided, found train, val, test' in refused(load_domain, 'folder', whole, split='70/15/15')
+    write_detection(pictures(6, 'flat'), tmp_path/'flat', 'yolo', ['bird'])
+    (tmp_path/'flat'/'data.yaml').write_text('names: [bird]')
+    for f in (tmp_path/'flat').iterdir(): f.rename(whole/'detection'/f.name)
+    for s in ('train', 'val'): (whole/'detection'/s).rename(tmp_path/s)
+    assert 'has a test set already' in refused(load_domain, 'folder', whole, split='70/15/15')
+    d = load_domain('folder', whole, split='70/30/0')
+    assert [len(p) for p in (d.train, d.val, d.test)] == [4, 2, 3]
+    with pytest.warns(UserWarning, match='holds a labelled set without parts.*it is left out'):
+        assert '3 test' in repr(load_domain('folder', whole))
+
+
+def kit(root, year, n, lists=('train', 'val', 'test')):
+    "Pascal VOC's layout."
+    write_detection(pictures(n, year), root/'new', 'voc', ['bird'])
+    place = root/'VOCdevkit'/f'VOC{year}'
+    (place/'ImageSets'/'Main').mkdir(parents=True)
+    (root/'new'/'images').rename(place/'JPEGImages')
+    (root/'new'/'annotations').rename(place/'Annotations')
+    (root/'new').rmdir()
+    for k, name in enumerate(lists):
+        (place/'ImageSets'/'Main'/f'{name}.txt').write_text(''.join(f'{i:06d}\n' for i in range(k, n, len(lists))))
+
+
+def test_the_layout_of_the_development_kit_is_a_domain(tmp_path):
+    "As `--format vocdevkit` writes it, its provenance beside; two years are read as one set."
+    kit(tmp_path/'detection', 2012, 9)
+    (tmp_path/'detection'/'provenance.jsonl').write_text('{}\n')
+    d = load_domain('folder', tmp_path)
+    assert [len(p) for p in (d.train, d.val, d.test)] == [3, 3, 3] and d.classes == ('bird',)
+    assert d.train[0][1]['boxes'].tolist() == pictures(1, 2012)[0][1]['boxes'].tolist()
+    kit(tmp_path/'detection', 2007, 4, ['train', 'val'])
+    with pytest.warns(UserWarning, match='VOC2007 .2 images. and .*VOC2012 .3 images. are read as one set'):
+        d = load_domain('folder', tmp_path)
+    assert [len(p) for p in (d.train, d.val, d.test)] == [5, 5, 3]
+
+
+def test_a_folder_of_your_own_that_is_called_like_a_public_set(tmp_path):
+    root = lay_out(tmp_path/'birds')
+    told = refused(load_domain, 'birds', root)
+    assert 'holds class_images/ and detection/, as a folder of your own pictures does' in told and 'choose domain=folder' in told
+
+
+def test_labels_in_other_folders_are_not_left_out_without_a_word(tmp_path):
+    "`cp -r` into a folder that is there puts the set into it; `labelled` is the name of no split."
+    for name, format in dict(y='yolo', c='coco').items():
+        train = tmp_path/name/'detection'/'train'
+        write_detection(pictures(3, 'ours'), train, format, ['bird'])
+        write_detection(pictures(2, 'added'), train/'labelled', format, ['bird'])
+    with pytest.warns(UserWarning, match='2 labelled pictures are for no split and left out, the first: labelled/images/000000.png'):
+        assert len(load_domain('folder', tmp_path/'y').train) == 3
+    with pytest.warns(UserWarning, match='holds another set, labelled/annotations.json, which is left out'):
+        assert len(load_domain('folder', tmp_path/'c').train) == 3
+    split_yolo(tmp_path/'s'/'detection')
+    write_detection(pictures(2, 'added'), tmp_path/'s'/'detection'/'labelled', 'yolo', ['bird'])
+    with pytest.warns(UserWarning, match='2 labelled pictures are for no split'): load_domain('folder', tmp_path/'s')

@@ -179,10 +179,12 @@ def test_the_lines_of_the_readme_find_what_detect_finds(made, tmp_path, monkeypa
     exec(LINES.replace("birds.onnx", str(path)).replace("photos/a.jpg", str(picture)), here)
     (wanted,) = detect(model, picture, .3)
     assert not {m.split(".")[0] for m in re.findall(r"import (.*)", LINES)[0].split(", ")} & {"synthdet", "torch"}
-    assert [name for name, *_ in here["found"]] == wanted["names"] and len(wanted["names"]) > 3
-    found = torch.tensor(np.array([box for *_, box in here["found"]]))
-    assert torch.allclose(found.float(), wanted["boxes"], atol=.05), "in pixels of the picture"
-    assert [score for _, score, _ in here["found"]] == pytest.approx(wanted["scores"].tolist(), abs=1e-4)
+    n = min(len(wanted["names"]), 100)                                                     # more a file does not give
+    assert [name for name, *_ in here["found"]] == wanted["names"][:n] and n > 3
+    assert [score for _, score, _ in here["found"]] == pytest.approx(wanted["scores"][:n].tolist(), abs=1e-4)
+    boxes = torch.tensor(np.array([box for *_, box in here["found"]])).float()
+    apart = (boxes[:, None] - wanted["boxes"][None]).abs().amax(2).amin(1)                 # equal scores come in any order
+    assert apart.max() < .05, "in pixels of the picture"
 
 
 def test_a_wrong_name_is_said_before_anything_is_loaded(tmp_path, monkeypatch, capsys):

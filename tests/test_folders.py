@@ -1,6 +1,9 @@
 "Going through folders: links, rings, and folders that are no set of data."
+import contextlib
 import json
 import os
+import signal
+import socket
 
 import pytest
 from PIL import Image
@@ -105,3 +108,52 @@ def test_folders_of_the_system_are_not_entered(tmp_path):
     for name in ('proc', 'dev', 'sys/class'): (tmp_path/name.replace('/', ' ')).symlink_to(f'/{name}')
     text(tmp_path, 'a', '')
     assert list(tree(tmp_path)) == ['a']
+
+
+@contextlib.contextmanager
+def within(seconds):
+    "Raise `TimeoutError` in what waits longer."
+    def late(*_): raise TimeoutError
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try: yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def strange(path, kind):
+    "A pipe, a socket or a link to a device."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == 'a pipe': os.mkfifo(path)
+    if kind == 'a device': path.symlink_to('/dev/null')
+    if kind != 'a socket': return
+    with socket.socket(socket.AF_UNIX) as s:
+        here = os.getcwd()
+        os.chdir(path.parent) # the path of a socket is short
+        try: s.bind(path.name)
+        finally: os.chdir(here)
+
+
+@pytest.mark.parametrize('kind, name', [('a pipe', 'labels/p.txt'), ('a socket', 'labels/p.txt'), ('a device', 'labels/p.txt'), ('a pipe', 'images/q.png'),
+                                        ('a device', 'images/p.png'), ('a pipe', 'data.yaml'), ('a socket', 'old/agent'), ('a pipe', 'x.json'),
+                                        ('a pipe', 'Annotations/p.xml')])
+def test_a_pipe_among_data_is_named_and_never_waited_for(tmp_path, kind, name):
+    "It counted as a picture without label. Where something else of the name is there, it is in its place."
+    d = tmp_path/'detection'/'train'
+    for n in 'pr': shown(d, f'images/{n}.png')
+    text(d, 'labels/r.txt', '0 .5 .5 .5 .5')
+    text(d, 'classes.txt', 'bird')
+    if name.startswith('images/p'): (d/name).unlink()
+    strange(d/name, kind)
+    with within(60): told = [refused(read_detection, d), refused(load_domain, 'folder', tmp_path)]
+    assert all(f'{d/name}: is {kind}; expected files and folders alone' in line for line in told), told
+
+
+@pytest.mark.parametrize('name', ['a.xml', 'images/a.png', 'train.json'])
+def test_a_pipe_in_another_format_is_named(tmp_path, name):
+    entry = dict(images=[dict(id=1, file_name='a.png')], annotations=[], categories=[dict(id=1, name='bird')])
+    if name != 'a.xml': text(tmp_path, 'detection/val.json', entry)
+    else: shown(tmp_path/'detection', 'a.png')
+    strange(tmp_path/'detection'/name, 'a pipe')
+    with within(60): assert f'{name}: is a pipe' in refused(load_domain, 'folder', tmp_path)

@@ -23,7 +23,7 @@ IN_PYTHON = { # module -> arguments of functions that no command and no domain c
     'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
     'stylegan2.py': {'c_dim', 'embed_features'}, 'ssd.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
-    'cli.py': {'name', 'axis'}}
+    'cli.py': {'name', 'axis'}, 'detect.py': {'bad', 'classes'}}
 
 
 def hints(path):
@@ -83,6 +83,20 @@ def test_what_only_python_takes_is_told_in_python_alone(capsys, tmp_path, monkey
     inside = refused(read_detection, mine/'detection'/'train')
     outside = command(capsys, 'preview', 'domain=folder', f'root={mine}')
     assert 'say where they lie with images=' in inside and 'images=' not in outside and 'so add' in outside
+
+
+def test_a_set_without_parts_is_told_how_it_is_divided(capsys, tmp_path, monkeypatch):
+    "And what was told, works."
+    monkeypatch.chdir(tmp_path)
+    mine = write_domain(load_domain('butterflies', n_class_images=4, n_backgrounds=2, image_size=64), tmp_path/'mine', n_labelled=10, format='yolo')
+    (mine/'detection'/'train').rename(tmp_path/'flat')
+    shutil.rmtree(mine/'detection')
+    (tmp_path/'flat').rename(mine/'detection')
+    (mine/'detection'/'data.yaml').write_text('names: [butterfly]')
+    told = command(capsys, 'preview', 'domain=folder', f'root={mine}')
+    assert "so divide it with options='split=70/15/15', or into folders train, val and test" in told
+    cli.preview(['domain=folder', f'root={mine}', 'options=split=70/15/15', 'recipe.image_size=64', '-n', '1'])
+    assert (tmp_path/'preview.png').exists()
 
 
 def test_a_set_that_grows_is_told_by_its_options(capsys, tmp_path, monkeypatch):

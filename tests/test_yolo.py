@@ -11,7 +11,6 @@ from PIL import Image
 from helpers import remedy
 from synthdet.core import UserError
 from synthdet.data.annotations import read_detection
-from synthdet.data.domain import Missing
 from synthdet.data.domains import load_domain
 
 W, H = 80, 60
@@ -382,7 +381,7 @@ def rows_set(d, *texts, names='classes.txt'):
 
 B = '0 .5 .5 .5 .5'
 SPELLINGS = [B + ' \t', B + '\r\n\r\n', '\n\n' + B, '\ufeff' + B, '0.0 .5 .5 .5 .5', '0 5e-1 5.0E-01 +.5 0.5', B.replace(' ', '\t'),
-             B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another', B + ' .93', B + ' 1', B + ' 17',
+             B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another', B + ' .93', B + ' 1', B + ' 0', B + ' 361',
              (B + '\n').encode('utf-16'), B.replace('.', '0.') + '000000000000']
 
 
@@ -418,8 +417,17 @@ def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
     assert 'outlines or boxes with keypoints of x, y' in line and 'kpt_shape' in line and '0.txt, line 1' in line
     (tmp_path/'classes.txt').unlink()
     box = lambda: read_detection(tmp_path).targets[0]['boxes'][0].tolist()
-    text(tmp_path/'data.yaml', 'names: [bird, cat]')                # a set for training, and no word of keypoints
-    assert np.allclose(box(), [24, 18, 40, 24])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]')                # nobody wrote of which kind it is
+    assert 'outlines or boxes with keypoints of x, y' in remedy(read_detection, tmp_path)
+    for task in ('segment', 'obb'):
+        text(tmp_path/'data.yaml', f'names: [bird, cat]\ntask: {task}')
+        assert np.allclose(box(), [24, 18, 40, 24])
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\ntask: pose')
+    assert np.allclose(box(), [4, 12, 44, 30])
+    text(tmp_path/'data.yaml', 'kpt_shape: [1, 2]')                 # the names are elsewhere
+    text(tmp_path/'classes.txt', 'bird\ncat')
+    assert np.allclose(box(), [4, 12, 44, 30])
+    (tmp_path/'classes.txt').unlink()
     text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [1, 2]')
     assert np.allclose(box(), [4, 12, 44, 30])
     text(tmp_path/'data.yaml', 'names: [bird, cat]\nkpt_shape: [17, 3]')
@@ -474,6 +482,92 @@ def test_predicted_keypoints_have_confidences_and_tracks(tmp_path, shape, behind
 def test_keypoints_may_lie_outside_their_box(tmp_path, names):
     far = ' .05 .9 1 .95 .1 0 .5 .5 1 .4 .6 1'                      # hands and feet; all numbers are at most 1
     assert held(read_detection(rows_set(tmp_path, B + far, names=names)), tmp_path) == {'images/0.png': [BIRD]}
+
+
+SPREAD = [(.2, .25), (.7, .3), (.5, .6), (.8, .8), (.3, .75), (.6, .2), (.25, .5), (.75, .55), (.45, .35), (.55, .85)]
+
+
+def posed(x, y, k, seen=''):
+    "A small box with `k` keypoints in it."
+    points = [(x + .03*(i % 3 - 1), y + .04*(i % 2) - .02) for i in range(k)]
+    return f'0 {x} {y} .1 .12' + ''.join(f' {a:.4f} {b:.4f}{seen}' for a, b in points)
+
+
+def turned(x, y, s=1.):
+    "The corners of a rectangle that is turned."
+    return '0' + ''.join(f' {x + s*a:.4f} {y + s*b:.4f}' for a, b in ((-.06, .02), (.02, -.06), (.06, -.02), (-.02, .06)))
+
+
+@pytest.mark.parametrize('k, seen', [(1, ''), (2, ''), (5, ''), (3, ' 2'), (4, ' 1')])
+@pytest.mark.parametrize('yaml', ['names: [bird, cat]', 'names: [bird, cat]\nkpt_shape: [{}, {}]'])
+def test_keypoints_of_which_no_word_is_said_are_no_outlines(tmp_path, k, seen, yaml):
+    "Many rows tell: width and height, taken for a corner, stay where they are and lie apart from the others."
+    rows_set(tmp_path, *(posed(x, y, k, seen) for x, y in SPREAD))
+    text(tmp_path/'data.yaml', yaml.format(k, 3 if seen else 2))
+    for (x, y), t in zip(SPREAD, read_detection(tmp_path).targets):
+        assert np.allclose(t['boxes'][0], [(x-.05)*W, (y-.06)*H, (x+.05)*W, (y+.06)*H], atol=.02)
+
+
+@pytest.mark.parametrize('row', [posed(.3, .4, 1), posed(.3, .4, 2), posed(.3, .4, 8), B + ' .05 .9 .95 .1', posed(.3, .4, 1, ' 1'), posed(.3, .4, 2, ' 1')])
+def test_few_rows_of_keypoints_or_outlines_are_refused(tmp_path, row):
+    line = remedy(read_detection, rows_set(tmp_path, '', row, row, names='data.yaml'))
+    assert '1.txt, line 1' in line and 'keypoints' in line and 'outlines' in line and 'kpt_shape: [number, 2 or 3]' in line
+
+
+def test_one_box_drawn_out_of_its_picture_makes_no_outlines_of_all_others(tmp_path):
+    rows = [posed(.5, .5, 2).replace('.1 .12', '.5 .5', 1)]*20 + [posed(.95, .5, 2).replace('.1 .12', '.2 .2', 1)]
+    assert 'may be outlines or boxes with keypoints of x, y' in remedy(read_detection, rows_set(tmp_path, '\n'.join(rows), names='data.yaml'))
+
+
+@pytest.mark.parametrize('behind', ['', ' .9', ' 0.9 7'])
+def test_corners_of_rotated_boxes_are_corners(tmp_path, behind):
+    "One tells; they are exact, and no keypoints."
+    rows_set(tmp_path, *(turned(x, y) + behind for x, y in [(.5, .5), *SPREAD[3:5]]), names='data.yaml')
+    assert np.allclose(read_detection(tmp_path).targets[0]['boxes'][0], [.44*W, .44*H, .56*W, .56*H], atol=.02)
+
+
+def test_small_outlines_of_one_length_in_the_middle_are_outlines(tmp_path):
+    "A second corner moves with the first, as no width and height do."
+    five = lambda x, y: '0' + ''.join(f' {x+a:.3f} {y+b:.3f}' for a, b in ((0, -.05), (.05, -.02), (.03, .05), (-.03, .05), (-.05, -.01)))
+    rows_set(tmp_path, *(five(.45 + .02*i, .45 + .02*i) for i in range(10)), names='data.yaml')
+    assert np.allclose(read_detection(tmp_path).targets[0]['boxes'][0], [.4*W, .4*H, .5*W, .5*H], atol=.02)
+
+
+def sixth(d, *files, names='data.yaml'):
+    "A set with boxes whose sixth numbers are given, file by file."
+    return rows_set(d, *('\n'.join(f'{B} {v}' for v in values) for values in files), names=names)
+
+
+ANGLES = {'degrees': [[30], [90, 45]], 'of one picture': [[17]], 'level ones': [[0], [0, 90], [45]], 'twice in a picture': [[1, 2, 2], [3]],
+          'all of them': [[v] for v in (7, 3, 9, 1, 8, 2, 6, 5, 4)], 'fractions, too': [[.5], [90]], 'none': [[0], [.7854]]}
+
+
+@pytest.mark.parametrize('kind', ANGLES)
+def test_a_sixth_number_that_may_be_an_angle_is_refused_until_it_is_said(tmp_path, kind):
+    line = remedy(read_detection, sixth(tmp_path, *ANGLES[kind]))
+    assert 'boxes with a track, or rotated boxes, class x y w h angle' in line and '.txt, line ' in line and 'task: detect' in line
+    text(tmp_path/'data.yaml', 'names: [bird, cat]\ntask: detect')
+    assert held(read_detection(tmp_path), tmp_path)['images/0.png'] == [BIRD]*len(ANGLES[kind][0])
+
+
+@pytest.mark.parametrize('row', [B + ' -30', B + ' 22.5', B + ' 1.5708'])
+def test_a_sixth_number_that_is_an_angle_is_refused(tmp_path, row):
+    assert 'of rotated boxes the four corners' in remedy(read_detection, rows_set(tmp_path, row))
+
+
+TRACKS = [[[1], [1, 2], [2, 3], [3]], [[0, 1], [1, 2]], [[400], [7]], [[i, i+1] for i in range(1, 14)], [[1]]*3, [[.9, 1], [.3]]]
+
+
+@pytest.mark.parametrize('n', range(len(TRACKS)))
+def test_tracks_count_up_and_stand_once_in_a_picture(tmp_path, n):
+    "Frame 10 comes behind frame 9; a track of more than 360 is no angle; confidences end at 1."
+    found = held(read_detection(sixth(tmp_path, *TRACKS[n])), tmp_path)
+    assert found == {f'images/{i}.png': [BIRD]*len(v) for i, v in enumerate(TRACKS[n])}
+
+
+def test_a_word_that_is_no_number_is_shown_as_it_stood(tmp_path):
+    line = remedy(read_detection, rows_set(tmp_path, B, '0 .5 .5 wide .2'))
+    assert "('0 .5 .5 wide .2'); expected numbers, class x y w h (word 4 is no finite number)" in line
 
 
 # ---- pictures and labels without each other --------------------------------------------------------------------------
@@ -648,8 +742,8 @@ def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
 def test_an_export_of_another_name_is_told(tmp_path):
     cvat_coco(tmp_path/'detection')
     picture(tmp_path/'class_images'/'a.png')
-    train = load_domain('folder', tmp_path).train
-    assert isinstance(train, Missing) and 'annotations/instances_default.json' in train.message
+    told = remedy(load_domain, 'folder', tmp_path)
+    assert 'annotations/instances_default.json: holds a labelled set without parts' in told and 'split=70/15/15' in told
 
 
 def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):

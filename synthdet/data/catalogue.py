@@ -379,8 +379,16 @@ def not_here(name, root) -> NotHere:
     ----------
     name : one of FACTS
     root : folder in which its data sets would lie; '' when none is given
+
+    Raises
+    ------
+    UserError : for a folder of one's own pictures, which another domain reads
     """
     lies = ' and '.join(dict.fromkeys(SETS[s].places[0] for s in FACTS[name].sets))
+    own = [part for part in ('class_images', 'detection') if root and (Path(root)/part).is_dir()]
+    if own:
+        raise UserError(f"{root}: holds {'/ and '.join(own)}/, as a folder of your own pictures does; domain {name!r} "
+                        f"reads public data sets ({lies}), so choose {option('data.domain=folder') or 'folder'}")
     found = 'root is empty'
     if root: found = f"{root}: {'holds nothing of it' if Path(root).is_dir() else 'no such folder'}"
     return NotHere(f"{found}; domain {name!r} reads public data sets from a folder with {lies}, so get them or draw "

@@ -10,19 +10,20 @@ import inspect, warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, finished, hash_file, named, option, UserError, whole_folder
-from .annotations import no_split, read_split, write_detection
+from ..core import choose, finished, hash_file, named, option, short, UserError, whole_folder
+from .annotations import no_split, read_set, read_split, undivided, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
 from .images import image_files, listing, passed_over, read_image, write_image
-from .labelled import class_name, unique
-from .settings import DataSource, DOMAINS, OPTIONS
+from .labelled import class_name, DetectionDataset, unique
+from .settings import DataSource, DOMAINS, OPTIONS, shares_of
 from ..settings import opt, read_value
 
 # %% ../../nbs/1_data/15_domains.ipynb #67a25f93
@@ -135,6 +136,48 @@ def _split(root, split):
     found = read_split(root/'detection', split)
     return Missing(no_split(root/'detection', split)) if found is None else found
 
+def _divided(data, shares, place):
+    "A labelled set in parts of such shares, by the content of its pictures; of each part one picture at least."
+    wanted, n, ends = [s for s in shares if shares[s]], len(data), accumulate(shares.values())
+    if n < len(wanted):
+        raise UserError(f"{place}: holds {n} pictures, too few for {' and '.join(wanted)}; expected one for each")
+    ends = [round(n*e/sum(shares.values())) for e in ends]
+    sizes = {s: end - start for s, start, end in zip(shares, [0, *ends], ends)}
+    for s in wanted:
+        most = max(sizes, key=sizes.get)
+        if not sizes[s]: sizes[s], sizes[most] = 1, sizes[most] - 1
+    order = sorted(range(n), key=lambda i: (hash_file(data.files[i]), Path(data.files[i]).name))
+    parts = {s: sorted(order.pop(0) for _ in range(sizes[s])) for s in wanted}
+    some = lambda values, part: [values[i] for i in part]
+    return {s: DetectionDataset(some(data.files, p), some(data.targets, p), data.classes) for s, p in parts.items()}
+
+def _sets(root, split):
+    "The labelled sets, `Missing` where there are none; of one without parts those that `split` says."
+    place, sets = root/'detection', {s: _split(root, s) for s in ('train', 'val', 'test')}
+    there, rest = [s for s in sets if not isinstance(sets[s], Missing)], undivided(place, alike=bool(split))
+    if split: return sets | _by_shares(place, split, {s: sets[s] for s in there}, rest)
+    if rest is None: return sets
+    how = option('options.split=70/15/15', ' with {}')
+    line = (f"{rest.place}: holds a labelled set without parts; expected train, val and test, so divide it{how}, or "
+            "into folders train, val and test")
+    if not there: raise UserError(line)
+    warnings.warn(f"{line}; it is left out")
+    return sets
+
+def _by_shares(place, split, there, rest):
+    "The parts of the set `rest` by shares; raises `UserError` where it is not to be divided, or sets that are `there`."
+    try: shares = shares_of(split)
+    except ValueError as e: raise UserError(f"split {short(split)} is unknown; expected {e}") from None
+    if rest is None:
+        raise UserError(f"{place}: holds no labelled set without parts that could be divided, found "
+                        f"{', '.join(there) or 'none at all'}; leave {option('options.split') or 'split'} away")
+    data = read_set(rest)
+    same = {s: Missing(no_split(place, s)) for s, part in there.items() if set(part.files) <= set(data.files)}
+    twice = next((s for s in there if shares[s] and s not in same), None)
+    if twice is None: return same | _divided(data, shares, place)
+    raise UserError(f"{place}: has a {twice} set already; expected none, so give {twice} a share of 0, or put all "
+                    "labelled pictures in one place")
+
 def _backgrounds(root, folder):
     "The backgrounds, from `folder` or from the usual places, or `Missing`."
     usual = [root/'backgrounds', root.parent/'backgrounds']
@@ -189,7 +232,8 @@ def _without(dataset, names, root):
     dataset.files, dataset.targets = ([part[i] for i in kept] for part in (dataset.files, dataset.targets))
     return dataset
 
-def folder(root, class_images='', backgrounds='', classes='', leave_out='', licence:str='not stated') -> Domain:
+def folder(root, class_images='', backgrounds='', classes='', leave_out='', split='',
+           licence:str='not stated') -> Domain:
     """Read a domain of your own images.
 
     Parameters
@@ -201,6 +245,7 @@ def folder(root, class_images='', backgrounds='', classes='', leave_out='', lice
         annotations, in order of name
     leave_out : names of training pictures that are left out (one that is a test picture, too), a sequence or
         'a.jpg,b.jpg'
+    split : shares of train, val and test, '70/15/15', where detection/ holds one labelled set without parts
     licence : of the images, for the records
 
     Raises
@@ -211,7 +256,7 @@ def folder(root, class_images='', backgrounds='', classes='', leave_out='', lice
     finished(*(Path(root)/part for part in _PARTS))
     root, place = Path(root), Path(class_images or Path(root)/'class_images')
     files = _class_files(place) if place.is_dir() else {}
-    sets = {s: _split(root, s) for s in ('train', 'val', 'test')}
+    sets = _sets(root, split)
     if not files and all(isinstance(s, Missing) for s in sets.values()): raise UserError(sets['train'].message)
     sets['train'] = _without(sets['train'], _listed(leave_out), root)
     wanted = [class_name(c, 'classes') for c in _listed(classes)]

@@ -298,7 +298,8 @@ def walk(folder, follow:bool=True, whole:bool=True):
     ----------
     folder : that is there
     follow : links to folders, too, except back to one on the way; otherwise such links are among what is given
-    whole : refuse a picture, text, XML or JSON file that is a link to nothing; otherwise it is among what is given
+    whole : refuse what is neither a file nor a folder, and a picture, text, XML or JSON file that is a link to nothing;
+        otherwise they are among what is given
 
     Returns
     -------
@@ -307,7 +308,7 @@ def walk(folder, follow:bool=True, whole:bool=True):
     Raises
     ------
     UserError : for more than MAX_FILES files or MAX_FOLDERS folders, which is no set of data, for a folder that
-        cannot be read, and for a link to nothing
+        cannot be read, for a link to nothing, and for pipes, sockets and devices
     """
     todo, files, folders = [(str(folder), (os.path.realpath(folder),))], 0, 0
     while todo:
@@ -315,7 +316,7 @@ def walk(folder, follow:bool=True, whole:bool=True):
         for e in os.scandir(existing(here, 'a folder of data')):
             if _left(e.name): continue
             link = e.is_symlink()
-            if whole and link and suffix_of(e.name) in (*IMAGE_SUFFIXES, '.txt', '.xml', '.json'): _leads(e.path)
+            if whole and (link or not (e.is_file() or e.is_dir())): _there(e.path)
             if not (follow and os.path.isdir(e.path) if link else e.is_dir()):
                 files += 1
                 yield e
@@ -326,10 +327,18 @@ def walk(folder, follow:bool=True, whole:bool=True):
         folders += 1
         if files > MAX_FILES or folders + len(todo) > MAX_FOLDERS: raise _endless(folder, files, folders + len(todo))
 
-def _leads(link):
-    "Raise `UserError` for a link to nothing: git-annex, DVC and copies of folders leave those where files were."
-    if os.path.exists(link): return
-    raise UserError(f"{link}: a link to {short(os.readlink(link))}, which is not there; expected a file, so fetch it "
+def _there(path):
+    "Raise `UserError` for a link to nothing, which git-annex, DVC and copies leave where files were, and for a pipe."
+    if os.path.isfile(path) or os.path.isdir(path): return
+    if os.path.exists(path):
+        raise UserError(f"{path}: {unfit(Path(path), 'a file')}; expected files and folders alone in a folder of data, "
+                        "so remove it")
+    named = suffix_of(path) in (*IMAGE_SUFFIXES, '.txt', '.xml', '.json')
+    if named and os.path.islink(path): raise _nowhere(path)
+
+def _nowhere(link):
+    "The error for a link to nothing."
+    return UserError(f"{link}: a link to {short(os.readlink(link))}, which is not there; expected a file, so fetch it "
                     "(git annex get, dvc pull, a copy that follows links), or remove the link")
 
 def _endless(folder, files, folders):

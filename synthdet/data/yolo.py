@@ -23,9 +23,9 @@ from .yolorows import boxes_of, has_rows, rows_of, understood
 from ..files import read_text
 
 # %% ../../nbs/1_data/10_yolo.ipynb #a195d8ee
-def _opened(place, images):
+def _opened(place, images, apart):
     "The files of a set given by its folder, its data.yaml, or a list of its pictures."
-    if place.is_dir(): return Folder(place, images)
+    if place.is_dir(): return Folder(place, images, apart=apart)
     told = dict(train=place.name) if is_text(place.name) else told_by(place)
     if told: return Folder(place.parent, images, told, place)
     raise UserError(f"{place}: says nothing of pictures; expected path, train, val and names, so correct it or give "
@@ -34,6 +34,8 @@ def _opened(place, images):
 def _chosen(found, split):
     "Names of the pictures of a split, or of all."
     splits = found.splits()
+    listed = splits and (found.where or found.split_lists())
+    if splits and (split or listed): _tell_others(found, set().union(*splits.values()))
     if split in splits: return splits[split]
     if split:
         there = ', '.join(splits) or 'no splits'
@@ -42,9 +44,16 @@ def _chosen(found, split):
         told = ', '.join(f'{s} ({len(names)} images)' for s, names in splits.items())
         one = option("read.split='train'", '; give {} for one of them')
         warnings.warn(f"{found.folder}: {told} are read as one set{one}")
-    listed = splits and (found.where or found.split_lists())
     names = {n for names in splits.values() for n in names} if listed else found.shown()
     return sorted(names, key=lambda n: n.split('/'))
+
+def _tell_others(found, named):
+    "Warn of labelled pictures of a folder that no split names."
+    labels = {n: label_of(n, found.files) for n in pictures(found.files) if n not in named}
+    lost = [n for n, text in labels.items() if text and has_rows(found.files[text])]
+    if not lost: return
+    warnings.warn(f"{found.folder}: {len(lost)} labelled pictures are for no split and left out, the first: {lost[0]}; "
+                  "put them into a folder train, or name theirs in data.yaml")
 
 def _paired(found, shown):
     "The label file of each picture, or None; raises `UserError` for one that is shared, and for labels without one."
@@ -109,12 +118,13 @@ def _no_rows(path):
                      "picture without objects, so correct it or get it again")
 
 def _classes(found, place, rows):
-    "The class names of a set, the files that tell them, and what its data.yaml says, or None."
+    "The class names of a set, the files that tell them, and what its data.yaml says."
     own = [place] if not place.is_dir() and 'names' in found.told else None
     near = [p for n, p in found.files.items() if n.count('/') < 3 and n not in rows]
     names, sources = class_names([found.folder, *[found.other]*bool(found.other)], own or near)
-    sheets = [p for p in {*sources, found.where} - {None} if suffix_of(p) in ('.yaml', '.yml')]
-    return names, sources, {k: v for p in sheets for k, v in told_by(p).items()} if sheets else None
+    sheets = {*sources, found.where, *(p for p in own or near if p.stem.lower() in ('data', 'dataset'))} - {None}
+    told = [told_by(p) for p in sorted(sheets) if suffix_of(p) in ('.yaml', '.yml')]
+    return names, sources, {k: v for part in told for k, v in part.items()}
 
 def _record(found, name, text, lines, reading, names, i):
     "The record of one picture."
@@ -125,7 +135,7 @@ def _record(found, name, text, lines, reading, names, i):
     return Record(file, size, boxes_of(rows, reading, size), [names[int(row[0])] for row in rows], i, where)
 
 # %% ../../nbs/1_data/10_yolo.ipynb #deb91eb6
-def read_yolo(place, images=None, split=None) -> tuple:
+def read_yolo(place, images=None, split=None, apart=()) -> tuple:
     """The records of a YOLO set.
 
     Parameters
@@ -133,6 +143,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     place : its folder, its data.yaml (or obj.data), or a text that lists its pictures
     images : folder of the pictures, when they are elsewhere
     split : 'train', 'val' or 'test'; None: all there is
+    apart : names of sub-folders that are sets of their own
 
     Returns
     -------
@@ -142,7 +153,7 @@ def read_yolo(place, images=None, split=None) -> tuple:
     ------
     UserError : for what is not there, does not fit together, or may mean several things
     """
-    found = _opened(Path(place), images)
+    found = _opened(Path(place), images, apart)
     shown = _chosen(found, split)
     if not shown:
         raise UserError(f"{place}: holds no image; expected pictures with the labels, or a folder named images beside "
@@ -185,5 +196,5 @@ def write_yolo(rows, folder, classes, outlines:bool=False):
         write_atomic(folder/'labels'/Path(row['file']).with_suffix('.txt'), ''.join(f'{l}\n' for l in lines))
     whole = None in by_split(rows)
     places = {s: 'images' if whole else f'images/{s}' for s in ('train', 'val')}
-    names = dict(**places, nc=len(classes), names=classes)
+    names = dict(**places, nc=len(classes), names=classes, **dict(task='segment') if outlines else {})
     write_atomic(folder/'data.yaml', yaml.safe_dump(names, allow_unicode=True, sort_keys=False))

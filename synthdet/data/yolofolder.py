@@ -139,6 +139,7 @@ class Folder:
     images : folder of the pictures, when they are not in it
     told : what a data.yaml says, or obj.data; read from the folder when None
     where : that file, for messages
+    apart : names of sub-folders that are sets of their own
 
     Attributes
     ----------
@@ -146,8 +147,10 @@ class Folder:
     lists : Paths of the lists of pictures that were read
     notes : Counter of what was not as it was written
     """
-    def __init__(self, folder, images=None, told=None, where=None):
-        self.folder, self.notes, self.lists, self.files = Path(folder), Counter(), set(), tree(folder)
+    def __init__(self, folder, images=None, told=None, where=None, apart=()):
+        self.folder, self.notes, self.lists = Path(folder), Counter(), set()
+        outside = lambda name: not name.startswith(tuple(f'{a}/' for a in apart))
+        self.files = {n: p for n, p in tree(folder).items() if outside(n)}
         self.other = self._elsewhere(images)
         self.told, self.where = (told, where) if told is not None else _description(self.files)
 

@@ -8,6 +8,7 @@ __all__ = ['READINGS', 'rows_of', 'has_rows', 'Reading', 'understood', 'boxes_of
 # %% ../../nbs/1_data/07_yolorows.ipynb #7d11dd12
 import math, re
 from array import array
+from collections import Counter, defaultdict
 from typing import NamedTuple
 import numpy as np
 from ..core import short, UserError
@@ -29,6 +30,18 @@ def _number(word):
     try: return math.nan if '_' in word else float(word)
     except ValueError: return math.nan
 
+class _Spoiled(array):
+    "The numbers of a line that has other words, too, and the line."
+    text = ''
+
+def _row(line):
+    "The numbers of a line."
+    row = array('d', map(_number, _words(line)))
+    if not any(map(math.isnan, row)): return row
+    row = _Spoiled('d', row)
+    row.text = line
+    return row
+
 def _labels_like(lines):
     "Are these the rows of a label file, be it a faulty one: is there one of two or more numbers, and not much else?"
     lines = [re.split(r'[\s,;]+', line) for _, line in lines]
@@ -47,7 +60,7 @@ def rows_of(text) -> list:
     list : of (line, array of numbers), where a word that is no number is NaN; None when this is no label file
     """
     lines = _lines(text)
-    return [(n, array('d', map(_number, _words(line)))) for n, line in lines] if _labels_like(lines) else None
+    return [(n, _row(line)) for n, line in lines] if _labels_like(lines) else None
 
 def has_rows(path) -> bool:
     """Does a text hold rows of numbers, as far as its beginning shows?
@@ -74,23 +87,22 @@ def _box_inside(v):
     "Is this x y w h of a box in the picture?"
     return v[2] > 0 and v[3] > 0 and abs(2*v[0]-1) + v[2] < 1.02 and abs(2*v[1]-1) + v[3] < 1.02
 
-def _pose(v, d):
-    "Is this a box with keypoints of `d` numbers in it or left out, the third of them 0, 1 or 2?"
-    if len(v) < 4+d or (len(v)-4) % d or not _box_inside(v) or d == 3 and not set(v[6::3]) <= {0, 1, 2}: return False
-    inside = lambda x, y: -.02 <= x <= 1.02 and -.02 <= y <= 1.02  # where every third number tells, so much will do
-    return all(map(inside, v[4::d], v[5::d])) if d == 3 and len(v) > 7 else _near(v, d)
+def _points_inside(v, d):
+    "Are the keypoints of `d` numbers behind a box in the picture?"
+    return all(-.02 <= x <= 1.02 and -.02 <= y <= 1.02 for x, y in zip(v[4::d], v[5::d]))
 
-def _near(v, d):
-    "Are keypoints of `d` numbers left out, or in their box or near it?"
-    return all(x == y == 0 or abs(x-v[0]) <= .75*v[2] and abs(y-v[1]) <= .75*v[3] for x, y in zip(v[4::d], v[5::d]))
+def _pose(v, d):
+    "Is this a box with keypoints of `d` numbers, the third of them 0, 1 or 2?"
+    whole = len(v) >= 4+d and (len(v)-4) % d == 0 and (d == 2 or set(v[6::3]) <= {0, 1, 2})
+    return whole and _box_inside(v) and _points_inside(v, d)
 
 def _predicted(v):
-    "Is this what estimators of poses write: keypoints near their box and how sure they are, or what is told behind?"
+    "Is this what estimators of poses write: keypoints and how sure they are, or what is told behind?"
     tails = 0, _certain(v[-1]) or _counted(v[-1]), 2*(_certain(v[-2]) and _counted(v[-1]))
     found = [(v[:len(v)-n], d) for n in {*map(int, tails)} for d in (2, 3) if n or d == 3]
     sure = lambda w, d: d == 2 or all(0 <= c <= 1 for c in w[6::3])
     whole = [(w, d) for w, d in found if len(w) >= 4+2*d and (len(w)-4) % d == 0 and sure(w, d)]
-    return _box_inside(v) and any(_near(w, d) for w, d in whole)
+    return _box_inside(v) and any(_points_inside(w, d) for w, d in whole)
 
 class Reading(NamedTuple):
     """What a long row may mean.
@@ -100,30 +112,52 @@ class Reading(NamedTuple):
     what : for messages
     fits : function of the numbers behind the class: may they be this?
     drop : how many numbers at the end are no corner of an outline; None: the box stands in front
-    plain : may it be meant where a data.yaml describes the set?
     """
     what: str
     fits: object
     drop: int
-    plain: bool
 
 READINGS = (
-    Reading('outlines', lambda v: len(v) % 2 == 0 and _shares(v), 0, True),
-    Reading('boxes with keypoints of x, y, visibility', lambda v: _pose(v, 3), None, True),
-    Reading('boxes with keypoints of x, y', lambda v: _pose(v, 2), None, False),
-    Reading('boxes with predicted keypoints', _predicted, None, False),
+    Reading('outlines', lambda v: len(v) % 2 == 0 and _shares(v), 0),
+    Reading('boxes with keypoints of x, y, visibility', lambda v: _pose(v, 3), None),
+    Reading('boxes with keypoints of x, y', lambda v: _pose(v, 2), None),
+    Reading('boxes with predicted keypoints', _predicted, None),
     Reading('boxes with confidence and track', lambda v: len(v) == 6 and _box_inside(v) and _certain(v[4])
-            and _counted(v[5]), None, True),
+            and _counted(v[5]), None),
     Reading('outlines with confidence or track', lambda v: len(v) % 2 and _shares(v[:-1])
-            and (_certain(v[-1]) or _counted(v[-1])), 1, False),
+            and (_certain(v[-1]) or _counted(v[-1])), 1),
     Reading('outlines with confidence and track', lambda v: len(v) >= 8 and len(v) % 2 == 0 and _shares(v[:-1])
-            and _certain(v[-2]) and _counted(v[-1]), 2, True))
+            and _certain(v[-2]) and _counted(v[-1]), 2))
+
+# %% ../../nbs/1_data/07_yolorows.ipynb #c711d809
+def _four_corners(v):
+    "Do these begin with the corners of a rectangle, turned or not (its sides may be cut to shares of a pixel)?"
+    p = np.reshape(v[:8], (4, 2))
+    sides, size = p[[1, 3]] - p[0], np.ptp(p, axis=0).max()
+    area = abs(sides[0, 0]*sides[1, 1] - sides[0, 1]*sides[1, 0])
+    return area > .01*size**2 and np.abs(p[0] - p[1] + p[2] - p[3]).max() <= .002 + .02*size
+
+def _apart(v):
+    "Does the second of these points lie apart from all others?"
+    others = np.reshape([*v[:2], *v[4:len(v)//2*2]], (-1, 2))
+    others = others[others.any(1)]                                 # keypoints that are left out are 0 0
+    low, high = others.min(0), others.max(0)
+    return np.maximum(low - v[2:4], v[2:4] - high).max() > max((high - low).max(), .01)
+
+def _shaped(rows):
+    "'corners' or 'boxes' where the points of a set's long rows tell so, else None."
+    if all(len(row) in (9, 10, 11) and _four_corners(row[1:]) for row in rows): return 'corners'
+    if len(rows) < 10: return None                                 # so few may be like that by chance
+    points = np.array([row[1:5] for row in rows])
+    first, second, way = (p.var(axis=0).sum() for p in (points[:, :2], points[:, 2:], points[:, 2:] - points[:, :2]))
+    if 4*way < first - 1e-6: return 'corners'
+    return 'boxes' if 4*second < way - 1e-6 and 4*sum(_apart(row[1:]) for row in rows) >= 3*len(rows) else None
 
 # %% ../../nbs/1_data/07_yolorows.ipynb #66ddfeec
 def _odd_row(where, row, expected='class x y w h, or class and the corners of an outline, as shares of the image'):
     "The error for a row."
-    return UserError(f"{where}: not a YOLO annotation ({short(' '.join(f'{v:g}' for v in row))}); expected {expected}, "
-                     "so correct it")
+    text = getattr(row, 'text', '') or ' '.join(f'{v:g}' for v in row)
+    return UserError(f"{where}: not a YOLO annotation ({short(text)}); expected {expected}, so correct it")
 
 def _check_row(where, row):
     "Raise `UserError` for a row that cannot be read, whatever the others are."
@@ -132,7 +166,7 @@ def _check_row(where, row):
     if len(row) < 5: raise _odd_row(where, row, 'at least 5 numbers, class x y w h')
     if row[0] < 0 or row[0] != int(row[0]): raise _odd_row(where, row, 'a class number 0, 1, 2, ... in front')
     if len(row) == 6 and not 0 <= row[5] <= 1 and not _counted(row[5]):
-        raise _odd_row(where, row, 'class x y w h and a confidence or a track')
+        raise _odd_row(where, row, 'class x y w h and a confidence or a track; of rotated boxes the four corners')
 
 def _keypoints(told, where):
     "How many numbers of keypoints a row has, as kpt_shape says; None when it is not there."
@@ -158,6 +192,32 @@ def _no_other(plain, n):
     if 2*len(far) > n and all(len(v) == 5 and _certain(v[0]) and _box_inside(v[1:]) for v in share):
         raise _odd_row(*far[0], 'class x y w h confidence; these look like class confidence x y w h')
 
+def _in_order(file):
+    "A name as a key that sorts 10 behind 9."
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split('([0-9]+)', file))]
+
+def _tracks(files):
+    "Are the sixth numbers of files (name -> list) tracks: each once in a file, counted up, most of them there?"
+    ids = set().union(*files.values())
+    if max(ids) > 360: return True                                 # no angle
+    new = []
+    for file in sorted(files, key=_in_order): new += sorted(set(files[file]) - set(new))
+    up = sum(all(a > b for b in new[:i]) for i, a in enumerate(new))
+    once = all(len(set(v)) == len(v) for v in files.values())
+    return once and 2*len(ids) > max(ids) and 4*up >= 3*len(new)
+
+def _no_angles(plain):
+    "Raise `UserError` when the sixth numbers of a set are no confidences and may be angles as well as tracks."
+    sixth, files = [(where, row) for where, row in plain if len(row) == 6], defaultdict(list)
+    for where, row in sixth: files[where.rpartition(', line ')[0]].append(row[5])
+    values = set().union(*files.values())
+    if all(map(_certain, values)) or values == {0}: return
+    if all(v == int(v) for v in values) and _tracks(files): return
+    where, row = next(p for p in sixth if not _certain(p[1][5]))
+    raise UserError(f"{where}: rows of 6 numbers ({' '.join(f'{v:g}' for v in row)}) may be boxes with a track, or "
+                    "rotated boxes, class x y w h angle; for tracks put task: detect into data.yaml, of rotated boxes "
+                    "write the four corners, class x1 y1 x2 y2 x3 y3 x4 y4")
+
 def understood(rows, sheet=None, where=''):
     """What the long rows of a set are.
 
@@ -173,45 +233,63 @@ def understood(rows, sheet=None, where=''):
 
     Raises
     ------
-    UserError : for rows that no reading or several readings fit, for pixels, and for corners or a confidence in the
-        place of centres
+    UserError : for rows that no reading or several readings fit, for pixels, for corners or a confidence in the place
+        of centres, and for a sixth number that may be a track or an angle
     """
-    points = _keypoints((sheet or {}).get('kpt_shape'), where)
-    left, long, plain, n = READINGS, {}, [], 0
-    for n, (where, row) in enumerate(rows, 1):
+    sheet = sheet or {}
+    points, task = _keypoints(sheet.get('kpt_shape'), where), str(sheet.get('task', '')).strip().lower()
+    plain, long = [], []
+    for where, row in rows:
         _check_row(where, row)
-        if len(row) < 7: plain.append((where, row))
-        else:
-            left = _fitting(left, where, row, points, 'as the rows before it' if long else 'of one kind')
-            long.setdefault(len(row), where)
-    _no_other(plain, n)
-    return _one(_left(left, long, sheet is not None), long) if long else None
+        (plain if len(row) < 7 else long).append((where, row))
+    _no_other(plain, len(plain) + len(long))
+    if task != 'detect': _no_angles(plain)
+    if not long: return None
+    return _with_points(long, points) if points is not None else _one(_left(long, task, bool(plain)), long)
 
 # %% ../../nbs/1_data/07_yolorows.ipynb #99259194
-def _fitting(left, where, row, points, how):
-    "The readings that fit one more row."
-    if points is not None:
+def _with_points(long, points):
+    "The reading of boxes with keypoints of so many numbers; raises `UserError` for a row that has others."
+    for where, row in long:
         tracked = len(row) == 7+points and _certain(row[-2]) and _counted(row[-1])
-        if len(row) in (5+points, 6+points) or tracked: return READINGS[1:2]
+        if len(row) in (5+points, 6+points) or tracked: continue
         raise _odd_row(where, row, f'5 numbers, or {5+points} as kpt_shape says')
-    fit = [r for r in left if r.fits(row[1:])]
-    if fit: return fit
-    raise _odd_row(where, row, f"{' or '.join(r.what for r in left)}, as shares of the image, {how}")
+    return READINGS[1]
 
-def _left(left, long, described):
-    "Readings of long rows that all fit, by what else is known of the set."
-    if len(long) > 1: left = [r for r in left if r.drop is not None]         # boxes have rows of one length
-    if READINGS[1] in left and min(long) > 13: return READINGS[1:2]          # no outline has three such thirds
-    return [r for r in left if r.plain] or left if described else left
+def _fitting(long):
+    "Readings that fit all rows, and those of boxes that fit nearly all: a box may have been drawn out of its picture."
+    left, fits, one_length = READINGS, Counter(), len({len(row) for _, row in long}) == 1
+    for i, (where, row) in enumerate(long):
+        fit = [r for r in (READINGS if one_length else left) if r.fits(row[1:])]
+        fits.update(r.what for r in fit)
+        if not set(left) & set(fit):
+            how = 'as the rows before it' if i else 'of one kind'
+            kinds = ' or '.join(r.what for r in left)
+            raise _odd_row(where, row, f"{kinds}, as shares of the image, {how}")
+        left = [r for r in left if r in fit]
+    nearly = [r for r in READINGS if r.drop is None and r not in left and 10*fits[r.what] >= 9*len(long)]
+    return left, nearly*one_length                                 # boxes have rows of one length
+
+def _left(long, task, plain):
+    "Readings of long rows, by all that is known of the set; `plain`: has it rows without more than a box?"
+    left, nearly = _fitting(long)
+    if READINGS[1] in left and min(len(row) for _, row in long) > 13: return READINGS[1:2] # no outline has such thirds
+    left, one_length = [*left, *nearly], len({len(row) for _, row in long}) == 1
+    outlines, boxes = ([r for r in left if (r.drop is None) == boxes] for boxes in (False, True))
+    if task in ('segment', 'obb') or not one_length: return outlines
+    if task == 'pose': return boxes
+    if plain and outlines: boxes = [r for r in boxes if r == READINGS[4]] # keypoints are in all rows or in none
+    told = _shaped([row for _, row in long]) if outlines and boxes else None
+    return dict(corners=outlines, boxes=boxes).get(told, [*outlines, *boxes])
 
 def _one(left, long):
     "The reading of long rows, when they give one box."
     if len({r.drop for r in left}) == 1: return left[0]
-    (n, where), *_ = long.items()
+    where, row = long[0]
     kinds = ' or '.join(r.what for r in left) or 'nothing we know'
-    raise UserError(f"{where}: rows of {n} numbers may be {kinds}; for keypoints put kpt_shape: [number, 2 or 3] into "
-                    "data.yaml, for outlines a data.yaml with the names; take confidences and tracks away, or begin an "
-                    "outline that ends in 1 at another corner")
+    raise UserError(f"{where}: rows of {len(row)} numbers may be {kinds}; put into data.yaml what they are, for "
+                    "keypoints kpt_shape: [number, 2 or 3], for outlines or corners task: segment; take confidences "
+                    "and tracks away, or begin an outline that ends in 1 at another corner")
 
 # %% ../../nbs/1_data/07_yolorows.ipynb #499941f8
 def boxes_of(rows, reading, size) -> np.ndarray:

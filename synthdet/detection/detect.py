@@ -20,7 +20,7 @@ from ..core import choose, option, short, UserError
 from ..data.ahead import Bank
 from ..data.pictures import as_image, is_path, listed
 from .detectors import trained
-from .evaluate import predict
+from .evaluate import check_how, predict
 from .settings import SCORE
 
 # %% ../../nbs/5_detection/09_detect.ipynb #8ebe4c38
@@ -113,12 +113,13 @@ def _line(pictures, i, fault):
     return fault if fault.startswith(where) else f'{where}: {fault}'
 
 # %% ../../nbs/5_detection/09_detect.ipynb #bfa330d8
-def _check(score, batch_size):
-    "Raise `UserError` for what is no score or no number of pictures."
+def _check(score, classes, bad):
+    "Raise `UserError` for what is no score, are no names of classes, or is no function."
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not (isfinite(score) and 0 <= score <= 1):
         raise UserError(f"{option('detect.score')}{short(score)}: expected a number from 0 to 1")
-    if type(batch_size) is not int or batch_size < 1:
-        raise UserError(f'batch_size={short(batch_size)}: expected a whole number from 1')
+    if classes is not None and not isinstance(classes, (list, tuple)):
+        raise UserError(f'classes={short(classes)}: expected a list of names')
+    if not callable(bad): raise UserError(f'bad={short(bad)}: expected a function of a line, or None for a warning')
 
 def detect(model, pictures, score:float=SCORE, *, batch_size:int=16, device=None, precision:str='fp32', classes=None,
            bad=None, images:bool=False, clip:bool=True, truncated:str='error'):
@@ -152,7 +153,8 @@ def detect(model, pictures, score:float=SCORE, *, batch_size:int=16, device=None
     UserError : for a file that is no detector, places that are not there, what is no picture, values out of bounds
     """
     if bad is None: bad = partial(warnings.warn, stacklevel=2) # the line that asks for the next record
-    _check(score, batch_size)
+    _check(score, classes, bad)
+    check_how(batch_size, device, precision)
     choose('truncated', truncated, ('error', 'keep'))
     model, pictures = trained(model, [pictures]), listed(pictures)
     classes, size = getattr(model, 'classes', ()) if classes is None else classes, seen_size(model)

@@ -321,9 +321,18 @@ def _name(objects, segmenter, size, tight, scored):
     return digest(own, segmenter.content, segmenter.gate, size, tight, scored, versions)
 
 # %% ../../nbs/4_synthesis/05_cutouts.ipynb #381cd32e
+def _lacking(cutouts, classes):
+    "Warn of classes of which there is no cut-out: no scene will show them."
+    rows = getattr(cutouts.cutouts, 'rows', None)
+    there = {c.label for c in cutouts.cutouts} if rows is None else set(rows['label'].tolist())
+    lost = [c for k, c in enumerate(classes, 1) if k not in there]
+    if not lost: return
+    warnings.warn(f"there is no cut-out of {', '.join(lost)}, so no scene shows one ({cutouts.report()}); give more "
+                  "pictures of them, or loosen the limits (Gate)")
+
 def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=False, cache=True,
-                 budget_mb=1024, workers=0) -> Cutouts | Endless:
-    """Cut out every object once, endless ones on demand.
+                 budget_mb=1024, workers=0, classes=()) -> Cutouts | Endless:
+    """Cut out every object once, endless ones on demand. Warns of classes of which no cut-out is left.
 
     Parameters
     ----------
@@ -335,6 +344,7 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     cache : keep the result under `cache_dir()`, and look there first
     budget_mb : memory for the pixels of cut-outs, MB; more than that are read from disk when they are asked for
     workers : processes that cut, with the same result; 0: this one, as a segmenter on a GPU needs it
+    classes : their names, label k is classes[k-1], for messages
 
     Raises
     ------
@@ -351,6 +361,9 @@ def make_cutouts(objects, segmenter='grabcut', *, size=128, tight=True, scores=F
     path = name and cache_dir()/'pools'/f'{name}.npz'
     cutouts = _cached(path, segmenter.name, budget_mb) if path else None
     if cutouts is None: cutouts = _cut_all(objects, cut, segmenter.name, path, budget_mb, workers)
-    if len(cutouts): return cutouts
-    raise UserError(f"every mask was rejected ({cutouts.report()}); look at the class images, loosen the limits "
+    if len(cutouts):
+        _lacking(cutouts, classes)
+        return cutouts
+    of = f" of {', '.join(classes)}" if classes else ''
+    raise UserError(f"every mask{of} was rejected ({cutouts.report()}); look at the class images, loosen the limits "
                     "(Gate), or choose another segmenter or other weights")

@@ -215,6 +215,7 @@ def make_samples(domain, synthesis:Synthesis=Synthesis(), *, objects=None, masks
     segmenter = make_segmenter(masks, domain)
     made = make_objects(objects, masked(domain) if segmenter.given else domain, seed, labels)
     size = objects.size if isinstance(objects, Objects) else synthesis.objects.size
-    cutouts = make_cutouts(made, segmenter, size=size, tight=style(recipe).composer.tight, budget_mb=budget_mb)
+    cutouts = make_cutouts(made, segmenter, size=size, tight=style(recipe).composer.tight, budget_mb=budget_mb,
+                           classes=domain.classes)
     return Samples(cutouts, domain.backgrounds, recipe, seed=seed, with_masks=with_masks, classes=domain.classes,
                    budget_mb=budget_mb, n_fake=or_own(n_fake, synthesis.n_fake), reuse=or_own(reuse, synthesis.reuse))
