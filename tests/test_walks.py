@@ -6,7 +6,7 @@ import pytest
 
 from synthdet.data.butterflies import class_image
 from synthdet.core import UserError
-from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook
+from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook, sorted_out
 from synthdet.data.images import write_image
 
 
@@ -27,6 +27,13 @@ def test_the_judgement_is_of_the_settings_the_walk_comes_with():
     as_judged, = (line for line in lines if line.startswith("as_judged = "))
     comes_with = tuple(parameters(notebook)[k][0] for k in ("root", "segmenter", "gate", "n_images", "seed"))
     assert as_judged.strip().endswith(repr(comes_with))
+
+
+def test_the_walk_takes_the_words_of_the_others_and_speaks_of_no_aeroplanes(tmp_path):
+    "`domain=folder` was refused, and under somebody's kangaroos it spoke of wings and tails."
+    notebook = experiment_notebook("own_class")
+    assert sorted_out(parameters(notebook), dict(domain="folder", root=str(write_image(tmp_path/"class_images"/"a.png", class_image(0, size=64)[0]).parents[1])))["domain"] == "folder"
+    assert not [cell["id"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "markdown" and "eroplane" in str(cell["source"])]
 
 
 @pytest.mark.slow
