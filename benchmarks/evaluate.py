@@ -15,7 +15,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_convert, box_iou
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.detection.evaluate import _both, average_precision
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'evaluate.json'

@@ -12,7 +12,8 @@ import argparse, json, statistics, sys, tempfile, time, warnings
 from pathlib import Path
 import torch
 from torch import nn
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.objects.exported import load_exported
 from synthdet.objects.gan64 import load_gan64
 from synthdet.objects.torchscript import compiled

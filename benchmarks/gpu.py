@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch.utils.data import Subset
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.data.domains import load_domain
 from synthdet.detection.settings import Model, Schedule
 from synthdet.evidence.arm import make_arms

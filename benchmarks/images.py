@@ -8,7 +8,9 @@ import json, time
 from pathlib import Path
 import numpy as np
 from evaluate import image
-from synthdet.core import generator, run_info, write_atomic
+from synthdet.core import generator
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.detection.evaluate import average_precision
 from synthdet.evidence.images import drawn_counts, resampled_ap50
 

@@ -8,7 +8,8 @@ brings none of the packages that are counted as CUDA's, and leaves a library of 
 import json, platform, re, sys
 from importlib.metadata import distributions
 from pathlib import Path
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'install.json'
 CUDA = re.compile(r'nvidia|cuda|triton')

@@ -14,7 +14,8 @@ from itertools import cycle, islice
 from pathlib import Path
 import cv2
 import torch
-from synthdet.core import device, run_info, write_atomic
+from synthdet.machine import device, run_info
+from synthdet.paths import write_atomic
 from synthdet.data.batches import batches
 from synthdet.data.domains import load_domain
 from synthdet.detection.detectors import detector

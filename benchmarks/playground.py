@@ -10,7 +10,8 @@ process, ms; `within` is the share of moves that took less than 300 ms of it.
 import json, os, statistics, tempfile, time
 from pathlib import Path
 import synthdet
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.evidence.arm import make_arms
 from synthdet.playground import Bench, Panel, Playground
 from synthdet.settings import override

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 import synthdet
 from synthdet.boxes import unwrap
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.files import read_jsonl
 from synthdet.data.batches import batches
 from synthdet.detection.train import matcher_of, train

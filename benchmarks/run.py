@@ -12,7 +12,8 @@ import argparse, json, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 import torch
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.data.batches import batches
 from synthdet.detection import train as training
 from synthdet.evidence import phases

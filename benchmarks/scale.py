@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 import torch
 from synthdet.boxes import chw, hwc
-from synthdet.core import append_jsonl, digest, run_info, write_atomic
+from synthdet.core import digest
+from synthdet.machine import run_info
+from synthdet.paths import append_jsonl, write_atomic
 from synthdet.data import butterflies
 from synthdet.data.batches import batches, Loop, Mixed
 from synthdet.data.domain import ClassImage

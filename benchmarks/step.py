@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
-from synthdet.core import device as default_device, run_info, write_atomic
+from synthdet.machine import device as default_device, run_info
+from synthdet.paths import write_atomic
 from synthdet.data.butterflies import scene
 from synthdet.detection.detectors import detector
 from synthdet.detection.settings import Schedule

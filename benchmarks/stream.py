@@ -27,7 +27,8 @@ from torchvision.transforms.v2 import functional as F
 from synthdet.data import butterflies
 from synthdet.synthesis.settings import Recipe
 from synthdet.boxes import chw, hwc
-from synthdet.core import run_info, write_atomic
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
 from synthdet.data.batches import batches
 from synthdet.synthesis.cut import cutout
 from synthdet.synthesis.stream import Samples

@@ -11,7 +11,8 @@ the scores. Both read the same files; reading is timed apart. One core.
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from synthdet.core import run_info, shared, write_atomic
+from synthdet.machine import run_info, shared
+from synthdet.paths import write_atomic
 from synthdet.detection.widerface import read_ground_truth, read_predictions, SETTINGS, wider_ap
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'widerface.json'

@@ -10,7 +10,8 @@ import argparse, errno, json, os, shlex, sys, warnings
 from collections import Counter
 from pathlib import Path
 from . import __version__
-from .core import choose, counted, plain_path, regular, short, suffix_of, through, UserError, writable
+from .core import choose, counted, short, through, UserError
+from .paths import plain_path, regular, suffix_of, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
 from .detection.settings import export_path, SCORE
@@ -440,7 +441,7 @@ def _detect(argv):
     choose('--truncated', a.truncated, ('error', 'keep'))
     if (most or a.format != 'yolo') and not a.prelabel:
         raise UserError('--most and --format are for --prelabel; add it')
-    from synthdet.core import device, progress
+    from synthdet.machine import device, progress
     from synthdet.data.pictures import picture_files
     from synthdet.detection.detect import detect
     from synthdet.detection.detectors import trained
@@ -528,7 +529,8 @@ def _evaluate(argv):
     if output is not None and suffix_of(output) != '.json':
         raise UserError(f'--output {output}: choose a name that ends in .json')
     choose('--areas', a.areas, ('picture', 'seen'))
-    from synthdet.core import device, write_atomic
+    from synthdet.machine import device
+    from synthdet.paths import write_atomic
     from synthdet.detection.detectors import trained
     from synthdet.detection.scores import scores_on
     model, labelled = trained(a.file, [a.labelled]).to(device()), _labelled(a)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 import ipywidgets as widgets
 from torchvision.io import encode_jpeg
-from .core import front_end, UserError
+from .core import UserError
+from .machine import front_end
 from .data.domains import load_domain, masked
 from .masks.segment import make_segmenter
 from .masks.settings import own_gate

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from synthdet import core
-from synthdet.core import shared, UserError
+from synthdet.core import UserError
+from synthdet.machine import shared
 from synthdet.data.annotations import read_detection
 from synthdet.data.batches import batches
 

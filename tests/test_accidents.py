@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from helpers import forked, lasting, python
-from synthdet import core
-from synthdet.core import alone, append_jsonl, refused, tidy, writable, write_atomic
+from synthdet import paths
+from synthdet.core import refused
+from synthdet.paths import alone, append_jsonl, tidy, writable, write_atomic
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import run
@@ -88,7 +89,7 @@ def test_threads_that_write_one_file_do_not_meet(tmp_path):
 
 
 def test_only_what_the_dead_left_is_tidied_away(tmp_path):
-    write = 'import sys, time\nfrom synthdet.core import write_atomic\n' \
+    write = 'import sys, time\nfrom synthdet.paths import write_atomic\n' \
             'write_atomic(sys.argv[1], lambda tmp: tmp.write_text("x") and print(flush=True) or time.sleep(60))'
     living, dead = python(write, tmp_path/'a'), python(write, tmp_path/'b')
     for p in (living, dead): p.stdout.readline()
@@ -109,7 +110,7 @@ def test_only_what_the_dead_left_is_tidied_away(tmp_path):
 
 def test_a_disk_without_locks_is_a_warning_and_works(tmp_path, monkeypatch):
     def no(f, how): raise OSError(errno.ENOLCK, 'No locks available')
-    for name in ('flock', 'lockf'): monkeypatch.setattr(core.fcntl, name, no)
+    for name in ('flock', 'lockf'): monkeypatch.setattr(paths.fcntl, name, no)
     with pytest.warns(UserWarning, match='a disk without locks.*let no second process work there'):
         append_jsonl(tmp_path/'rows.jsonl', dict(i=1))
     with pytest.warns(UserWarning, match='a disk without locks'), alone(tmp_path/'.lock', 'works'): pass

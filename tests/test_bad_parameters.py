@@ -208,7 +208,8 @@ def test_odd_parameters_are_refused_in_a_line_or_right(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\0b", "x"*300, "x/"*3000, "\ud800", ""], ids=["NUL", "long", "deep", "half", "empty"])
 def test_what_cannot_be_a_folder_is_no_output(name, tmp_path, monkeypatch):
-    from synthdet.core import alone, refused, writable, write_atomic
+    from synthdet.core import refused
+    from synthdet.paths import alone, writable, write_atomic
     from synthdet.data.domains import load_domain, write_domain
     from synthdet.evidence.phases import run
     from synthdet.synthesis.disk import write_stream

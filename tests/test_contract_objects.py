@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from synthdet.core import digest, hash_file, named, refused
+from synthdet.core import digest, named, refused
+from synthdet.paths import hash_file
 from synthdet.data.domain import ClassImage, Domain
 from synthdet.data.domains import load_domain
 from synthdet.data.images import write_image

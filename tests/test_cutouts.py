@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from helpers import ended, forked, needs_shared
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.data import butterflies
 from synthdet.data.annotations import write_detection
 from synthdet.data.batches import batches

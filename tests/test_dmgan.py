@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.objects.dmgan import DMGAN, draw, Generator, load_dmgan, pictures, read_vocabulary, say, TextEncoder
 
 torch.set_num_threads(1)

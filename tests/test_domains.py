@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from helpers import needs_shared
-from synthdet.core import digest, generator, refused, shared
+from synthdet.core import digest, generator, refused
+from synthdet.machine import shared
 from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import SPLITS
 from synthdet.data.domain import fingerprint

@@ -20,7 +20,8 @@ import pytest
 from helpers import needs_shared
 from synthdet import cli
 from synthdet.data import download as module
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.data.domains import load_domain
 from synthdet.data.fixtures import make_fixture
 from synthdet.data.download import _version, check, download, downloads, extract, fetch, KNOWN, listing

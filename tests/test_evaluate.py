@@ -11,7 +11,8 @@ from torchvision.ops import box_convert
 
 from helpers import needs_shared
 from synthdet.boxes import wrap
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.data.images import Resized
 from synthdet.detection.evaluate import (
     average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)

@@ -20,7 +20,8 @@ import torch
 from helpers import needs_shared
 import synthdet
 from synthdet import cli
-from synthdet.core import refused, shared, UserError
+from synthdet.core import refused, UserError
+from synthdet.machine import shared
 from synthdet.files import read_jsonl
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector, save_detector
@@ -425,7 +426,7 @@ def test_a_row_says_where_objects_came_from_and_what_they_cost(root, tmp_path):
 
 
 def test_rows_of_experiments_that_share_a_file_all_arrive(tmp_path):
-    call = f"from synthdet.core import append_jsonl\nfor i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))"
+    call = f"from synthdet.paths import append_jsonl\nfor i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))"
     for process in [subprocess.Popen([sys.executable, "-c", call]) for _ in range(3)]: assert process.wait(300) == 0
     assert len(read_jsonl(tmp_path/"rows.jsonl")) == 300
 

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from helpers import needs_shared, remedy
-from synthdet.core import generator, shared, UserError
+from synthdet.core import generator, UserError
+from synthdet.machine import shared
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
 from synthdet.data.images import image_files, image_size, read_image, Resized
 

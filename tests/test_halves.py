@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from helpers import ended, forked
-from synthdet.core import finished, half, refused, UserError, whole_folder
+from synthdet.core import refused, UserError
+from synthdet.paths import finished, half, whole_folder
 from synthdet.data import butterflies
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
 from synthdet.data.domain import Domain

@@ -166,7 +166,7 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(experiment_notebook("scale"), where)
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path/"checkout", check=True, timeout=60)
-    for module in ("synthdet.core", "synthdet.evidence.notebooks"): monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
+    for module in ("synthdet.machine", "synthdet.evidence.notebooks"): monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
     return where/"scale.ipynb"
 
 

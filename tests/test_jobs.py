@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from helpers import lasting
-from synthdet.core import hash_file, refused
+from synthdet.core import refused
+from synthdet.paths import hash_file
 from synthdet.files import read_jsonl
 from synthdet.evidence import jobs
 from synthdet.evidence.arm import make_arms

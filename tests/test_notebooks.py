@@ -15,7 +15,8 @@ import nbformat
 import pytest
 
 from helpers import contents
-from synthdet.core import project, refused, UserError
+from synthdet.core import refused, UserError
+from synthdet.machine import project
 from synthdet.evidence.notebooks import parameters, run_notebook, sorted_out, typed
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from synthdet.core import digest, hash_file, refused
+from synthdet.core import digest, refused
+from synthdet.paths import hash_file
 from synthdet.data.domain import Domain
 from synthdet.data.domains import ClassImages, load_domain
 from synthdet.data.images import write_image

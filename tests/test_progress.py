@@ -12,7 +12,7 @@ from helpers import ROOT
 from synthdet.evidence.notebooks import run_notebook, typed
 
 BAR = """
-from synthdet.core import front_end, interactive, progress
+from synthdet.machine import front_end, interactive, progress
 for _ in progress(range(3), 'counting', delay=0): pass
 print(front_end(), interactive())
 """
@@ -57,7 +57,7 @@ def test_a_pipe_sees_nothing_and_every_bar_is_made_in_one_place():
     assert (done.stdout, done.stderr) == ("False False\n", "")
     sources = [p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     cells = {p: ["".join(c["source"]) for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "code"] for p in sources}
-    assert [p.stem for p in sources if any("import tqdm" in c for c in cells[p])] == ["00_core"]
+    assert [p.stem for p in sources if any("import tqdm" in c for c in cells[p])] == ["02_machine"]
 
 
 class Screen(io.StringIO):
@@ -67,7 +67,7 @@ class Screen(io.StringIO):
 
 SLOW = """
 import time
-from synthdet.core import progress
+from synthdet.machine import progress
 with progress(what='scratch', total=30, delay=0) as bar:
     for k in range(30):
         bar.update(1)

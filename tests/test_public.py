@@ -11,7 +11,8 @@ from scipy.io import loadmat, savemat
 
 from helpers import needs_shared
 from synthdet.boxes import ellipse_to_box
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.data.catalogue import FACTS
 from synthdet.data.domain import Missing
 from synthdet.data.domains import load_domain

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.evidence.published import published, released_runs, TABLES
 
 REFERENCE = (shared() or Path("none"))/"reference"

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from synthdet.masks import redo
 from synthdet.data.butterflies import class_image
-from synthdet.core import refused, shared, UserError
+from synthdet.core import refused, UserError
+from synthdet.machine import shared
 from synthdet.masks.redo import redo_losses, RedoConfig, train_redo
 from synthdet.masks.redonet import build_redo, load_redo, NETS
 from synthdet.weights import read_note, save_weights

@@ -7,7 +7,8 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from helpers import needs_shared
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.detection import retinaface as module
 from synthdet.detection.retinaface import (
     ANCHORS, decode_points, encode_points, load_retinaface, match_faces, priors, retinaface)

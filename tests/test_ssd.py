@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from torchvision.ops import box_convert, box_iou
 
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.detection import backbones
 from synthdet.detection.backbones import imagenet_file, make_backbone
 from synthdet.detection.settings import BACKBONES

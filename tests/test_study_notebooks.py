@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pytest
 from planted import run_here
 
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.data import butterflies
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
 from synthdet.evidence.studies import STUDIES

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthdet.core import shared, UserError
+from synthdet.core import UserError
+from synthdet.machine import shared
 from synthdet.objects.stylegan import load_stylegan
 from synthdet.objects.stylenet import StyleGAN
 

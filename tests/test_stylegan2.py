@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from helpers import Call
-from synthdet.core import shared, UserError
+from synthdet.core import UserError
+from synthdet.machine import shared
 from synthdet.objects.stylegan2 import _double, _layout_of_arguments, Conv, load_stylegan2, StyleGAN2
 from synthdet.checkpoint import NETWORKS, TENSORS
 from synthdet.unpickle import read_pickle

@@ -25,7 +25,8 @@ from torch import nn
 
 import synthdet
 from helpers import ended, forked
-from synthdet.core import hash_file, refused, UserError
+from synthdet.core import refused, UserError
+from synthdet.paths import hash_file
 from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import class_image
 from synthdet.data.domain import ClassImage, Drawn

@@ -8,7 +8,8 @@ import torch
 from scipy.io import savemat
 
 from helpers import needs_shared
-from synthdet.core import refused, shared
+from synthdet.core import refused
+from synthdet.machine import shared
 from synthdet.detection.widerface import (
     read_ground_truth, SETTINGS, wider_ap, wider_curves, wider_name, write_wider)
 

@@ -11,8 +11,9 @@ import mmap, os, re, warnings
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from ..core import (choose, finished, half, hash_file, named, option, plain_path, progress, suffix_of, tidy,
-                           UserError, whole_folder)
+from ..core import choose, named, option, UserError
+from ..machine import progress
+from ..paths import finished, half, hash_file, plain_path, suffix_of, tidy, whole_folder
 from .coco import read_coco
 from .folders import beside, ignored, pictures, split_of, SPLITS, tree
 from .images import IMAGE_SUFFIXES, leftover, write_image

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..boxes import hwc, unwrap
-from ..core import generator, processes, UserError
+from ..core import generator, UserError
+from ..machine import processes
 from .ahead import Bank
 from .labelled import trainable
 from ..ranks import equal_share

@@ -10,7 +10,8 @@ __all__ = ['SETS', 'FACTS', 'File', 'DataSet', 'NotHere', 'Facts', 'locate', 'la
 import shlex
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, folder, option, plain_path, short, takes, UserError
+from ..core import choose, option, short, takes, UserError
+from ..paths import folder, plain_path
 from .settings import BACKGROUNDS, DataSource, DOMAINS, OPTIONS
 from ..settings import read_value
 

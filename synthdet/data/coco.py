@@ -12,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
-from ..core import progress, short, UserError, write_atomic
+from ..core import short, UserError
+from ..machine import progress
+from ..paths import write_atomic
 from .folders import Finder
 from .images import MAX_PIXELS
 from .labelled import (by_split, class_name, detections_of, flag, MARKS, need, number, Record,

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import wrap
-from ..core import cache_dir, digest, progress, UserError, VERSIONS
+from ..core import digest, UserError, VERSIONS
+from ..machine import progress
+from ..paths import cache_dir
 from .images import cut_short, Held
 from ..weights import read_weights, save_weights
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
-from ..core import choose, finished, hash_file, named, option, short, UserError, whole_folder
+from ..core import choose, named, option, short, UserError
+from ..paths import finished, hash_file, whole_folder
 from .annotations import no_split, read_set, read_split, undivided, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place

@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from ..archives import open_tar, open_zip, tar_members
-from ..core import choose, hash_file, interactive, option, progress, suffix_of, UserError, write_atomic
+from ..core import choose, option, UserError
+from ..machine import interactive, progress
+from ..paths import hash_file, suffix_of, write_atomic
 from ..files import read_json, read_text
 from .catalogue import FACTS, how_to_get, lacking, locate, NotHere, place_of, SETS
 from .settings import DataSource

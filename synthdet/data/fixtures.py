@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import segno
 from scipy.io import savemat
-from ..core import choose, generator, suffix_of, UserError, write_atomic
+from ..core import choose, generator, UserError
+from ..paths import suffix_of, write_atomic
 
 # %% ../../nbs/1_data/22_fixtures.ipynb #1e5ae05d
 def _face(im, c, r, colour):

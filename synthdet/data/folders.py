@@ -10,7 +10,8 @@ import os, re, unicodedata, warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from ..core import suffix_of, UserError
+from ..core import UserError
+from ..paths import suffix_of
 from .images import IMAGE_SUFFIXES, is_image, leftover, walk
 
 # %% ../../nbs/1_data/03_folders.ipynb #42675786

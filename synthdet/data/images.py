@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from ..boxes import chw, hwc, resize_boxes, unwrap, wrap
-from ..core import choose, progress, option, regular, short, suffix_of, unfit, UserError, write_atomic
-from ..core import folder as existing
+from ..core import choose, option, short, UserError
+from ..machine import progress
+from ..paths import regular, suffix_of, unfit, write_atomic
+from ..paths import folder as existing
 
 # %% ../../nbs/1_data/01_images.ipynb #aacbd56c
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF', 'PPM')

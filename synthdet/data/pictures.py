@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import plain_path, short, suffix_of, UserError
+from ..core import short, UserError
+from ..paths import plain_path, suffix_of
 from .images import eight_bit, IMAGE_SUFFIXES, is_image, on_white, read_image, walk
 from ..show import as_picture
 

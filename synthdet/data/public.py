@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from ..boxes import chw, hwc
-from ..core import choose, generator, named, option, progress, UserError
+from ..core import choose, generator, named, option, UserError
+from ..machine import progress
 from .annotations import DetectionDataset, read_detection
 from .catalogue import (FACTS, help_with, how_to_get, locate, none_of, not_here, NotHere, public_place,
                                      SETS)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..boxes import ellipse_to_box
-from ..core import suffix_of, UserError
+from ..core import UserError
+from ..paths import suffix_of
 from ..files import read_bytes, read_text
 from ..matlab import read_mat
 

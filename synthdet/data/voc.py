@@ -12,7 +12,9 @@ from pathlib import Path
 from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml.ElementTree import fromstring
-from ..core import progress, regular, short, suffix_of, UserError, write_atomic
+from ..core import short, UserError
+from ..machine import progress
+from ..paths import regular, suffix_of, write_atomic
 from .folders import Finder, tree
 from .images import image_files
 from .labelled import by_split, class_name, detections_of, flag, MARKS, number, Record, size_of

@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 from pycocotools import mask as coco_mask
 from ..boxes import outline
-from ..core import option, progress, short, suffix_of, UserError, write_atomic
+from ..core import option, short, UserError
+from ..machine import progress
+from ..paths import suffix_of, write_atomic
 from .folders import folded, ignored, pictures
 from .images import image_size
 from .labelled import by_split, detections_of, Record, without_marked

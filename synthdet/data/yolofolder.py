@@ -10,7 +10,8 @@ import os
 from collections import Counter, defaultdict
 from itertools import chain, combinations, islice
 from pathlib import Path
-from ..core import folder as is_folder, short, suffix_of, UserError
+from ..core import short, UserError
+from ..paths import folder as is_folder, suffix_of
 from .folders import ends, folded, meant, pictures, split_of, SPLITS, tree
 from .images import IMAGE_SUFFIXES
 from .yolonames import told_by

@@ -9,7 +9,8 @@ __all__ = ['told_by', 'few', 'class_names']
 import re
 from collections import Counter
 from pathlib import Path
-from ..core import short, suffix_of, UserError
+from ..core import short, UserError
+from ..paths import suffix_of
 from .folders import beside, meant
 from .labelled import class_name
 from ..files import parse_yaml, read_json, read_text, read_yaml

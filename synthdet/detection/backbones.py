@@ -19,7 +19,8 @@ from timm.models import efficientnet
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from ..core import option, suffix_of, UserError
+from ..core import option, UserError
+from ..paths import suffix_of
 from .settings import ANY, BACKBONES, unknown_backbone
 from ..weights import fit_weights, own_part, read_weights
 

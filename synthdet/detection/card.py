@@ -8,7 +8,8 @@ __all__ = ['using', 'card_of', 'card', 'write_card']
 # %% ../../nbs/5_detection/13_card.ipynb #7e10b807
 import shlex
 from pathlib import Path
-from ..core import counted, write_atomic
+from ..core import counted
+from ..paths import write_atomic
 
 # %% ../../nbs/5_detection/13_card.ipynb #6f0fc0f7
 def using(file) -> str:

@@ -17,7 +17,8 @@ from torchvision.models.detection import (fasterrcnn_mobilenet_v3_large_fpn, ret
                                           ssdlite320_mobilenet_v3_large)
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import named, option, short, suffix_of, UserError, write_atomic
+from ..core import named, option, short, UserError
+from ..paths import suffix_of, write_atomic
 from .settings import DETECTORS, Model, OWN, own_backbone, resolved
 from .ssd import as_size, check_classes
 from ..weights import fit_start, fit_weights, pack_weights, read_note, read_weights

@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.ops import clip_boxes_to_image, nms
 
 import synthdet
-from ..core import option, suffix_of, UserError, write_atomic
+from ..core import option, UserError
+from ..paths import suffix_of, write_atomic
 from ..data.butterflies import scene
 from ..data.pictures import as_image, listed
 from .detect import seen_size, sized

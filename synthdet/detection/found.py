@@ -18,7 +18,8 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..boxes import chw, hwc
-from ..core import choose, disk_refused, plain_path, suffix_of, UserError, whole_folder, writable, write_atomic
+from ..core import choose, UserError
+from ..paths import disk_refused, plain_path, suffix_of, whole_folder, writable, write_atomic
 from ..data.annotations import write_annotations
 from ..data.images import IMAGE_SUFFIXES, write_image
 from ..data.settings import FORMATS

@@ -10,7 +10,8 @@ import warnings
 from functools import partial
 import torch
 from ..boxes import resize_boxes
-from ..core import choose, option, progress, UserError
+from ..core import choose, option, UserError
+from ..machine import progress
 from ..data.labelled import MARKS
 from .detect import detect, seen_size
 from .detectors import trained

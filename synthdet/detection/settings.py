@@ -14,7 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import choose, device as default_device, plain_path, short, suffix_of, UserError, writable
+from ..core import choose, short, UserError
+from ..machine import device as default_device
+from ..paths import plain_path, suffix_of, writable
 from ..settings import opt, Settings
 
 # %% ../../nbs/5_detection/00_settings.ipynb #47c20bda

@@ -18,9 +18,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
-from synthdet.core import (
-    alone, append_jsonl, choose, device as default_device, digest, generator, named, progress, UserError,
-    write_atomic)
+from ..core import choose, digest, generator, named, UserError
+from ..machine import device as default_device, progress
+from ..paths import alone, append_jsonl, write_atomic
 from .settings import check_schedule, OPTIMIZERS, resolved_schedule, Schedule
 from ..ranks import (
     agree, equal_share, gathered, heard, main, mean, on_one_disk, one_first, rank, ranks, total)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..archives import open_tar, read_member, tar_members
-from ..core import suffix_of, UserError, write_atomic
+from ..core import UserError
+from ..paths import suffix_of, write_atomic
 from .evaluate import Curve, RULES
 from ..files import as_text, read_text
 from ..matlab import read_mat

@@ -9,7 +9,9 @@ __all__ = ['usual_out', 'usual_results', 'results_files', 'Kept', 'kept', 'pruna
 import re, shutil, time
 from pathlib import Path
 from typing import NamedTuple
-from ..core import alone, cache_dir, folder, plain_path, project, UserError, whole_folder
+from ..core import UserError
+from ..machine import project
+from ..paths import alone, cache_dir, folder, plain_path, whole_folder
 from ..detection.card import card_of
 from .rows import read_rows, write_row
 from .study import arm_of, loaded_once, placed, run_key

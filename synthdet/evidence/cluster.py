@@ -9,7 +9,8 @@ __all__ = ['check_cluster', 'cluster']
 import gc
 from contextlib import contextmanager
 from importlib.util import find_spec
-from ..core import cores, option, processes, UserError
+from ..core import option, UserError
+from ..machine import cores, processes
 
 # %% ../../nbs/6_evidence/13_cluster.ipynb #7260c0f4
 def check_cluster(address, jobs:int=0, resources=()):

@@ -9,7 +9,8 @@ __all__ = ['usual_jobs', 'on_worker', 'Processes', 'tell', 'run_all']
 import json, math, os, pickle, subprocess, sys, threading, time, traceback
 from concurrent.futures import as_completed, ThreadPoolExecutor
 import torch
-from ..core import cores, UserError
+from ..core import UserError
+from ..machine import cores
 from .arm import resolved
 from .phases import ready, run
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 import synthdet
-from ..core import (Bars, choose, disk_refused, git, option, plain_path, processes, project, regular, short,
-                           suffix_of, through, UserError, writable, write_atomic)
+from ..core import choose, option, short, through, UserError
+from ..machine import Bars, git, processes, project
+from ..paths import disk_refused, plain_path, regular, suffix_of, writable, write_atomic
 from ..data.catalogue import NotHere, place_of
 from ..data.settings import DataSource
 from ..files import read_json

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-from ..core import choose, project, UserError
+from ..core import choose, UserError
+from ..machine import project
 from .rows import read_rows, write_row
 from .arm import ARMS
 from .studies import STUDIES

@@ -11,7 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from ..core import alone, digest, memory_mb, named, processes, run_info, tidy, UserError, VERSIONS, writable
+from ..core import digest, named, UserError, VERSIONS
+from ..machine import memory_mb, processes, run_info
+from ..paths import alone, tidy, writable
 from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing

@@ -9,7 +9,8 @@ __all__ = ['named_row', 'write_row', 'read_rows']
 import json
 from pathlib import Path
 
-from ..core import append_jsonl, digest, plain_path, UserError
+from ..core import digest, UserError
+from ..paths import append_jsonl, plain_path
 from ..files import read_jsonl
 
 # %% ../../nbs/6_evidence/00_rows.ipynb #90e44f0a

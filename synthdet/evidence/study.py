@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from ..core import choose, digest, folder, option, processes, progress, UserError, writable
+from ..core import choose, digest, option, UserError
+from ..machine import processes, progress
+from ..paths import folder, writable
 from .arm import Arm, ARMS, check_arm, command, resolved
 from .rows import read_rows
 from ..files import read_jsonl

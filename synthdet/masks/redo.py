@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
-from ..core import alone, device as default_device, digest, generator, progress, UserError, write_atomic
+from ..core import digest, generator, UserError
+from ..machine import device as default_device, progress
+from ..paths import alone, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
 from ..resume import AMP, as_batch, load_state, pick, save_state
 from ..settings import opt, SEEDS, Settings

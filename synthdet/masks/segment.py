@@ -11,7 +11,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from ..boxes import borders
-from ..core import device, digest, hash_file, named, UserError, VERSIONS
+from ..core import digest, named, UserError, VERSIONS
+from ..machine import device
+from ..paths import hash_file
 from ..settings import identity
 from .redonet import load_redo, said
 from .settings import Gate, mask_weights, Masks, own_gate, resolved, SEGMENTERS, USUAL

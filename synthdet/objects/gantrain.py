@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
-from ..core import (
-    alone, device as default_device, digest, generator, hash_file, progress, UserError, write_atomic)
+from ..core import digest, generator, UserError
+from ..machine import device as default_device, progress
+from ..paths import alone, hash_file, write_atomic
 from .gan64 import draw, Generator64, lrelu, Scaled, WIDTHS
 from .settings import GanConfig
 from ..resume import AMP, as_batch, load_state, pick, save_state

@@ -11,7 +11,9 @@ from functools import cached_property, lru_cache, partial
 from typing import Callable, NamedTuple
 import torch
 from ..boxes import chw, hwc
-from ..core import choose, device as default_device, hash_file, UserError
+from ..core import choose, UserError
+from ..machine import device as default_device
+from ..paths import hash_file
 from ..data.domain import ClassImage
 from .dmgan import draw as drawn_captions, load_dmgan, pictures as dmgan_bytes
 from .exported import load_exported

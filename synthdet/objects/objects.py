@@ -15,7 +15,8 @@ import cv2
 import torch
 from torch.utils.data import Dataset
 from ..boxes import chw, hwc
-from ..core import cache_dir, digest, hash_file, named, UserError, write_atomic
+from ..core import digest, named, UserError
+from ..paths import cache_dir, hash_file, write_atomic
 from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
 from ..data.images import image_files

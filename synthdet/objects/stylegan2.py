@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import choose, suffix_of, UserError
+from ..core import choose, UserError
+from ..paths import suffix_of
 from .stylenet import normals, rows, seeds_of
 from ..checkpoint import read_network
 from ..unpickle import RefusedName

@@ -11,8 +11,9 @@ from contextlib import nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
-from ..core import (alone, append_jsonl, choose, digest, half, option, plain_path, progress, regular, tidy,
-                           UserError, whole_folder, write_atomic)
+from ..core import choose, digest, option, UserError
+from ..machine import progress
+from ..paths import alone, append_jsonl, half, plain_path, regular, tidy, whole_folder, write_atomic
 from ..data.annotations import annotation, write_annotations
 from ..data.images import write_image
 from ..settings import to_row

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ..boxes import chw, hwc
-from ..core import device, digest, option, UserError
+from ..core import digest, option, UserError
+from ..machine import device
 from ..data.ahead import Bank
 from ..masks.quality import rim
 from ..masks.settings import own_gate
