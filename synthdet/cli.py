@@ -10,7 +10,7 @@ import argparse, errno, json, os, shlex, sys, warnings
 from collections import Counter
 from pathlib import Path
 from . import __version__
-from .core import choose, counted, short, through, UserError
+from .core import choose, counted, short, through, UserError, warning_line
 from .paths import plain_path, regular, suffix_of, writable
 from .data.catalogue import FACTS, how_to_get, locate, SETS
 from .data.settings import FORMATS
@@ -35,10 +35,6 @@ def _unheard(e):
     with open(os.devnull, 'wb') as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
     return True
 
-def _warning(message, *_, **__):
-    "A warning as one line, without the place in the code."
-    return f'warning: {UserError(str(message))}\n'
-
 def _end(code, line=''):
     "End the process with an exit code, and a line on stderr."
     if line: print(line, file=sys.stderr)
@@ -46,7 +42,7 @@ def _end(code, line=''):
 
 _OWN = {'run.output': '--output', 'stream.n': '-n ', 'stream.format': '--format=', 'stream.val': '--val=',
         'stream.masks': '--masks', 'stream.outlines': '--masks', 'study.data': '--data=', 'study.jobs': '--jobs=',
-        'study.dask': '--dask=', 'detect.score': '--score=', 'export.image_size': '--image-size='}
+        'study.dask': '--dask=', 'study.only': '--only ', 'detect.score': '--score=', 'export.image_size': '--image-size='}
 
 def _word(path):
     "How commands that take settings as words name one, or an option of their own."
@@ -56,7 +52,7 @@ def _guarded(main, argv, words=_word, stopped='stopped; the same command goes on
     """Call `main(argv)`; a mistake becomes one line on stderr and exit code 2, a warning is a line, too. Both name
     settings by `words`, as the command takes them."""
     _opened()
-    usual, warnings.formatwarning, before = warnings.formatwarning, _warning, through(words)
+    usual, warnings.formatwarning, before = warnings.formatwarning, warning_line, through(words)
     try:
         try: main(argv)
         finally: sys.stdout.flush()
@@ -132,9 +128,8 @@ def _run(argv):
     name = name[:60]                                                     # of a name, 255 bytes are allowed
     output = a.output or Path(word('out') or 'runs')/f'{name}.ipynb'
     there = os.path.exists(output)
-    text = run_notebook(notebook, output, values, tell=lambda line: print(line, flush=True))
-    if sys.stdout.isatty(): text = ''                                    # it was shown as it came
-    print(text, f"notebook  {output}{', replaced'*there}", sep='', flush=True)
+    run_notebook(notebook, output, values, tell=lambda line: print(line, flush=True))
+    print(f"notebook  {output}{', replaced'*there}", flush=True)
 
 def _run_together(values, notebook):
     "What `synthdet-run` does in each of the processes that torchrun started."
@@ -370,16 +365,22 @@ def _runs(argv):
     if a.prune is not None: choose('--prune', a.prune, ('made', 'all'))
     if a.yes and not a.prune: raise UserError('--yes is for --prune; say both')
     if a.pack is not None or a.study is not None: return _pack(a, out)
-    if a.out is None and not os.path.lexists(out): return print(f'nothing in {out} yet')
+    if a.out is None and not os.path.lexists(out): return print(_nothing(out))
     results = [*results_files(out), *(plain_path(f, '--results') for f in a.results)]
     found = kept(out, results)
+    if not found and a.out is None: return print(_nothing(out))
     if a.prune: found = prunable(found, results, unknown=a.prune == 'all')
     total = f'{len(found)} in {out}, {sum(k.mb for k in found):,.1f} MB'
-    print(_lines([_about(k, out) for k in found], 'MB', 'days', 'what', 'runs', 'needed by'), total, sep='\n')
+    if found: print(_lines([_about(k, out) for k in found], 'MB', 'days', 'what', 'runs', 'needed by'))
+    print(total)
     if a.prune and found and a.yes: print(f'deleted, {remove(found):,.1f} MB are free')
     elif a.prune and found: print('add --yes to delete them')
     elif any(not k.rows for k in found):
         print('none known: no run has come to the end of it; --prune all lists these, too')
+
+def _nothing(out):
+    "That there is nothing where nobody said to look, and how to name another folder."
+    return f'nothing in {out}, where synthdet-study keeps what it makes; name another folder: synthdet-runs runs'
 
 def _about(k, out):
     "What `synthdet-runs` tells of something kept."

@@ -140,7 +140,7 @@ class _Beside:
     def __init__(self, bars, stream): self.bars, self.stream = bars, stream
 
     def write(self, text):
-        with self.bars.lock:
+        with self.bars.lock, suppress(OSError):                    # whoever writes last says that nobody reads
             self.bars.draw('')
             self.stream.write(text)
             self.stream.flush()

@@ -215,7 +215,7 @@ def test_the_commands_say_which_version_they_are(metadata, capsys):
 def test_before_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SYNTHDET_CACHE", str(tmp_path))
     COMMANDS["runs"]([])
-    assert capsys.readouterr().out == f"nothing in {tmp_path/'studies'} yet\n"
+    assert capsys.readouterr().out == f"nothing in {tmp_path/'studies'}, where synthdet-study keeps what it makes; name another folder: synthdet-runs runs\n"
 
 
 def test_names_and_what_is_only_in_a_checkout(monkeypatch):

@@ -11,6 +11,7 @@ from synthdet.data.domains import load_domain, masked, write_domain
 from synthdet.data.images import write_image
 from synthdet.data.labels import label_digest, restricted, taken
 from synthdet.data.settings import Labels
+from synthdet.detection.card import card_of
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import load, phases, run
 from synthdet.masks.segment import make_segmenter
@@ -50,6 +51,14 @@ def test_a_few_boxes_and_nothing_else_make_a_run(root, tmp_path):
     assert alone["labels"] == row["labels"], "boxes were seen, though no photograph was"
     plain = run(arm_of(root, "scratch", "objects=labelled"), tmp_path)
     assert (plain["class_images_from"], plain["boxes_spent"]) == ("", 0), "it pastes nothing"
+
+
+def test_cards_tell_of_class_images_that_were_seen(tmp_path):
+    domain = load_domain("butterflies", n_class_images=6, n_backgrounds=4)
+    for name, seen in dict(scratch=False, pretrain_only=True).items():
+        arm, = make_arms(name, SMALL, usual="n_real=5")
+        row = run(arm, tmp_path, domain=domain)
+        assert row["class_images_from"] and ("class images from" in card_of(tmp_path/row["weights_file"]).read_text()) == seen
 
 
 def test_only_labels_that_may_be_seen_are_pasted(root):

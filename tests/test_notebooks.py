@@ -194,10 +194,12 @@ def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     assert contents(tmp_path).keys() == {"n.ipynb"} and not (tmp_path/"new").exists()
 
 
-def test_cells_without_ids_metadata_or_outputs_run(tmp_path, recwarn):
+def test_cells_without_ids_metadata_or_outputs_run_and_what_they_say_is_said(tmp_path, recwarn, capfd):
     pasted = dict(cell("![](attachment:a.png)", kind="markdown"), attachments={"a.png": {"image/png": "aaaa"}})
-    book = notebook(tmp_path/"n.ipynb", cell(["n = 1\n", "m = 2"], *P), pasted, dict(cell_type="raw", source="x"), dict(cell_type="code", source=["print(n+m)"]))
+    book = notebook(tmp_path/"n.ipynb", cell(["n = 1\n", "m = 2"], *P), pasted, dict(cell_type="raw", source="x"),
+                    cell("import warnings\nfrom synthdet.evidence.notebooks import typed\ntyped(globals())\nprint('counts')\nwarnings.warn('of data')"), dict(cell_type="code", source=["print(n+m)"]))
     assert run_notebook(book, tmp_path/"out.ipynb", dict(n=5)) == "7\n"
+    assert capfd.readouterr() == ("counts\n7\n", "warning: of data\n"), "only a terminal was told"
     assert nbformat.read(tmp_path/"out.ipynb", 4).cells[2].attachments and not [w for w in recwarn if "id" in str(w.message)]
     assert run_notebook(tmp_path/"out.ipynb", tmp_path/"again.ipynb", {}) == "3\n", "an executed one starts from its defaults"
 

@@ -9,7 +9,6 @@ import pytest
 
 from synthdet.evidence.arm import Arm
 from synthdet.evidence.notebooks import own_parameters
-from synthdet.evidence.studies import PHOTOGRAPHS
 from synthdet.settings import find
 
 root = Path(__file__).resolve().parents[1]
@@ -102,7 +101,7 @@ REFUSED = dict(
         --output /proc/x | cannot write /proc/x/stream.yaml""",
     study="""
         labels_curv | study 'labels_curv' is unknown; choose from labels_curve, mixed_vs_pretrain
-        labels_curve | n_real=20, arm=scratch, seed=0: data/airplanes: no such folder
+        labels_curve | labels_curve: data/airplanes, 
         labels_curve --data /nope | /nope: no such folder; expected a folder of data
         labels_curve --only seeds=1 | axis of study labels_curve 'seeds' is unknown; choose from seed, domain
         labels_curve --only domain=brids | domain of study labels_curve 'brids' is unknown; choose from butterflies
@@ -178,7 +177,7 @@ def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
     found = said([*((command, words.split()) for words, _ in rows), (command, ["--help"])], here)
     for (words, line), row in zip(rows, found):
         assert row["code"] == 2 and line in row["said"], (words, row)
-        lines = 3 if "public data sets" in line else len(PHOTOGRAPHS) if "data/airplanes" in line else 1 # of each, one
+        lines = 3 if "public data sets" in line else 1
         assert row["said"].startswith("error: ") and row["said"].count("\n") == lines or "usage: " in row["said"], (words, row)
         no_strange_hint(command, words, row["said"], found[-1]["said"])
         assert row["loaded"] == [], words

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 import synthdet
-from ..core import choose, option, short, through, UserError
+from ..core import choose, option, short, through, UserError, warning_line
 from ..machine import Bars, git, processes, project
 from ..paths import disk_refused, plain_path, regular, suffix_of, writable, write_atomic
 from ..data.catalogue import NotHere, place_of
@@ -391,6 +391,7 @@ def typed(namespace) -> dict:
     cells = namespace.get('In', ())
     known, asked = _declared(cells), _injected(cells)
     through(_word_of(known, asked))                              # from here on settings are words
+    warnings.formatwarning = warning_line                        # as commands show them
     if not known: return {}                                      # run by something that keeps no cells
     more = [k for k in asked if k not in known]
     for k in more:
@@ -497,14 +498,13 @@ def _papermill():
 
 # %% ../../nbs/6_evidence/05_notebooks.ipynb #af9629d2
 def _execute(papermill, path, values):
-    "Run the notebook at `path` in place; gives it as papermill does. A terminal is shown what it says."
+    "Run the notebook at `path` in place; gives it as papermill does. What it says is shown as it comes."
     for name in ('papermill', 'asyncio'):
         logging.getLogger(name).setLevel(logging.CRITICAL)       # they tell of '=' in a text, and of Ctrl-C
     os.environ.setdefault('SYNTHDET_QUIET', '1')                 # bars are for who watches, not for the executed copy
     plain = str(path).replace('{', '{{').replace('}', '}}')      # papermill fills in what stands in braces
     with Bars(sys.stderr) as bars:
-        said = {f'{name}_file': bars.above(getattr(sys, name)) for name in ('stdout', 'stderr')
-                if getattr(sys, name).isatty()}
+        said = {f'{name}_file': bars.above(getattr(sys, name)) for name in ('stdout', 'stderr')}
         return papermill.execute_notebook(
             plain, plain, parameters=values, kernel_name='python3', language='python', progress_bar=False, **said,
             kernel_manager_class=_this_python(), start_timeout=300, extra_arguments=['--IPKernelApp.log_level=50'])
@@ -531,7 +531,7 @@ def _failed(path, e):
     return _Failed(f"{e.ename}: {e.evalue} (cell {e.exec_count} of {path})")
 
 def run_notebook(notebook, output, values, tell=None) -> str:
-    """Run an experiment notebook.
+    """Run an experiment notebook; what it prints and warns of is printed, too.
 
     Parameters
     ----------
@@ -542,7 +542,7 @@ def run_notebook(notebook, output, values, tell=None) -> str:
 
     Returns
     -------
-    str : what its last cell printed; where standard output is a terminal, it stands there already
+    str : what its last cell printed
 
     Raises
     ------

@@ -18,8 +18,7 @@ from ..machine import project
 from .rows import read_rows, write_row
 from .arm import ARMS
 from .studies import STUDIES
-from .study import by_run, one_each, part, placed, run_again, run_key, Study
-from ..settings import leaves
+from .study import absent, by_run, one_each, part, placed, run_again, run_key, Study
 
 # %% ../../nbs/6_evidence/14_parts.ipynb #c2cd17cf
 def _only(values, label): return {label: values[label]} if isinstance(values, Mapping) else [label]
@@ -201,17 +200,14 @@ def made_by(rows) -> str:
 # %% ../../nbs/6_evidence/14_parts.ipynb #5d15e9c0
 def _absent(part, data):
     "The first file or folder below that of data that a part needs and that is not there; '' when nothing lacks."
-    arms = [placed(cell.arm, data) for cell in part.cells()]
-    named = lambda l: l.field.metadata.get('file') or l.field.metadata.get('path')
-    values = [l.value for arm in arms for l in leaves(arm) if named(l) and isinstance(l.value, str)]
-    return next((v for v in values if '/' in v and not Path(v).exists()), '')
+    return next((v for cell in part.cells() for v in absent(cell.arm, data)), '')
 
 def _runnable(study, rows, data, tell):
     "The parts of a study that are whole, or can be run here; tells of the others."
     lacking, kept = {run_key(c.arm) for c in study.missing(rows)}, []
     for part in parts(study):
-        absent = _absent(part, data) if _runs(part) & lacking else ''
-        if absent: tell(f'{about(part)}: not run, because {absent} is not there (say data=FOLDER)')
+        place = _absent(part, data) if _runs(part) & lacking else ''
+        if place: tell(f'{about(part)}: not run, because {place} is not there (say data=FOLDER)')
         else: kept.append(part)
     if kept: return together(study, kept)
     raise UserError(f'study {study.name}: none of its data are there; say data=FOLDER, below which they lie')

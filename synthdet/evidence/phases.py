@@ -240,12 +240,15 @@ def _about(arm, loaded):
         row.update(labels=label_digest(part), n_labels=len(part))
     return dict(row, **dict(class_images_from=d.class_images_from, boxes_spent=d.boxes_spent) | own)
 
+def _pastes(arm):
+    "Does an arm see synthesised images?"
+    return any(not isinstance(p.sees, Labels) for p in ARMS[arm.arm](arm))
+
 def _cut_of_labelled(arm, loaded):
     "What a row says of objects that were cut out of labelled images; nothing where none are pasted."
     objects = arm.synthesis.objects if loaded.objects is None else loaded.objects
     source = getattr(objects, 'source', objects)
-    pasted = any(not isinstance(p.sees, Labels) for p in ARMS[arm.arm](arm))
-    if not pasted or not isinstance(source, str) or source not in LABELLED: return {}
+    if not _pastes(arm) or not isinstance(source, str) or source not in LABELLED: return {}
     d, n = loaded.domain, len(LabelledObjects(taken(arm.labels, loaded.domain.train)[0]))
     if source == 'labelled': return dict(class_images_from='labelled images', boxes_spent=n)
     return dict(class_images_from=f'{d.class_images_from}, labelled images', boxes_spent=d.boxes_spent + n)
@@ -290,7 +293,9 @@ def _carded(row, arm, loaded, out):
     "The row of a run; the card of its detector is written where there is none beside its file."
     file = Path(out)/row.get('weights_file', '')
     if main() and file.is_file() and not card_of(file).exists():
-        write_card(file, row, command(resolved(arm)), _judged_on(resolved(arm, _n_train(loaded)), loaded))
+        unseen = () if _pastes(arm) else ('class_images_from', 'boxes_spent')    # the row says it of the domain
+        told = {k: v for k, v in row.items() if k not in unseen}
+        write_card(file, told, command(resolved(arm)), _judged_on(resolved(arm, _n_train(loaded)), loaded))
     return row
 
 def _judged_on(arm, loaded):
