@@ -42,7 +42,8 @@ def _end(code, line=''):
 
 _OWN = {'run.output': '--output', 'stream.n': '-n ', 'stream.format': '--format=', 'stream.val': '--val=',
         'stream.masks': '--masks', 'stream.outlines': '--masks', 'study.data': '--data=', 'study.jobs': '--jobs=',
-        'study.dask': '--dask=', 'study.only': '--only ', 'detect.score': '--score=', 'export.image_size': '--image-size='}
+        'study.dask': '--dask=', 'study.only': '--only ', 'detect.score': '--score=',
+        'export.image_size': '--image-size='}
 
 def _word(path):
     "How commands that take settings as words name one, or an option of their own."

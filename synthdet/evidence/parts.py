@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-from ..core import choose, UserError
+from ..core import choose, counted, UserError
 from ..machine import project
 from .rows import read_rows, write_row
 from .arm import ARMS
@@ -256,6 +256,10 @@ def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=F
         study = _runnable(in_small(study), [], data, tell)
         return study, _tried(study, data)
     path = Path(results) if results else studies_file(name)
-    study = _runnable(study, read_rows(path), data, tell)
-    if not run: _asked_for(study, read_rows(path))
+    rows, whole = read_rows(path), study
+    study, left = _runnable(whole, rows, data, tell), len(whole.missing(rows))
+    if not run: _asked_for(study, rows)
+    if left and not run:
+        tell(f'{counted(left, "run")} missing, and nothing was trained: synthdet-study {name} --data FOLDER does it, '
+             'or this notebook with data=FOLDER run=True')
     return study, study.run(out, path, data=data, jobs=jobs, tell=tell)
