@@ -125,6 +125,8 @@ def disk_refused(path, e) -> UserError:
     path : of the file that should be written
     e : the OSError
     """
+    below = next((p for p in Path(path).parents if os.path.exists(p) and not os.path.isdir(p)), None)
+    if below: return UserError(f'cannot write below {below}: it is no folder; choose another folder')
     full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     name = e.errno in (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
     other = 'choose another ' + ('name' if name else 'folder')

@@ -2,6 +2,7 @@
 import ast
 import json
 
+import matplotlib.pyplot as plt
 from synthdet.core import digest, generator, VERSIONS
 from synthdet.evidence.parts import studies_file
 from synthdet.evidence.rows import write_row
@@ -42,3 +43,4 @@ def run_here(notebook, **given):
         exec(compile(ast.Module(body, []), str(notebook), "exec"), space)
         for last in shown: print(eval(compile(ast.Expression(last.value), str(notebook), "eval"), space))
         if "parameters" in cell["metadata"].get("tags", ()): space.update(given)
+    plt.close("all")

@@ -160,7 +160,9 @@ def test_only_the_pictures_most_worth_labelling(file, photos, tmp_path, capsys, 
 
 @pytest.mark.parametrize("line, told", [
     ("nope.safetensors photos", "nope.safetensors: no such file"), ("ssd photos", "'ssd' is a kind of detector, and has learned nothing"),
-    ("nope photos", "nope: no such file; give the .safetensors file"), ("photos empty", "photos is a folder; give the .safetensors file that a run has left"),
+    ("nope photos", "nope: no such file; give the .safetensors file"), ("a.onnx photos", "a.onnx is for other programs; give the .safetensors"),
+    ("FILE photos --output FILE", "it is no folder; choose another"),
+    ("photos empty", "photos is a folder; give the .safetensors file that a run has left"),
     ("photos FILE", "of two.safetensors look swapped; the .safetensors file that a run has left comes first"), ("photos/a.jpg empty FILE", "photos/a.jpg and "),
     ("FILE nowhere", "nowhere: no such file or folder"), ("FILE photos --score 1.1", "--score=1.1: expected a number from 0 to 1"),
     ("FILE photos --score nan", "--score=nan"), ("FILE photos --most 3", "--most and --format are for --prelabel"), ("FILE", "are required: PICTURES"),

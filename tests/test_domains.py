@@ -1,7 +1,9 @@
 "Domains of one's own as people lay them out, parts that are missing, other processes, real photographs."
+import shutil
 import subprocess
 import sys
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -340,6 +342,29 @@ def test_a_picture_in_two_places_is_an_error_that_names_both(tmp_path):
     assert told == refused(read_detection, tmp_path/'detection', split='train') and 'keep the better labels' in told
 
 
+@pytest.mark.parametrize('yaml', ['', 'train: images/train\nval: images/val\n', 'train: old/images\nval: images/val\n'])
+def test_what_another_split_reads_is_not_said_to_be_left_out(tmp_path, yaml):
+    "The folder that was added to the training pictures was, by the reader of val."
+    split_yolo(tmp_path, more=['train', 'val'], yaml=f'{yaml}names: [bird]\n')
+    write_detection(pictures(2, 'added'), tmp_path/'train', 'yolo', ['bird'])
+    if 'old' in yaml:
+        (tmp_path/'old').mkdir()
+        for part in ('images', 'labels'): (tmp_path/part/'train').rename(tmp_path/'old'/part)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        assert [len(read_detection(tmp_path, split=s)) for s in ('train', 'val')] == [7, 5]
+    assert [str(w.message).partition(' images) ')[2] for w in said] == [f'and {tmp_path}/train (2 images) are read as one set']
+
+
+def test_of_what_a_data_yaml_names_in_part_the_rest_is_left_out_with_a_word(tmp_path):
+    split_yolo(tmp_path, more=['train', 'val'], yaml='train: [images/train, train/images]\nval: images/val\nnames: [bird]\n')
+    write_detection(pictures(2, 'added'), tmp_path/'train', 'yolo', ['bird'])
+    write_detection(pictures(1, 'more'), tmp_path/'train_2', 'yolo', ['bird'])
+    for split, n in dict(train=7, val=5).items():
+        with pytest.warns(UserWarning, match='1 labelled pictures are for no split and left out, the first: train_2/'):
+            assert len(read_detection(tmp_path, split=split)) == n
+
+
 def test_what_a_data_yaml_names_is_not_read_twice(tmp_path):
     split_yolo(tmp_path, yaml='train: [images/train, train/images]\nval: images/val\nnames: [bird]\n')
     write_detection(pictures(2, 'added'), tmp_path/'train', 'yolo', ['bird'])
@@ -362,8 +387,9 @@ def flat(root, n=30, format='yolo'):
 
 @pytest.mark.parametrize('format', ['yolo', 'coco', 'voc'])
 def test_a_set_without_splits_is_divided_where_it_is_said_into_what(tmp_path, format):
-    told = refused(load_domain, 'folder', flat(tmp_path/'mine', format=format))
-    assert 'holds a labelled set without parts; expected train, val and test, so divide it with split=70/15/15' in told
+    hint = 'holds a labelled set without parts; expected train, val and test, so divide it with split=70/15/15'
+    with pytest.warns(UserWarning, match=f'{hint}.*it is left out') as said: d = load_domain('folder', flat(tmp_path/'mine', format=format))
+    assert len(said) == 1 and len(d.class_images) == 3 and all(hint in refused(len, getattr(d, s)) for s in ('train', 'val', 'test'))
     d = load_domain('folder', tmp_path/'mine', split='70/15/15')
     assert d.classes == ('kangaroo',) and [len(p) for p in (d.train, d.val, d.test)] == [21, 5, 4]
     content = lambda part: {digest(image) for image, _ in part}
@@ -371,6 +397,13 @@ def test_a_set_without_splits_is_divided_where_it_is_said_into_what(tmp_path, fo
     assert len(set().union(*parts)) == 30
     named = {digest(image): target['boxes'] for image, target in pictures(30, 'flat')}
     assert all(torch.allclose(t['boxes'], named[digest(i)], atol=.01) for p in (d.train, d.val, d.test) for i, t in p)
+    write_detection(pictures(2, 'added'), tmp_path/'mine'/'detection'/'train', 'yolo', ['kangaroo'])
+    with pytest.warns(UserWarning, match=r'\(30 images\) and .*detection/train \(2 images\) are read as one set') as said:
+        e = load_domain('folder', tmp_path/'mine', split='70/15/15')
+    assert len(said) == 1 and [content(p) for p in (e.val, e.test)] == parts[1:], 'as without what was added'
+    assert content(e.train) == parts[0] | {digest(image) for image, _ in pictures(2, 'added')} and len(e.train) == 23
+    shutil.copytree(tmp_path/'mine'/'detection'/'train', tmp_path/'mine'/'detection'/'train_2026')
+    assert 'are the same picture' in refused(load_domain, 'folder', tmp_path/'mine', split='70/15/15')
     write_detection(pictures(30, 'flat')[::-1], tmp_path/'other'/'detection', 'yolo', ['kangaroo'])  # other names and order
     e = load_domain('folder', tmp_path/'other')
     assert e.train.files == e.val.files, 'as its data.yaml says'

@@ -93,9 +93,12 @@ def test_a_set_without_parts_is_told_how_it_is_divided(capsys, tmp_path, monkeyp
     shutil.rmtree(mine/'detection')
     (tmp_path/'flat').rename(mine/'detection')
     (mine/'detection'/'data.yaml').write_text('names: [butterfly]')
-    told = command(capsys, 'preview', 'domain=folder', f'root={mine}')
+    few = 'domain=folder', f'root={mine}', 'recipe.image_size=64', '-n', '1'
+    with pytest.warns(UserWarning, match='holds a labelled set without parts.*it is left out'): cli.preview([*few, '--output', 'bare.png'])
+    assert (tmp_path/'bare.png').exists(), 'no box is needed for scenes'
+    told = command(capsys, 'preview', *few, 'objects=labelled')
     assert "so divide it with options='split=70/15/15', or into folders train, val and test" in told
-    cli.preview(['domain=folder', f'root={mine}', 'options=split=70/15/15', 'recipe.image_size=64', '-n', '1'])
+    cli.preview([*few, 'options=split=70/15/15'])
     assert (tmp_path/'preview.png').exists()
 
 

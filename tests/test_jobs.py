@@ -88,7 +88,7 @@ def test_a_killed_process_is_told(monkeypatch):
 
 @pytest.mark.parametrize('wrong, says', [
     ('n_real=99', 'n_real=99: the training set holds 8 images'), ('root={noback}', 'no such folder'), ('model.weights=imagenet', "no ImageNet weights for 'resnet_small'"),
-    ('root={notrain}', 'has no train set'), ('root={noboxes}', 'hold no box, and a checkpoint is chosen by them'), ('masks.gate.min_score=1', 'every mask was rejected')])
+    ('root={notrain}', 'has no train set'), ('root={noboxes}', 'hold no box, and a checkpoint is chosen by them'), ('masks.gate.min_score=1', 'every mask of butterfly was rejected')])
 def test_what_can_be_known_is_said_before_anything_is_trained(root, tmp_path, wrong, says, monkeypatch):
     "The last arm was found to lack something when the others had been trained."
     for name, lost in dict(noback='backgrounds', notrain='detection/train', noboxes='').items():

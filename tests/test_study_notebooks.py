@@ -2,7 +2,6 @@
 import json
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import pytest
 from planted import run_here
 
@@ -43,7 +42,6 @@ def test_a_study_in_small(name, tmp_path, monkeypatch, capsys):
     for split, n in dict(train=120, val=10, test=20).items():
         monkeypatch.setitem(butterflies.SPLITS, split, (butterflies.SPLITS[split][0], n))
     run_here(experiment_notebook(name), quick=True)
-    plt.close("all")
     check(name, capsys.readouterr().out)
     assert not any(tmp_path.iterdir()), "thrown away"
 

@@ -3,7 +3,9 @@ import json
 import re
 
 import pytest
+import torch
 
+from synthdet.data.annotations import write_detection
 from synthdet.data.butterflies import class_image
 from synthdet.core import UserError
 from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook, sorted_out
@@ -14,8 +16,8 @@ from synthdet.data.images import write_image
 def test_a_plain_folder_is_walked_through_and_told_its_layout(tmp_path):
     pictures = tmp_path/"mine"
     for i in range(6): write_image(pictures/f"{i}.png", class_image(i, size=64)[0])
-    said = run_notebook(experiment_notebook("own_class"), tmp_path/"walk.ipynb", dict(root=str(pictures), out=str(tmp_path/"out"), gate=""))
-    assert re.search(r"[1-6] of 6 pictures passed", said) and f"mv {pictures} {pictures}.new/class_images" in said and f"root={pictures}" in said
+    said = run_notebook(experiment_notebook("own_class"), tmp_path/"walk.ipynb", dict(root=str(pictures), out=str(tmp_path/"out"), gate="", options="classes=moth"))
+    assert re.search(r"[1-6] of 6 pictures passed", said) and f"mv {pictures} {pictures}.new/class_images" in said and f"root={pictures} options=classes=moth" in said.replace("segmenter=grabcut ", "") and "the commands take" not in said
     assert {p.name for p in (tmp_path/"out").iterdir()} >= {"accepted.jpg", "scenes.jpg"}
     walk = (tmp_path/"walk.ipynb").read_text()
     assert "drawn ones stand in" in walk and "random cut-outs of" in walk and "judged by eye: {" in walk and not re.search(r"judged by eye: \d", walk), "nobody has judged these pictures"
@@ -34,6 +36,20 @@ def test_the_walk_takes_the_words_of_the_others_and_speaks_of_no_aeroplanes(tmp_
     notebook = experiment_notebook("own_class")
     assert sorted_out(parameters(notebook), dict(domain="folder", root=str(write_image(tmp_path/"class_images"/"a.png", class_image(0, size=64)[0]).parents[1])))["domain"] == "folder"
     assert not [cell["id"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "markdown" and "eroplane" in str(cell["source"])]
+
+
+@pytest.mark.slow
+def test_the_commands_do_not_hand_out_a_gate_that_leaves_hardly_any(tmp_path):
+    "Three kangaroos of forty passed, and the command trained on them; boxes without parts, which are not needed, stopped it."
+    mine = tmp_path/"mine"
+    for i in range(6): write_image(mine/"class_images"/f"{i}.png", class_image(i, size=64)[0])
+    boxes = dict(boxes=torch.tensor([[4., 4, 40, 40]]), labels=torch.tensor([1]))
+    write_detection([(class_image(i, size=64)[0], boxes) for i in range(6, 9)], mine/"detection", "coco", ["mine"])
+    values = dict(domain="folder", root=str(mine), out=str(tmp_path/"out"), gate="min_score=0.995 max_border=0.9")
+    said = run_notebook(experiment_notebook("own_class"), tmp_path/"walk.ipynb", values)
+    limit, = set(re.findall(r"min_score=(\S+) max_border=0.9", said))
+    assert f"the commands take min_score={limit}," in said and float(limit) < .99
+    assert f"min_score={limit} would keep about 3" in (tmp_path/"walk.ipynb").read_text() and "options='split=70/15/15'" in said
 
 
 @pytest.mark.slow

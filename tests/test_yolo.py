@@ -555,6 +555,18 @@ def test_a_sixth_number_that_is_an_angle_is_refused(tmp_path, row):
     assert 'of rotated boxes the four corners' in remedy(read_detection, rows_set(tmp_path, row))
 
 
+def test_confidences_are_said_to_be_taken_for_such_until_data_yaml_says_it(tmp_path):
+    "Small angles in radians look the same."
+    d = sixth(tmp_path/'d', [.3, .9], [.25])
+    with pytest.warns(UserWarning, match='the sixth number of 3 rows is taken for a confidence; put task: detect.*the four corners') as said: read_detection(d)
+    assert len(said) == 1
+    text(d/'data.yaml', 'names: [bird, cat]\ntask: detect')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(read_detection(d)) == 2
+        for k in (0, 1): assert len(read_detection(sixth(tmp_path/f'{k}', [k], [k]))) == 2, 'not known, or one track'
+
+
 TRACKS = [[[1], [1, 2], [2, 3], [3]], [[0, 1], [1, 2]], [[400], [7]], [[i, i+1] for i in range(1, 14)], [[1]]*3, [[.9, 1], [.3]]]
 
 
@@ -742,8 +754,11 @@ def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
 def test_an_export_of_another_name_is_told(tmp_path):
     cvat_coco(tmp_path/'detection')
     picture(tmp_path/'class_images'/'a.png')
-    told = remedy(load_domain, 'folder', tmp_path)
-    assert 'annotations/instances_default.json: holds a labelled set without parts' in told and 'split=70/15/15' in told
+    with pytest.warns(UserWarning, match='annotations/instances_default.json: holds a labelled set without parts.*split=70/15/15'): d = load_domain('folder', tmp_path)
+    assert 'annotations/instances_default.json: holds a labelled set without parts' in remedy(len, d.train)
+    (tmp_path/'class_images'/'a.png').unlink()
+    (tmp_path/'class_images').rmdir()
+    with pytest.warns(UserWarning): assert 'holds a labelled set without parts' in remedy(load_domain, 'folder', tmp_path)
 
 
 def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):

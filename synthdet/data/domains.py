@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 from ..boxes import chw, hwc
 from ..core import choose, named, option, short, UserError
 from ..paths import finished, hash_file, whole_folder
-from .annotations import no_split, read_set, read_split, undivided, write_detection
+from .annotations import added_to, no_split, read_set, read_split, undivided, write_detection
 from .butterflies import background, class_image, scene, SPLITS
 from .catalogue import drawn_place, own_place
 from .domain import ClassImage, Domain, Drawn, kept, Missing
@@ -137,9 +137,10 @@ def _split(root, split):
     found = read_split(root/'detection', split)
     return Missing(no_split(root/'detection', split)) if found is None else found
 
-def _divided(data, shares, place):
-    "A labelled set in parts of such shares, by the content of its pictures; of each part one picture at least."
-    wanted, n, ends = [s for s in shares if shares[s]], len(data), accumulate(shares.values())
+def _divided(data, n, shares, place):
+    """The first `n` pictures of a labelled set in parts of such shares, by their content, of each part one at least;
+    the others are for training."""
+    wanted, ends = [s for s in shares if shares[s]], accumulate(shares.values())
     if n < len(wanted):
         raise UserError(f"{place}: holds {n} pictures, too few for {' and '.join(wanted)}; expected one for each")
     ends = [round(n*e/sum(shares.values())) for e in ends]
@@ -149,6 +150,7 @@ def _divided(data, shares, place):
         if not sizes[s]: sizes[s], sizes[most] = 1, sizes[most] - 1
     order = sorted(range(n), key=lambda i: (hash_file(data.files[i]), Path(data.files[i]).name))
     parts = {s: sorted(order.pop(0) for _ in range(sizes[s])) for s in wanted}
+    parts['train'] += range(n, len(data))
     some = lambda values, part: [values[i] for i in part]
     return {s: DetectionDataset(some(data.files, p), some(data.targets, p), data.classes) for s, p in parts.items()}
 
@@ -161,9 +163,8 @@ def _sets(root, split):
     how = option('options.split=70/15/15', ' with {}')
     line = (f"{rest.place}: holds a labelled set without parts; expected train, val and test, so divide it{how}, or "
             "into folders train, val and test")
-    if not there: raise UserError(line)
     warnings.warn(f"{line}; it is left out")
-    return sets
+    return sets if there else dict.fromkeys(sets, Missing(line))
 
 def _by_shares(place, split, there, rest):
     "The parts of the set `rest` by shares; raises `UserError` where it is not to be divided, or sets that are `there`."
@@ -173,9 +174,11 @@ def _by_shares(place, split, there, rest):
         raise UserError(f"{place}: holds no labelled set without parts that could be divided, found "
                         f"{', '.join(there) or 'none at all'}; leave {option('options.split') or 'split'} away")
     data = read_set(rest)
-    same = {s: Missing(no_split(place, s)) for s, part in there.items() if set(part.files) <= set(data.files)}
-    twice = next((s for s in there if shares[s] and s not in same), None)
-    if twice is None: return same | _divided(data, shares, place)
+    n, same = len(data), {s: Missing(no_split(place, s)) for s, p in there.items() if set(p.files) <= set(data.files)}
+    twice = next((s for s in there if shares[s] and s not in {'train', *same}), None)
+    if twice is None:
+        if 'train' in there and 'train' not in same: data = read_set(rest, *added_to(rest, place))
+        return same | _divided(data, n, shares, place)
     raise UserError(f"{place}: has a {twice} set already; expected none, so give {twice} a share of 0, or put all "
                     "labelled pictures in one place")
 

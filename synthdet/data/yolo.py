@@ -33,11 +33,11 @@ def _opened(place, images, apart):
     raise UserError(f"{place}: says nothing of pictures; expected path, train, val and names, so correct it or give "
                     "the folder")
 
-def _chosen(found, split):
+def _chosen(found, split, others=()):
     "Names of the pictures of a split, or of all."
     splits = found.splits()
     listed = splits and (found.where or found.split_lists())
-    if splits and (split or listed): _tell_others(found, set().union(*splits.values()))
+    if splits and (split or listed): _tell_others(found, set().union(*splits.values()), others)
     if split in splits: return splits[split]
     if split:
         there = ', '.join(splits) or 'no splits'
@@ -49,9 +49,10 @@ def _chosen(found, split):
     names = {n for names in splits.values() for n in names} if listed else found.shown()
     return sorted(names, key=lambda n: n.split('/'))
 
-def _tell_others(found, named):
-    "Warn of labelled pictures of a folder that no split names."
-    labels = {n: label_of(n, found.files) for n in pictures(found.files) if n not in named}
+def _tell_others(found, named, others):
+    "Warn of labelled pictures of a folder that no split names, and that lie in none of the `others`."
+    left = [n for n in pictures(found.files) if n not in named and n.split('/')[0] not in others]
+    labels = {n: label_of(n, found.files) for n in left}
     lost = [n for n, text in labels.items() if text and has_rows(found.files[text])]
     if not lost: return
     warnings.warn(f"{found.folder}: {len(lost)} labelled pictures are for no split and left out, the first: {lost[0]}; "
@@ -137,7 +138,7 @@ def _record(found, name, text, lines, reading, names, i):
     return Record(file, size, boxes_of(rows, reading, size), [names[int(row[0])] for row in rows], i, where)
 
 # %% ../../nbs/1_data/10_yolo.ipynb #deb91eb6
-def read_yolo(place, images=None, split=None, apart=()) -> tuple:
+def read_yolo(place, images=None, split=None, apart=(), others=()) -> tuple:
     """The records of a YOLO set.
 
     Parameters
@@ -146,6 +147,7 @@ def read_yolo(place, images=None, split=None, apart=()) -> tuple:
     images : folder of the pictures, when they are elsewhere
     split : 'train', 'val' or 'test'; None: all there is
     apart : names of sub-folders that are sets of their own
+    others : names of sub-folders that are read for other splits, and not left out
 
     Returns
     -------
@@ -156,7 +158,7 @@ def read_yolo(place, images=None, split=None, apart=()) -> tuple:
     UserError : for what is not there, does not fit together, or may mean several things
     """
     found = _opened(Path(place), images, apart)
-    shown = _chosen(found, split)
+    shown = _chosen(found, split, others)
     if not shown:
         raise UserError(f"{place}: holds no image; expected pictures with the labels, or a folder named images beside "
                         f"labels, so add them{option('read.images', ' or say where they lie with {}')}")

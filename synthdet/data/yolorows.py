@@ -6,7 +6,7 @@
 __all__ = ['READINGS', 'rows_of', 'has_rows', 'Reading', 'understood', 'boxes_of']
 
 # %% ../../nbs/1_data/07_yolorows.ipynb #7d11dd12
-import math, re
+import math, re, warnings
 from array import array
 from collections import Counter, defaultdict
 from typing import NamedTuple
@@ -206,17 +206,23 @@ def _tracks(files):
     once = all(len(set(v)) == len(v) for v in files.values())
     return once and 2*len(ids) > max(ids) and 4*up >= 3*len(new)
 
+_CORNERS = 'of rotated boxes write the four corners, class x1 y1 x2 y2 x3 y3 x4 y4'
+
 def _no_angles(plain):
-    "Raise `UserError` when the sixth numbers of a set are no confidences and may be angles as well as tracks."
+    """Raise `UserError` when the sixth numbers of a set are no confidences and may be angles as well as tracks; warn
+    of confidences, which small angles in radians look like."""
     sixth, files = [(where, row) for where, row in plain if len(row) == 6], defaultdict(list)
     for where, row in sixth: files[where.rpartition(', line ')[0]].append(row[5])
     values = set().union(*files.values())
-    if all(map(_certain, values)) or values == {0}: return
+    if values in (set(), {0}, {1}): return                         # none, unknown, or one track
+    if all(map(_certain, values)):
+        warnings.warn(f"{sixth[0][0]}: the sixth number of {len(sixth)} rows is taken for a confidence; put task: "
+                      f"detect into data.yaml if it is one, and {_CORNERS}")
+        return
     if all(v == int(v) for v in values) and _tracks(files): return
     where, row = next(p for p in sixth if not _certain(p[1][5]))
     raise UserError(f"{where}: rows of 6 numbers ({' '.join(f'{v:g}' for v in row)}) may be boxes with a track, or "
-                    "rotated boxes, class x y w h angle; for tracks put task: detect into data.yaml, of rotated boxes "
-                    "write the four corners, class x1 y1 x2 y2 x3 y3 x4 y4")
+                    f"rotated boxes, class x y w h angle; for tracks put task: detect into data.yaml, {_CORNERS}")
 
 def understood(rows, sheet=None, where=''):
     """What the long rows of a set are.

@@ -200,6 +200,7 @@ def trained(model, beside=()) -> nn.Module:
     if file is not None and suffix_of(model) != weights:
         raise UserError(f'{model} and {file} look swapped; the {weights} file that a run has left comes first')
     if os.path.isdir(model): raise UserError(f'{model} is a folder; {_WANTED}')
+    if suffix_of(model) in ('.onnx', '.pt2'): raise UserError(f'{model} is for other programs; {_WANTED}')
     if str(model) in DETECTORS and not os.path.isfile(model):
         raise UserError(f'{str(model)!r} is a kind of detector, and has learned nothing; {_WANTED}')
     if not os.path.isfile(model): raise UserError(f'{model}: no such file; {_WANTED}')

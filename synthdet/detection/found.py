@@ -169,7 +169,7 @@ def uncertainty(scores) -> float:
     -------
     float : from 0, larger is less sure
 
-    Source: Brust, Käding and Denzler 2019, Active Learning for Deep Object Detection, section 3.1, with two answers.
+    Source: Brust, Käding and Denzler 2019, Active Learning for Deep Object Detection, with two answers.
     """
     return float(((1 - (2*torch.as_tensor(scores).double() - 1).abs())**2).sum())
 
