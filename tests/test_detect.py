@@ -267,7 +267,7 @@ def test_ctrl_c_says_that_nothing_is_whole(file, photos, tmp_path):
     import signal
     import time
     code = f"import synthdet.cli as c; c.detect({[str(file), *[str(photos/'a.jpg')], f'--output={tmp_path}/f']!r})"
-    slow = f"import synthdet.detection.detect as i, time; r = i.read_image; i.read_image = lambda *a, **k: (print('reading', flush=True), time.sleep(3)); {code}"
+    slow = f"import synthdet.data.pictures as i, time; r = i.read_image; i.read_image = lambda *a, **k: (print('reading', flush=True), time.sleep(3)); {code}"
     p = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "reading\n"
     time.sleep(.2)

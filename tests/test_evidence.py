@@ -273,8 +273,8 @@ def test_an_arm_that_cannot_be_run_is_said_in_one_line(root, tmp_path, values, l
 @pytest.mark.slow
 def test_an_error_inside_the_notebook_is_one_line_too(capsys, root, tmp_path):
     values = words(SMALL, domain="folder", root=root, out=tmp_path/"out", n_real=9)
-    line = said(capsys, cli.run, *values) # of whichever arm comes to it first
-    assert re.match(r"error: (pretrain|scratch|scratch_long): n_real=9: the training set holds 8 images", line)
+    line = said(capsys, cli.run, *values)
+    assert line.startswith("error: n_real=9: the training set holds 8 images")
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
