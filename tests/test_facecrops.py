@@ -1,9 +1,12 @@
-"The training samples of RetinaFace: which squares are cut, what moves with them, and that seed and number decide."
+"The training samples of RetinaFace and of SSD: what is cut, what moves with it, and that seed and number decide."
 import numpy as np
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import RandomIoUCrop
 
 from synthdet.core import generator
 from synthdet.data.facecrops import crop, FaceCrops, find_crop, mirror, recolour, SCALES
+from synthdet.data.patches import find_patch, patch, zoom_out
 from test_retinaface import targets_of
 
 
@@ -60,3 +63,51 @@ def test_samples_follow_from_seed_and_number():
         assert all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])) for k in s)
         assert s["landmarks_valid"].dtype == torch.bool and s["labels"].dtype == torch.int64
     assert not torch.equal(FaceCrops(photos, 64, seed=2)[2][0], small[0][2][0])
+
+
+def white(left, top, right, bottom, size=(120, 200)):
+    "A black picture whose only object is white, and its box."
+    image = np.zeros((*size, 3), np.uint8)
+    image[top:bottom, left:right] = 255
+    return image, dict(boxes=np.float32([[left, top, right, bottom]]), labels=np.ones(1, np.int64))
+
+
+def bounds(image):
+    "The box of what is white."
+    rows, columns = (np.flatnonzero((image > 160).all(2).any(k)) for k in (1, 0))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_what_is_made_smaller_keeps_its_box():
+    image, target = white(60, 30, 120, 80)
+    seen = []
+    for k in range(100):
+        smaller, t = zoom_out(image, target, generator(0, k))
+        assert smaller.shape == image.shape and np.abs(t["boxes"][0] - bounds(smaller)).max() < 1.01
+        seen.append(t["boxes"][0])
+    widths = np.array(seen)[:, 2] - np.array(seen)[:, 0]
+    assert 14.5 < widths.min() < 17 and 50 < widths.max() <= 60 and np.ptp(np.array(seen)[:, 0]) > 100
+
+
+def test_a_patch_keeps_the_boxes_whose_centres_it_holds():
+    image, target = white(60, 30, 120, 80)
+    for k in range(100):
+        part, t = patch(image, target, generator(0, k))
+        assert len(t["boxes"]) == len(t["labels"]) == 1 and np.abs(t["boxes"][0] - bounds(part)).max() < 1.01
+        two = dict(boxes=np.float32([[60, 30, 120, 80], [0, 0, 9, 9]]), labels=np.array([1, 2]))
+        assert len(patch(image, two, generator(0, k))[1]["labels"]) in (1, 2)
+
+
+def test_patches_are_drawn_as_torchvision_draws_them():
+    boxes, (h, w) = np.float32([[20, 20, 80, 70], [120, 60, 190, 110]]), (120, 200)
+    ours = [find_patch(boxes, (h, w), generator(0, k), tries=40) for k in range(1500)]
+    assert min((r - l)/(b - t) for l, t, r, b in ours) >= .5 and max((r - l)/(b - t) for l, t, r, b in ours) <= 2
+    torch.manual_seed(0)
+    theirs, seen = RandomIoUCrop(), []
+    for _ in range(1500):
+        p = theirs.make_params([tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(h, w))])
+        seen.append((p["left"], p["top"], p["left"] + p["width"], p["top"] + p["height"]) if p else (0, 0, w, h))
+    whole = lambda found: np.mean([p == (0, 0, w, h) for p in found])
+    assert abs(whole(ours) - whole(seen)) < .05
+    for k in range(4): assert abs(np.mean(ours, 0)[k] - np.mean(seen, 0)[k]) < 6, "px"
+    assert np.abs(np.std(ours, 0) - np.std(seen, 0)).max() < 6

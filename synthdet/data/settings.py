@@ -91,7 +91,8 @@ class DataSource(Settings):
 
 # %% ../../nbs/1_data/00_settings.ipynb #ff41d11b
 ORDERS = {name: f'synthdet.data.labels:{name}' for name in ('shuffled', 'released', 'first')}
-AUGMENTS = dict(none='synthdet.data.facecrops:plain', retinaface='synthdet.data.facecrops:FaceCrops')
+AUGMENTS = dict(none='synthdet.data.facecrops:plain', retinaface='synthdet.data.facecrops:FaceCrops',
+                ssd='synthdet.data.patches:Patches')
 
 # %% ../../nbs/1_data/00_settings.ipynb #7cba8777
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Claim(NamedTuple):
 
 _FEW = dict(n_real=[20, 25, 100])
 _ALL = dict(n_real=['all'])
+_AUGMENTED = dict(augment=['ssd'])
 _TUNED = dict(arm='pretrain', labels='few')
 CLAIMS = dict(
     C1=Claim('pretraining helps with few labels', 'labels_curve', 'arm', 'scratch', 'pretrain', _FEW, 'more', 'table1',
@@ -68,7 +69,11 @@ CLAIMS = dict(
     C7=Claim('objects that were cut out beat naive pasting', 'naive_paste', 'masks', 'frame', 'grabcut', {}, 'more',
              'table4', (dict(segmenter='frame'), dict(arm='pretrain', segmenter='redo'))),
     C8=Claim('class images beat the objects of the labelled images alone (ours)', 'class_images_matter', 'objects',
-             'labelled', 'real', {}))
+             'labelled', 'real', {}),
+    C9=Claim('pretraining helps where the labelled images are augmented, too (ours)', 'augment_matters', 'arm',
+             'scratch', 'pretrain', _AUGMENTED),
+    C9_long=Claim('... and against as many steps on them (ours)', 'augment_matters', 'arm', 'scratch_long', 'pretrain',
+                  _AUGMENTED))
 
 # %% ../../nbs/6_evidence/15_claims.ipynb #4d127615
 def papers(table) -> pd.DataFrame:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUTTERFLIES', 'PHOTOGRAPHS', 'PHOTOS', 'FIVE', 'THREE', 'BASE', 'ARMS4', 'labels_curve', 'mixed_vs_pretrain',
-           'real_vs_gan', 'naive_paste', 'class_images_matter', 'masks_matter', 'reuse', 'val_budget', 'transfer',
-           'WIDER', 'wider', 'STUDIES']
+           'real_vs_gan', 'naive_paste', 'class_images_matter', 'augment_matters', 'masks_matter', 'reuse',
+           'val_budget', 'transfer', 'WIDER', 'wider', 'STUDIES']
 
 # %% ../../nbs/6_evidence/09_studies.ipynb #d2e08796
 from .arm import make_arms
@@ -63,6 +63,9 @@ naive_paste = Study('naive_paste', BASE, _both([20], [25, 100], masks=dict(grabc
 class_images_matter = Study('class_images_matter', BASE, _both(
     [20], [25], objects=dict(real='', labelled='objects=labelled', both='objects=both')), claims=('C8',))
 
+augment_matters = Study('augment_matters', BASE, _both(
+    [20], [25], augment=['none', 'ssd'], arm=['scratch', 'scratch_long', 'pretrain']), claims=('C9',))
+
 _GATE = 'min_area=.03 max_area=.9 max_border=.65 min_largest=.6 keep=.2'   # GrabCut's: a network cuts scraps, too
 
 masks_matter = Study('masks_matter', BASE, [
@@ -97,4 +100,4 @@ wider = Study('wider', make_arms('pretrain', usual=WIDER, domain='wider', protoc
     arm=['scratch', 'pretrain'], n_real={n: _wider(n) for n in (50, 100, 250, 500, 1000, 12_880)}), seeds=THREE)
 
 STUDIES = {s.name: s for s in (labels_curve, mixed_vs_pretrain, real_vs_gan, naive_paste, class_images_matter,
-                               masks_matter, reuse, val_budget, transfer, wider)}
+                               augment_matters, masks_matter, reuse, val_budget, transfer, wider)}
