@@ -280,7 +280,8 @@ def _study(argv):
     "What `synthdet-study` does."
     from synthdet.evidence.artefacts import usual_out, usual_results
     from synthdet.evidence.studies import STUDIES
-    from synthdet.evidence.study import part, prepared, run_study
+    from synthdet.evidence.runner import prepared, run_study
+    from synthdet.evidence.study import part
     a = _study_parser().read(argv)
     out = plain_path(a.out, '--out') if a.out is not None else usual_out()
     where = lambda name: plain_path(a.results, '--results') if a.results is not None else usual_results(name, out)
@@ -309,7 +310,7 @@ def _number(name, text):
 def _state(study, results):
     "How far a study is."
     from synthdet.evidence.rows import read_rows
-    from synthdet.evidence.study import run_key
+    from synthdet.evidence.identity import run_key
     runs = len({run_key(cell.arm) for cell in study.cells()})
     done = runs - len(study.missing(read_rows(results)))
     return dict(study=study.name, runs=runs, done=done, claims=' '.join(study.claims) or '-')
@@ -334,7 +335,7 @@ def _dry(study, lacking, results, data, jobs):
     if not lacking: return print(f'{study.name}: nothing is missing in {results}')
     from synthdet.evidence.jobs import usual_jobs
     from synthdet.evidence.rows import read_rows
-    from synthdet.evidence.study import plan, told
+    from synthdet.evidence.runner import plan, told
     axes = dict.fromkeys(axis for cell in lacking for axis in cell.at)
     print(_lines([{axis: cell.at.get(axis, '') for axis in axes} for cell in lacking], *axes), flush=True)
     print(told(study.name, plan(lacking, read_rows(results), data), jobs or usual_jobs(len(lacking))))

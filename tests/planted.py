@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from synthdet.core import digest, generator, VERSIONS
 from synthdet.evidence.parts import studies_file
 from synthdet.evidence.rows import write_row
-from synthdet.evidence.study import run_key
+from synthdet.evidence.identity import run_key
 from synthdet.evidence.studies import STUDIES
 from synthdet.settings import to_row
 

@@ -101,7 +101,7 @@ REFUSED = dict(
         --output /proc/x | cannot write /proc/x/stream.yaml""",
     study="""
         labels_curv | study 'labels_curv' is unknown; choose from labels_curve, mixed_vs_pretrain
-        labels_curve | labels_curve: data/airplanes, 
+        labels_curve --results HERE/none.jsonl | labels_curve: data/airplanes, 
         labels_curve --data /nope | /nope: no such folder; expected a folder of data
         labels_curve --only seeds=1 | axis of study labels_curve 'seeds' is unknown; choose from seed, domain
         labels_curve --only domain=brids | domain of study labels_curve 'brids' is unknown; choose from butterflies

@@ -17,12 +17,14 @@ from planted import row as planted_row
 from synthdet import cli
 from synthdet.core import refused
 from synthdet.data.domains import load_domain, write_domain
-from synthdet.evidence import artefacts, cluster, study
+from synthdet.evidence import artefacts, cluster, runner
 from synthdet.evidence.arm import Arm
 from synthdet.evidence.parts import begun
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
-from synthdet.evidence.study import in_turn, part, placed, run_key, Study
+from synthdet.evidence.identity import run_key
+from synthdet.evidence.runner import in_turn, placed
+from synthdet.evidence.study import part, Study
 from synthdet.settings import override, to_row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +139,7 @@ def test_what_shares_a_pretraining_in_progress_waits_while_there_is_something_el
     only, one, two = (override(base, w) for w in ('arm=pretrain_only', 'n_real=1', 'n_real=2'))
     scratch, other = override(base, 'arm=scratch'), override(base, 'seed=1 arm=pretrain_only')
     slots, told = Slots(one, scratch, other, two, only), []
-    monkeypatch.setattr(study, 'wait', slots.wait)
+    monkeypatch.setattr(runner, 'wait', slots.wait)
     ended = in_turn([scratch, only, one, two, other], slots.submit, 2, lambda *state: told.append(state))
     # the longest first; then what shares nothing with it, though another is longer; after the pretraining, anything
     assert slots.begun == [one, scratch, two, only, other]
@@ -149,7 +151,7 @@ def test_where_all_share_one_pretraining_nobody_waits_for_a_lock(monkeypatch):
     base = override(Arm(), TINY.format(4))
     arms = [override(base, f'n_real={k}') for k in range(1, 5)]
     slots = Slots(*arms)
-    monkeypatch.setattr(study, 'wait', slots.wait)
+    monkeypatch.setattr(runner, 'wait', slots.wait)
     most = []
     in_turn(arms, slots.submit, 4, lambda ended, running, todo: most.append(len(running)))
     assert slots.begun[0] == arms[0] and len(slots.begun) == 4
@@ -167,7 +169,7 @@ def test_an_arm_that_fails_is_told_at_the_end_and_the_others_run(tmp_path, data,
             else: future.set_result(write_row(tmp_path/'rows.jsonl', dict(id=arm.arm)))
             return future
     monkeypatch.setattr('synthdet.evidence.jobs.Processes', Here)
-    monkeypatch.setattr(study, 'plan', lambda *_: study.Plan(6, 1, 1, 1))
+    monkeypatch.setattr(runner, 'plan', lambda *_: runner.Plan(6, 1, 1, 1))
     told = refused(tiny(4).run, tmp_path, tmp_path/'rows.jsonl', data=data, jobs=2, tell=lambda _: None)
     assert told == 'study tiny: 3 runs failed, the first: no luck' and len(read_rows(tmp_path/'rows.jsonl')) == 3
 
