@@ -1,7 +1,8 @@
 "The commands as a module: `python -m synthdet run ...`, and every other command of `COMMANDS`."
 import sys
 from . import __version__
-from .cli import _guarded, data, detect, evaluate, export, notebooks, preview, run, runs, study, synth
+from .cli import data, detect, evaluate, export, notebooks, preview, run, runs, study, synth
+from .commands.door import guarded
 from .core import UserError
 
 COMMANDS = dict(run=run, preview=preview, synth=synth, notebooks=notebooks, study=study, runs=runs, data=data,
@@ -29,4 +30,4 @@ def main(argv):
     else: raise UserError(f"which command? choose from {', '.join(COMMANDS)}: python -m synthdet run --help")
 
 
-if __name__ == '__main__': _guarded(main, sys.argv[1:])
+if __name__ == '__main__': guarded(main, sys.argv[1:])

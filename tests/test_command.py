@@ -11,6 +11,8 @@ import torch
 
 from helpers import contents
 from synthdet import cli
+from synthdet.commands.door import word
+from synthdet.commands.stream import _picture
 from synthdet.core import refused, through, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence.arm import make_arms
@@ -206,7 +208,7 @@ def test_help_that_is_lost_is_an_error(command):
 def test_names_end_in_capitals_too(tmp_path, capsys):
     "Cameras write .JPG."
     from synthdet.evidence.notebooks import own_output
-    assert cli._picture(tmp_path/"a.JPG") == tmp_path/"a.JPG" and own_output(tmp_path/"a.IPYNB", tmp_path/"b").name == "a.IPYNB"
+    assert _picture(tmp_path/"a.JPG") == tmp_path/"a.JPG" and own_output(tmp_path/"a.IPYNB", tmp_path/"b").name == "a.IPYNB"
     from synthdet.data.images import read_image, write_image
     image = torch.full((3, 8, 8), 90, dtype=torch.uint8)
     for name in ("a.PNG", "a.JPG", "a.WebP"):
@@ -271,7 +273,7 @@ def test_many_cutouts_that_fill_their_frame_are_pointed_at():
     from synthdet.synthesis.pool import Cutouts
     cuts = [cutout(*class_image(i, size=64, seed=7)) for i in range(12)]
     filled = [c._replace(rgba=torch.cat([c.rgba[:3], torch.full_like(c.rgba[3:], 255)])) if i < 5 else c for i, c in enumerate(cuts)]
-    before = through(cli._word)
+    before = through(word)
     try: assert Cutouts(filled, name="grabcut").report() == "grabcut: 12 of 12 cut-outs kept; 5 of 12 kept fill their frame as ground does: look at them, or try max_border=0.3"
     finally: through(before)
     for pool in (Cutouts(cuts, name="grabcut"), Cutouts(filled, name="alpha"), Cutouts(filled)): assert pool.report().endswith("12 of 12 cut-outs kept")

@@ -23,7 +23,7 @@ IN_PYTHON = { # module -> arguments of functions that no command and no domain c
     'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
     'stylegan2.py': {'c_dim', 'embed_features'}, 'ssd.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
-    'cli.py': {'name', 'axis'}, 'detect.py': {'bad', 'classes'}}
+    'public.py': {'name'}, 'door.py': {'name'}, 'detect.py': {'bad', 'classes'}}
 
 
 def hints(path):
@@ -113,7 +113,7 @@ def test_a_set_that_grows_is_told_by_its_options(capsys, tmp_path, monkeypatch):
     assert 'was begun with another --masks (see' in command(capsys, 'synth', *synth, '-n', '4', '--val', '.5')
     assert 'was begun with another --val (see' in command(capsys, 'synth', *synth, '-n', '4', '--masks')
     assert '-n 2: out holds 4 images' in command(capsys, 'synth', *synth, '-n', '2', '--val', '.5', '--masks')
-    monkeypatch.setattr(cli, '_samples', None)                                  # what follows is said before anything is drawn
+    monkeypatch.setattr('synthdet.commands.stream._samples', None)                                  # what follows is said before anything is drawn
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'notes.txt').write_text('mine')
     assert 'was begun with another --format, --masks, --val (see' in command(capsys, 'synth', *synth[:-1], 'voc')
