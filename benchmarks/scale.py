@@ -22,7 +22,8 @@ from synthdet.data import butterflies
 from synthdet.data.batches import batches, Loop, Mixed
 from synthdet.data.domain import ClassImage
 from synthdet.data.domains import ClassImages, Images
-from synthdet.data.images import image_files, write_image
+from synthdet.data.images import write_image
+from synthdet.data.walks import image_files
 from synthdet.detection.detectors import detector
 from synthdet.detection.evaluate import evaluate, validator
 from synthdet.detection.settings import Model

@@ -19,7 +19,9 @@ from synthdet.data.butterflies import background, scene
 from synthdet.data.domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from synthdet.data.domains import ClassImages
 from synthdet.data.facecrops import FaceCrops
-from synthdet.data.images import Held, image_files, is_image, listing, Resized, write_image
+from synthdet.data.held import Held, Resized
+from synthdet.data.images import write_image
+from synthdet.data.walks import image_files, is_image, listing
 from synthdet.data.labels import subset, taken
 from synthdet.data.public import Crops
 from synthdet.data.settings import AUGMENTS, Labels, ORDERS

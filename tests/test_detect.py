@@ -21,7 +21,8 @@ from synthdet import cli
 from synthdet.core import refused
 from synthdet.data.annotations import read_detection
 from synthdet.data.butterflies import scene
-from synthdet.data.images import Resized, write_image
+from synthdet.data.held import Resized
+from synthdet.data.images import write_image
 from synthdet.data.labelled import DetectionDataset
 from synthdet.detection.card import card_of
 from synthdet.detection.detect import detect

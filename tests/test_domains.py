@@ -19,7 +19,7 @@ from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import SPLITS
 from synthdet.data.domain import fingerprint
 from synthdet.data.domains import load_domain
-from synthdet.data.images import Resized
+from synthdet.data.held import Resized
 from synthdet.data.labels import subset
 
 PARTS = ('class_images', 'backgrounds', 'train', 'val', 'test')

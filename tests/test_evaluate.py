@@ -13,7 +13,7 @@ from helpers import needs_shared
 from synthdet.boxes import wrap
 from synthdet.core import refused
 from synthdet.machine import shared
-from synthdet.data.images import Resized
+from synthdet.data.held import Resized
 from synthdet.detection.evaluate import (
     average_precision, COCO_KEYS, coco_metrics, evaluate, precision_recall, predict, validator)
 

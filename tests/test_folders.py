@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from synthdet.core import refused
-from synthdet.data import images
+from synthdet.data import walks
 from synthdet.data.annotations import read_detection
 from synthdet.data.domains import load_domain
 from synthdet.data.folders import tree
-from synthdet.data.images import listing, walk
+from synthdet.data.walks import listing, walk
 
 FORMATS = 'coco', 'voc', 'yolo'
 
@@ -88,8 +88,8 @@ def test_a_link_is_followed_but_not_back(tmp_path):
 
 @pytest.mark.parametrize('how', ['files', 'folders', 'links'])
 def test_what_is_no_set_of_data_is_told_by_how_much_it_holds(tmp_path, monkeypatch, how):
-    monkeypatch.setattr(images, 'MAX_FILES', 60)
-    monkeypatch.setattr(images, 'MAX_FOLDERS', 60)
+    monkeypatch.setattr(walks, 'MAX_FILES', 60)
+    monkeypatch.setattr(walks, 'MAX_FOLDERS', 60)
     if how == 'files':
         for i in range(70): text(tmp_path, f'{i % 3}/{i}.dat', '')
     if how == 'folders':

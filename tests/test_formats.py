@@ -16,7 +16,9 @@ from helpers import needs_shared, remedy
 from synthdet.core import generator, UserError
 from synthdet.machine import shared
 from synthdet.data.annotations import FORMATS, read_detection, write_detection
-from synthdet.data.images import image_files, image_size, read_image, Resized
+from synthdet.data.held import Resized
+from synthdet.data.images import image_size, read_image
+from synthdet.data.walks import image_files
 
 H, W = 60, 80
 

@@ -41,7 +41,8 @@ from synthdet.data.domains import load_domain, write_domain
 from synthdet.data.public import qr_code
 from synthdet.data.facecrops import FaceCrops
 from synthdet.data.fixtures import make_fixture
-from synthdet.data.images import Resized, write_image
+from synthdet.data.held import Resized
+from synthdet.data.images import write_image
 from synthdet.data.labels import subset
 from synthdet.detection.detectors import detector
 from synthdet.detection.evaluate import average_precision, coco_metrics, evaluate, precision_recall, predict

@@ -17,7 +17,7 @@ from synthdet.data.annotations import FORMATS, read_detection, write_detection
 from synthdet.data.batches import batches, collate, forked, Loop, Mixed
 from synthdet.data.domain import Drawn
 from synthdet.data.facecrops import FaceCrops
-from synthdet.data.images import Held, Resized
+from synthdet.data.held import Held, Resized
 from synthdet.data.labelled import DetectionDataset, trainable
 from synthdet.data.labels import subset, taken
 from synthdet.data.public import Crops

@@ -15,7 +15,8 @@ from helpers import ended, forked
 from synthdet.core import refused, UserError
 from synthdet.data.domain import Domain, fingerprint
 from synthdet.data.domains import butterflies, folder, load_domain
-from synthdet.data.images import cut_short, image_size, is_image, leftover, read_image, write_image
+from synthdet.data.images import cut_short, image_size, read_image, write_image
+from synthdet.data.walks import is_image, leftover
 from synthdet.data.labelled import DetectionDataset
 from synthdet.data.labels import taken
 from synthdet.data.settings import DataSource, Labels

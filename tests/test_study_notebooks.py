@@ -8,7 +8,9 @@ from planted import run_here
 from synthdet.core import refused
 from synthdet.machine import shared
 from synthdet.data import butterflies
+from synthdet.evidence.claims import CLAIMS, claims_table, judge_all
 from synthdet.evidence.notebooks import experiment_notebook, run_notebook
+from synthdet.evidence.parts import made_by, shown
 from synthdet.evidence.studies import STUDIES
 
 HERE = [n for n in STUDIES if n not in ("transfer", "wider")]
@@ -72,3 +74,14 @@ def test_hours_of_work_are_asked_for(tmp_path, monkeypatch):
     said = refused(run_notebook, experiment_notebook("labels_curve"), tmp_path/"out.ipynb", dict(results="none.jsonl", only="domain=butterflies"))
     assert "45 runs have no row" in said and "synthdet-study labels_curve --dry" in said and "run=True" in said
     assert not any(tmp_path.glob("**/artefacts"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_a_notebook_shows_is_of_the_rows_that_are_there(name):
+    rows, shows = shown(name, tell=list), said(experiment_notebook(name))
+    assert bool(shows) == (rows is not None) and (rows is None or made_by(rows) in shows), f"execute nbs/experiments/{name}.ipynb"
+
+
+def test_the_claims_are_shown_as_the_rows_have_them():
+    shows, table = said(experiment_notebook("claims")), claims_table(judge_all(strict=False))
+    assert all(gain in shows for gain in table.gain) and all(f"\n{name}: " in "\n" + shows for name in STUDIES if name in {c.study for c in CLAIMS.values()})

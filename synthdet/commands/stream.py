@@ -40,7 +40,7 @@ def _picture(output):
     path, kinds = plain_path(output, '--output'), ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
     if suffix_of(path) not in kinds: raise UserError(f"--output {path}: choose a name that ends in {', '.join(kinds)}")
     if path.is_file() and path.stat().st_size:
-        from synthdet.data.images import is_image
+        from synthdet.data.walks import is_image
         if not is_image(path): raise UserError(f"--output {path} is there and is no picture; choose another name")
     return writable(path)
 

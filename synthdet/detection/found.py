@@ -21,7 +21,8 @@ from ..boxes import chw, hwc
 from ..core import choose, UserError
 from ..paths import disk_refused, plain_path, suffix_of, whole_folder, writable, write_atomic
 from ..data.annotations import write_annotations
-from ..data.images import IMAGE_SUFFIXES, write_image
+from ..data.images import write_image
+from ..data.walks import IMAGE_SUFFIXES
 from ..data.settings import FORMATS
 
 # %% ../../nbs/5_detection/10_found.ipynb #6be33645

@@ -18,7 +18,7 @@ from .rows import read_rows, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain, masked
-from ..data.images import Resized
+from ..data.held import Resized
 from ..data.labelled import trainable
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels

@@ -19,7 +19,7 @@ from ..core import digest, named, UserError
 from ..paths import cache_dir, hash_file, write_atomic
 from ..data.domain import ClassImage, fingerprint
 from ..data.domains import ClassImages
-from ..data.images import image_files
+from ..data.walks import image_files
 from ..data.labels import restricted
 from ..data.public import CentreCropped
 from ..data.settings import Labels

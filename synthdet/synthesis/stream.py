@@ -13,7 +13,7 @@ import numpy as np
 from ..boxes import chw, hwc, wrap
 from ..core import digest, generator, UserError, VERSIONS
 from ..data.domains import load_domain, masked
-from ..data.images import Held
+from ..data.held import Held
 from ..data.settings import Labels
 from ..masks.segment import make_segmenter
 from ..objects.objects import make_objects
