@@ -27,7 +27,8 @@ from synthdet.data.walks import image_files
 from synthdet.detection.detectors import detector
 from synthdet.detection.evaluate import evaluate, validator
 from synthdet.detection.settings import Model
-from synthdet.detection.ssd import focal, select, ssd
+from synthdet.detection.contract import select
+from synthdet.detection.ssd import focal, ssd
 from synthdet.detection.train import train
 from synthdet.objects.objects import content
 from synthdet.synthesis import cutouts as store

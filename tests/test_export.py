@@ -18,7 +18,7 @@ from synthdet.detection.detectors import detector, save_detector
 from synthdet.detection.evaluate import predict
 from synthdet.detection.export import compared, Deployed, export, runner, survivors
 from synthdet.detection.settings import Model
-from synthdet.detection.ssd import suppress
+from synthdet.detection.contract import suppress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("onnxscript", reason="pip install 'synthdet[onnx]'")

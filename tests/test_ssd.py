@@ -12,7 +12,9 @@ from synthdet.machine import shared
 from synthdet.detection import backbones
 from synthdet.detection.backbones import imagenet_file, make_backbone
 from synthdet.detection.settings import BACKBONES
-from synthdet.detection.ssd import match, pad_targets, select, ssd
+from synthdet.detection.anchors import match, pad_targets
+from synthdet.detection.contract import select
+from synthdet.detection.ssd import ssd
 from synthdet.weights import read_weights
 
 

@@ -14,7 +14,7 @@ from synthdet.data.batches import batches
 from synthdet.detection.detectors import detector
 from synthdet.detection.retinaface import encode_points, match_faces, priors
 from synthdet.detection.settings import resolved_schedule, Schedule
-from synthdet.detection.ssd import encode, match
+from synthdet.detection.anchors import encode, match
 from synthdet.detection.train import matcher_of, train
 
 SIDE = 96
