@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from synthdet.core import generator, refused
+from synthdet.evidence import claims
 from synthdet.evidence.statistics import (
     at_least, cell, CLAIMS, contrast, equivalence, improvement, interquartile_mean, labels_needed, MARGIN, pairs,
     prediction_interval, sign_flip, suite, t_interval, verdict)
@@ -253,3 +254,11 @@ def test_one_run_decides_nothing():
 def test_what_is_no_claim_is_said():
     assert "expected the reason" in refused(verdict, None)
     assert "choose from more, less, at_least, equal" in refused(verdict, UP, "better") and len(CLAIMS) == 4
+
+
+@pytest.mark.parametrize("gains, expected", [
+    (dict(butterflies=[4, 5, 6]), "inconclusive"), (dict(butterflies=[4, 5, 6], birds=[3, 4, 5]), "contradicted"),
+    (dict(butterflies=[4, 5, 6], birds=[-4, -5, -6]), "direction only"), (dict(butterflies=[4, 5, 6], birds=[-9, 1, 9]), "inconclusive")])
+def test_that_a_sign_depends_on_the_domain_takes_two_domains(gains, expected):
+    lines = [dict(domain=d, n_fake="8x", a=50., b=50., dots=dots, **contrast(np.array(dots))) for d, dots in gains.items()]
+    assert claims.whole(claims.CLAIMS["C4"], pd.DataFrame(lines))["verdict"] == expected

@@ -212,6 +212,7 @@ def _depends(found):
     "The verdict of a claim that the sign of a gain depends on the domain."
     signs = {int(np.sign(f.low)) if f.low*f.high > 0 else 0 for f in found.itertuples()}
     told = f'{(found.low > 0).sum()} places above 0, {(found.high < 0).sum()} below'
+    if found.domain.nunique() < 2: return dict(verdict='inconclusive', why=f'one domain alone: {told}')
     if {-1, 1} <= signs: return dict(verdict='direction only', why=f'{told}; surrogate data')
     if signs in ({1}, {-1}): return dict(verdict='contradicted', why=told)
     return dict(verdict='inconclusive', why=told)
