@@ -8,6 +8,7 @@ __all__ = ['ARM_COLOURS', 'learning_curves', 'masks_against_detection', 'trainin
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #494adc0f
 from pathlib import Path
+from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -139,28 +140,32 @@ def label_curve(rows, title='', score='ap50', ax=None):
     return _framed(ax)
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #400c0305
-def score_dots(rows, x, hue=None, score='ap50', ax=None):
-    """Test scores of runs, each a dot, and their means.
+def score_dots(rows, group, hue=None, score='ap50', ax=None):
+    """Test scores of runs, each a dot, and their means, a line for each group.
 
     Parameters
     ----------
     rows : of `Study.rows`
-    x : column that names the groups
+    group : column that names the groups
     hue : column that names what is compared in a group
     score : the score shown
     ax : axes to draw on; new ones when None
     """
-    ax, rows = _axes(ax), rows.assign(points=100*rows[score])
-    for c in {x, hue} - {None}: rows[c] = rows[c].map(lambda v: drawable(str(v)))
-    kinds = list(dict.fromkeys(rows[hue])) if hue else []
+    rows = rows.assign(points=100*rows[score])
+    for c in {group, hue} - {None}: rows[c] = rows[c].map(lambda v: drawable(str(v)))
+    kinds, groups = (list(dict.fromkeys(rows[c])) if c else [] for c in (hue, group))
+    ax = _axes(ax, height=1.1 + len(groups)*(.14 + .13*max(1, len(kinds))))
     colours = {kind: ARM_COLOURS.get(kind, f'C{k}') for k, kind in enumerate(kinds)}
-    how = dict(data=rows, x=x, y='points', hue=hue, ax=ax, palette=colours or None, legend=False)
+    how = dict(data=rows, y=group, x='points', hue=hue, ax=ax, palette=colours or None, legend=False, orient='h')
     sns.stripplot(**how, size=4, jitter=False, dodge=bool(hue))
     wide = .8 - .8/len(kinds) if hue else False
-    sns.pointplot(**how, errorbar=None, linestyle='none', marker='_', markersize=16, dodge=wide)
-    ax.set(xlabel='', ylabel=f'test {score.upper()}', ylim=(0, 100))
-    ax.set_xticks(ax.get_xticks(), list(dict.fromkeys(rows[x])), **AS_IT_IS)
-    if hue: _legend(ax, {kind: ax.plot([], [], color=colour, lw=2)[0] for kind, colour in colours.items()})
+    sns.pointplot(**how, errorbar=None, linestyle='none', marker='|', markersize=10, dodge=wide)
+    ax.set(ylabel='', xlabel=f'test {score.upper()}', xlim=(0, 101))
+    ax.set_yticks(range(len(groups)), groups, **AS_IT_IS)
+    ax.grid(axis='x', color='.93')
+    ax.set_axisbelow(True)
+    handles = {kind: ax.plot([], [], color=colour, lw=2)[0] for kind, colour in colours.items()}
+    if hue: _legend(ax, handles, ncols=len(handles), loc='lower left', bbox_to_anchor=(0, 1))
     ax.figure.tight_layout()
     return ax
 
@@ -180,14 +185,14 @@ def gains(found, names, title='', margin=0, ax=None):
     if margin: ax.axvspan(-margin, margin, color='.93', lw=0)
     ax.axvline(0, color='k', lw=.5)
     for y, f in enumerate(found.itertuples()):
-        ax.plot(f.dots, [y]*len(f.dots), '.', color='.6', ms=5)
+        ax.plot(f.dots, [y + .28]*len(f.dots), '.', color='.45', ms=5)
         if np.isfinite([f.low, f.high]).all(): ax.plot([f.low, f.high], [y, y], color=ARM_COLOURS['pretrain'], lw=2)
         ax.plot(f.mean, y, 'o', color=ARM_COLOURS['pretrain'])
         ax.plot(f.paper_gain, y, 'D', mfc='none', color='k', ms=6)
     ax.set_yticks(range(len(found)), list(map(drawable, names)), **AS_IT_IS)
     ax.invert_yaxis()
     ax.set(xlabel='AP50, points', ylim=(len(found) - .5, -.5))
-    ax.set_title(drawable(title), **AS_IT_IS)
+    ax.set_title(fill(drawable(title), 80), fontsize='medium', loc='left', **AS_IT_IS)
     ax.figure.tight_layout()
     return ax
 
