@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .detection.train import train
     from .evidence.arm import Arm, Mixture, make_arms
     from .evidence.phases import run
+    from .evidence.study import Study
     from .evidence.tables import load_rows
     from .masks.settings import Gate, Masks
     from .objects.settings import Objects
@@ -34,7 +35,8 @@ _FACE = {
     'synthesis.settings': ('Recipe', 'Synthesis'), 'synthesis.stream': ('make_samples as samples',),
     'detection.settings': ('Model', 'Schedule'), 'detection.detectors': ('detector',), 'detection.train': ('train',),
     'detection.evaluate': ('evaluate', 'predict'), 'detection.detect': ('detect',), 'detection.export': ('export',),
-    'evidence.arm': ('Arm', 'Mixture', 'make_arms'), 'evidence.phases': ('run',), 'evidence.tables': ('load_rows',)}
+    'evidence.arm': ('Arm', 'Mixture', 'make_arms'), 'evidence.phases': ('run',), 'evidence.study': ('Study',),
+    'evidence.tables': ('load_rows',)}
 _HOME = {text.split()[-1]: (module, text.split()[0]) for module, names in _FACE.items() for text in names}
 __all__ = ['__version__', *_HOME]
 

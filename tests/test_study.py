@@ -3,28 +3,33 @@ import gc
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import synthdet
 from planted import row as planted_row
 from synthdet import cli
 from synthdet.core import refused
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence import artefacts, cluster, runner
-from synthdet.evidence.arm import Arm
+from synthdet.evidence.arm import Arm, ARMS, resolved
 from synthdet.evidence.parts import begun
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
-from synthdet.evidence.identity import run_key
-from synthdet.evidence.runner import in_turn, placed
+from synthdet.evidence.identity import phase_keys, run_key, total_steps
+from synthdet.evidence.runner import in_turn, placed, run_again
 from synthdet.evidence.study import part, Study
+from synthdet.machine import run_info
 from synthdet.settings import override, to_row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +210,145 @@ def test_whole_parts_are_taken_out_of_rows_of_any_runs(tmp_path, monkeypatch, ca
     cli.study(['--rows', str(tmp_path/'frames.jsonl')])
     assert '20 rows are added to' in capsys.readouterr().out, 'ten of them are rows of labels_curve'
     with pytest.raises(SystemExit): cli.study(['--rows', str(tmp_path/'frames.jsonl'), '--only', 'seed=0'])
+
+
+# what is known, and what others have
+
+class Timed:
+    "In the place of `Processes`: ten steps of .2 s after a start of 60 s, validations of 5 s; a run of 100 s."
+    jobs = None
+    def __init__(self, jobs): Timed.jobs = jobs
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+    def submit(self, arm, out):
+        every, future = arm.schedule.eval_every, Future()
+        (Path(out)/'artefacts'/'a').mkdir(parents=True)
+        at = [60 + .2*k + 5*(k//every) for k in range(arm.steps)]
+        rows = [dict(step=k + 1, seconds=s) for k, s in enumerate(at)]
+        (Path(out)/'artefacts'/'a'/'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        future.set_result(dict(seconds=100., memory_mb=800))
+        return future
+
+
+def test_a_start_is_no_validation(monkeypatch):
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', Timed)
+    cell, = tiny(1000).only(arm='scratch', seed=0).cells()
+    found = runner.plan([cell], [], jobs=3)
+    assert Timed.jobs == 3, 'with as many threads as each run will have'
+    assert found.steps == 1000 and found.memory == 800 and found.minutes == pytest.approx(1000*(.2 + 5/5)/60)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "Results files of all studies, which are planted; trying a step is an error."
+    monkeypatch.setattr(artefacts, 'usual_results', lambda name, out: tmp_path/f'{name}.jsonl')
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', None)
+    info = run_info()
+    def plant(name, cells, **more):
+        made = {k: info[k] for k in ('torch', 'device')} | dict(seconds=30, memory_mb=512) | more
+        for cell in cells: write_row(tmp_path/f'{name}.jsonl', planted_row(cell, **made))
+    return plant
+
+
+def on_flies(name, **at): return STUDIES[name].only(domain='butterflies', **at)
+
+
+def test_a_study_knows_what_others_have(checkout, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    curve, words = partial(on_flies, 'labels_curve'), ['naive_paste', '--only', 'domain=butterflies', '--out', 'out']
+    checkout('naive_paste', on_flies('naive_paste', seed=0, n_real=25, masks='frame').cells())
+    checkout('labels_curve', curve(n_real=25, arm=['scratch', 'pretrain'], seed=[0, 1, 2]).cells())
+    checkout('transfer', curve(n_real=100, arm='pretrain', seed=1).cells(), versions=dict(data=0))
+    checkout('reuse', curve(n_real=100, arm='pretrain', seed=2).cells(), torch='1')
+    checkout('wider', curve(n_real=100, arm='scratch').cells(), device='another', seconds=9e5)
+    cli.study([*words, '--dry', '--jobs', '1'])
+    *_, copied, cost = capsys.readouterr().out.splitlines()
+    assert copied == 'naive_paste: 3 of 19 missing runs are rows of other studies, copied and not trained'
+    lacking = on_flies('naive_paste').missing([r for f in ('naive_paste', 'labels_curve') for r in
+                                               read_rows(tmp_path/f'{f}.jsonl')])
+    parts = {k: p.steps for c in lacking for k, p in zip(phase_keys(c.arm), ARMS[c.arm.arm](c.arm))}
+    scratch, = {total_steps(c.arm) for c in curve(n_real=25, arm='scratch').cells()}
+    minutes = 30/scratch*sum(parts.values())/60                         # of scratch rows, which another study has
+    assert cost.startswith(f'naive_paste: 16 runs, {sum(parts.values()):,} steps, about {minutes:.0f} minutes with 1 ')
+    assert len(read_rows(tmp_path/'naive_paste.jsonl')) == 1, 'only looked at'
+    cli.study([*words, '--dry', '--results', 'mine.jsonl'])
+    said = capsys.readouterr().out
+    assert 'copied' not in said and '20 runs' in said, 'whoever names a file runs all'
+
+
+def test_rows_of_others_are_copied_for_what_is_asked_for_alone(checkout, tmp_path):
+    mine, path = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1]), tmp_path/'own.jsonl'
+    checkout('own', mine.only(seed=0).cells())
+    checkout('labels_curve', on_flies('labels_curve').cells())
+    for _ in range(2):
+        told, also = [], [tmp_path/'labels_curve.jsonl']
+        assert len(mine.run(tmp_path/'out', path, also=also, tell=told.append)) == len(read_rows(path)) == 2
+    assert not told and read_rows(path)[-1] in read_rows(also[0]), 'once, and as it is there'
+
+
+def test_only_rows_that_would_stand_beside_those_made_here_are_taken(checkout, tmp_path):
+    study = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1])
+    def left(*names):
+        also = [tmp_path/f'{name}.jsonl' for name in names]
+        return [*map(len, runner.prepared(study, tmp_path/'out', tmp_path/'no.jsonl', '', also))]
+    here = [c._replace(arm=resolved(c.arm)) for c in study.cells()]      # in the precision of this machine
+    checkout('right', here)
+    checkout('device', here, device='another')
+    checkout('precision', [c._replace(arm=override(c.arm, 'precision=fp16')) for c in here])
+    assert left() == left('device') == left('precision') == [2, 2, 0]
+    assert left('right') == left('right', 'device') == [0, 0, 2]
+    checkout('of_other_data', here[:1], id='pretrain-of-other-data')
+    assert left('right', 'of_other_data') == [1, 1, 1], 'nobody knows which of the two is meant'
+
+
+def test_the_part_that_can_be_run_is_named_on_the_axes_that_part_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(STUDIES, 'transfer', STUDIES['transfer'].only(domain=['birds', 'cars']))
+    def hint(*there):
+        for name in there: (tmp_path/name).mkdir(parents=True)
+        words = ['--data', tmp_path, '--out', tmp_path/'out', '--results', tmp_path/'none.jsonl']
+        with pytest.raises(SystemExit): cli.study(['transfer', *map(str, words)])
+        words = shlex.split(capsys.readouterr().err.partition(', or --only ')[2])
+        if words: runner.prepared(part(STUDIES['transfer'], words), tmp_path/'out', tmp_path/'none.jsonl', tmp_path)
+        return words
+    weights, coco = (tmp_path/f'weights/{name}.safetensors' for name in
+                     ('mobilenetv1_100_imagenet', 'ssd_mobilenetv1_100_coco'))
+    assert hint() == []
+    assert hint('data/birds/class_images/class_images_free', 'data/birds/class_images_free', 'weights') == [
+        'domain=birds', 'start=random']
+    weights.write_bytes(b'x')
+    assert hint() == ['domain=birds', 'start=random,imagenet,synthdet']
+    assert hint('data/cars/class_images') == ['start=random,imagenet,synthdet']
+    weights.rename(coco)
+    assert hint() == ['start=random,coco,coco + synthdet']
+
+
+class Here:
+    "In the place of `Processes`: this one."
+    def __init__(self, jobs): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+    def submit(self, arm, out, results=None):
+        future = Future()
+        future.set_result(run_again(arm, out, results))
+        return future
+
+
+def test_the_study_of_the_readme(data, tmp_path, monkeypatch):
+    "In small: on another domain, with two labels."
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)
+    code, = (b for b in blocks if 'synthdet.Study' in b)
+    for whole, small in {'domain=butterflies': TINY.format(2), '[25]': '[2]', 'runs/mine': str(tmp_path/'out')}.items():
+        assert code.count(whole) == 1
+        code = code.replace(whole, small)
+    monkeypatch.chdir(data)
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', Here)
+    space = dict(synthdet=synthdet)
+    exec(code, space)
+    rows = space['rows']
+    assert [*rows.arm] == ['scratch']*2 + ['pretrain']*2 and [*rows.seed] == [0, 1]*2
+    assert not space['mine'].missing(read_rows(tmp_path/'out/results.jsonl'))
 
 
 # mistakes, in one line, before anything is started

@@ -17,7 +17,8 @@ from ..evidence.cluster import check_cluster, cluster
 _STUDY = '''Run what a study lacks; without NAME, list every study and how far it is. Ctrl-C and kill lose the steps
 since the last save at most: the same command goes on. Artefacts lie in OUT (default: SYNTHDET_CACHE/studies or
 ~/.cache/synthdet/studies, where any checkout finds them), rows in FILE (default: results/studies/NAME.jsonl of the
-checkout; without one, OUT/NAME.jsonl). --rows runs nothing: of the rows of a file, which may be of any runs, it adds
+checkout; without one, OUT/NAME.jsonl). Runs that other studies have rows of are copied from there; with --results all
+are run. --rows runs nothing: of the rows of a file, which may be of any runs, it adds
 to a study's own those that make a part of it whole (a grid at a domain); without NAME, to every study's.'''
 
 def _study_parser():
@@ -49,19 +50,22 @@ def _study(argv):
     where = lambda name: plain_path(a.results, '--results') if a.results is not None else usual_results(name, out)
     if a.only and (a.rows is not None or not a.name):
         raise UserError('--only is a part of the study NAME that is run; leave it out, or give NAME without --rows')
-    if a.rows is not None: return _collect(a, where, [usual_results(name, out) for name in STUDIES])
+    every = [usual_results(name, out) for name in STUDIES]
+    if a.rows is not None: return _collect(a, where, every)
     if not a.name:
         return print(lines([_state(s, where(s.name)) for s in STUDIES.values()], 'study', 'runs', 'done', 'claims'),
                      f'artefacts in {out}', sep='\n')
     study, results = part(choose('study', a.name, STUDIES), a.only), where(a.name)
     jobs, resources = number('--jobs', a.jobs), {k: number(k, v) for k, v in words(a.resources).items()}
     check_cluster(a.dask, jobs, resources)
-    lacking, _ = prepared(study, out, results, a.data)
-    if a.dry: return _dry(study, lacking, results, a.data, jobs)
+    also = every if a.results is None else []
+    lacking, _, there = prepared(study, out, results, a.data, also)
+    if a.dry: return _dry(study, lacking, there, [results, *every], a.data, jobs)
     with cluster(a.dask, jobs, resources, len(lacking)) as client:
         how = dict(resources=resources) if resources else {}
         tell = lambda line: print(line, flush=True)
-        rows = run_study(study, out, results, data=a.data, jobs=jobs, client=client, tell=tell, **how)
+        rows = run_study(study, out, results, data=a.data, also=also, known=every, jobs=jobs, client=client,
+                         tell=tell, **how)
     print(f'{study.name}: all {len(rows)} rows are in {results}')
 
 def _state(study, results):
@@ -87,15 +91,16 @@ def _collect(a, where, every):
         for part, n, of in taken.rest: print(f'{name}: {about(part)}: {n} of {of} runs, not taken')
         if taken.added: print(f"{len(taken.added)} rows {'would be' if a.dry else 'are'} added to {path}")
 
-def _dry(study, lacking, results, data, jobs):
-    "`synthdet-study --dry`: the runs that are missing, and what they cost."
-    if not lacking: return print(f'{study.name}: nothing is missing in {results}')
+def _dry(study, lacking, there, files, data, jobs):
+    "`synthdet-study --dry`: the runs that are missing, and what they cost; what rows of the files say of it."
+    from synthdet.evidence.runner import all_rows, plan, told, told_copied
+    if not lacking: return print(told_copied(study.name, there, 0) or f'{study.name}: nothing is missing in {files[0]}')
     from synthdet.evidence.jobs import usual_jobs
-    from synthdet.evidence.rows import read_rows
-    from synthdet.evidence.runner import plan, told
+    jobs = jobs or usual_jobs(len(lacking))
     axes = dict.fromkeys(axis for cell in lacking for axis in cell.at)
     print(lines([{axis: cell.at.get(axis, '') for axis in axes} for cell in lacking], *axes), flush=True)
-    print(told(study.name, plan(lacking, read_rows(results), data), jobs or usual_jobs(len(lacking))))
+    if there: print(told_copied(study.name, there, len(lacking)), flush=True)
+    print(told(study.name, plan(lacking, all_rows(*files), data, jobs), jobs))
 
 def study(argv=None):
     "Entry point of `synthdet-study`."
