@@ -21,7 +21,7 @@ TOLD = ('UserError', 'Missing', 'NotHere', 'warn', 'choose', 'not_here', '_Faile
 IN_PYTHON = { # module -> arguments of functions that no command and no domain calls
     'annotations.py': {'classes'}, 'study.py': {'axis'}, 'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'},
     'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
-    'stylegan2.py': {'c_dim', 'embed_features'}, 'ssd.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
+    'stylegan2.py': {'c_dim', 'embed_features'}, 'anchors.py': {'num_classes'}, 'contract.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
     'public.py': {'name'}, 'door.py': {'name'}, 'detect.py': {'bad', 'classes'}}
 
