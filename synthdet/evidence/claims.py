@@ -56,6 +56,8 @@ CLAIMS = dict(
                   'pretrain', _FEW, 'more', 'table1', ({}, _TUNED)),
     C2=Claim('pretraining helps with all labels', 'labels_curve', 'arm', 'scratch', 'pretrain', _ALL, 'more', 'table1',
              (dict(arm='scratch', labels='all'), dict(arm='pretrain', labels='all'))),
+    C2_long=Claim('... and against as many steps on all of them', 'labels_curve', 'arm', 'scratch_long', 'pretrain',
+                  _ALL),
     C3=Claim('pretraining alone is poor', 'labels_curve', 'arm', 'pretrain', 'pretrain_only', _FEW, 'less', 'table1',
              (_TUNED, dict(arm='pretrain_only'))),
     C4=Claim('pretraining and fine-tuning against mixing: it depends on the domain', 'mixed_vs_pretrain', 'arm',
@@ -73,7 +75,9 @@ CLAIMS = dict(
     C9=Claim('pretraining helps where the labelled images are augmented, too (ours)', 'augment_matters', 'arm',
              'scratch', 'pretrain', _AUGMENTED),
     C9_long=Claim('... and against as many steps on them (ours)', 'augment_matters', 'arm', 'scratch_long', 'pretrain',
-                  _AUGMENTED))
+                  _AUGMENTED),
+    C9_more=Claim('... and where both take as many steps on them (ours)', 'augment_matters', 'arm', 'scratch_long',
+                  'pretrain_long', _AUGMENTED))
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #4d127615
 def papers(table) -> pd.DataFrame:
