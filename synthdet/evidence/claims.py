@@ -305,7 +305,8 @@ def reached(rows) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : domain, labels (inf: not reached), low, high (95 %), of (all labels), n
+    DataFrame : domain, labels (inf: not reached), low, high (95 %, a bootstrap over runs, too narrow for three of
+        them), of (all labels), n, told (in words: where the fewest that were run suffice, fewer may)
     """
     lines = []
     for domain, some in rows.groupby('domain', sort=False):
@@ -313,13 +314,20 @@ def reached(rows) -> pd.DataFrame:
         if not len(goal): continue
         curve = some[some.arm == 'pretrain'].pivot(index='seed', columns='n_labels', values='ap50').loc[goal.index]
         found = labels_needed(list(curve.columns), curve.values, goal.ap50)
-        lines.append(dict(domain=domain, **found, of=int(goal.n_labels.iloc[0])))
-    return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n'])
+        told = _needed(found, min(curve.columns), int(goal.n_labels.iloc[0]))
+        lines.append(dict(domain=domain, **found, of=int(goal.n_labels.iloc[0]), told=told))
+    return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n', 'told'])
+
+def _needed(found, fewest, of):
+    "How many labels are needed, in words."
+    count = lambda v: 'more than were run' if np.isinf(v) else f"{'at most '*(v <= fewest)}{v:.0f}"
+    if found['labels'] <= fewest or np.isinf(found['labels']): return f"{count(found['labels'])} of {of}"
+    return f"{count(found['labels'])} of {of} ({count(found['low'])} to {count(found['high'])}, between the counts run)"
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #0f08879b
 def _touches(claim, part):
     "Is a claim made of this part?"
-    try: return bool(part.only(**claim.where))
+    try: return bool(part.only(**{claim.axis: [claim.a, claim.b]}, **claim.where))
     except UserError: return False
 
 def judge(study, rows, rest=()) -> dict:
