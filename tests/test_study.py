@@ -201,10 +201,10 @@ def test_whole_parts_are_taken_out_of_rows_of_any_runs(tmp_path, monkeypatch, ca
     for words in (['--dry'], [], []):
         cli.study(['labels_curve', '--rows', str(tmp_path/'mixed.jsonl'), *words])
         said = capsys.readouterr().out
-        if words: assert '45 rows would be added' in said and not (tmp_path/'labels_curve.jsonl').exists()
+        if words: assert '50 rows would be added' in said and not (tmp_path/'labels_curve.jsonl').exists()
     assert 'added' not in said and 'labels_curve: kangaroos, 20 labels: 4 of 12 runs, not taken' in said
     rows, rest = begun(STUDIES['labels_curve'], tmp_path/'labels_curve.jsonl')
-    assert set(rows.domain) == {'butterflies'} and len(rest) == 10 and len(read_rows(tmp_path/'labels_curve.jsonl')) == 45
+    assert set(rows.domain) == {'butterflies'} and len(rest) == 15 and len(read_rows(tmp_path/'labels_curve.jsonl')) == 50
     naive = [planted_row(c) for c in STUDIES['naive_paste'].only(domain='butterflies', masks='frame').cells()]
     for r in naive: write_row(tmp_path/'frames.jsonl', r)
     cli.study(['--rows', str(tmp_path/'frames.jsonl')])
