@@ -43,10 +43,12 @@ slow: $(READY)
 sync: $(READY)
 	$(BIN)/python tests/check_sync.py
 
-# every figure and table, from results/ alone
+# every figure and table, from results/ alone; DATA=FOLDER (below which data/NAME lie): Fig. 2 of photographs, too
+FIGURE = $(BIN)/papermill --no-progress-bar
 figures: $(READY)
-	mkdir -p paper_figures/out
-	for n in paper_figures/*.ipynb; do $(BIN)/papermill --no-progress-bar $$n paper_figures/out/`basename $$n` || exit 1; done
+	rm -rf paper_figures/out && mkdir paper_figures/out
+	for n in paper_figures/*.ipynb; do $(FIGURE) $$n paper_figures/out/`basename $$n` || exit 1; done
+	$(if $(DATA),$(FIGURE) paper_figures/pictures.ipynb paper_figures/out/pictures.ipynb -p data "$(abspath $(DATA))")
 
 # notebooks and docstrings as HTML; a broken link, a picture that was not made or a warning is an error
 docs: $(READY)

@@ -1,12 +1,13 @@
 "The training samples of RetinaFace and of SSD: what is cut, what moves with it, and that seed and number decide."
 import numpy as np
+import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import RandomIoUCrop
 
 from synthdet.core import generator
 from synthdet.data.facecrops import crop, FaceCrops, find_crop, mirror, recolour, SCALES
-from synthdet.data.patches import find_patch, patch, zoom_out
+from synthdet.data.patches import find_patch, Patches
 from test_retinaface import targets_of
 
 
@@ -78,24 +79,40 @@ def bounds(image):
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def test_what_is_made_smaller_keeps_its_box():
-    image, target = white(60, 30, 120, 80)
-    seen = []
-    for k in range(100):
-        smaller, t = zoom_out(image, target, generator(0, k))
-        assert smaller.shape == image.shape and np.abs(t["boxes"][0] - bounds(smaller)).max() < 1.01
-        seen.append(t["boxes"][0])
-    widths = np.array(seen)[:, 2] - np.array(seen)[:, 0]
-    assert 14.5 < widths.min() < 17 and 50 < widths.max() <= 60 and np.ptp(np.array(seen)[:, 0]) > 100
+def looked(image, target, k, size=64):
+    "What `Patches` shows of a picture, without other colours, and its boxes."
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("synthdet.data.patches.recolour", lambda image, g: image)
+        return Patches([(torch.zeros(3, 9, 9, dtype=torch.uint8), {})], size).look(image, target, generator(0, k))
 
 
-def test_a_patch_keeps_the_boxes_whose_centres_it_holds():
+def test_a_patch_shows_objects_where_their_boxes_are():
     image, target = white(60, 30, 120, 80)
-    for k in range(100):
-        part, t = patch(image, target, generator(0, k))
-        assert len(t["boxes"]) == len(t["labels"]) == 1 and np.abs(t["boxes"][0] - bounds(part)).max() < 1.01
-        two = dict(boxes=np.float32([[60, 30, 120, 80], [0, 0, 9, 9]]), labels=np.array([1, 2]))
-        assert len(patch(image, two, generator(0, k))[1]["labels"]) in (1, 2)
+    sizes, grounds = [], []
+    for k in range(200):
+        seen, t = looked(image, target, k)
+        assert seen.shape == (64, 64, 3) and len(t["boxes"]) == len(t["labels"]) == 1
+        assert np.abs(t["boxes"][0] - bounds(seen)).max() < 2, "whole pixels, and a wide interpolation"
+        sizes.append(t["boxes"][0, 2] - t["boxes"][0, 0])
+        grounds.append((seen == (123, 117, 104)).all(2).mean())
+    assert min(sizes) < 7 and max(sizes) > 45, "a quarter of the picture's, and larger than in it"
+    assert .3 < np.mean(np.array(grounds) > .1) < .6, "around about half of them the ground grew, and is the mean colour"
+
+
+def test_boxes_go_with_the_patch_that_holds_their_centres():
+    image = white(60, 30, 120, 80)[0]
+    two = dict(boxes=np.float32([[60, 30, 120, 80], [150, 80, 200, 120]]), labels=np.array([1, 2]))
+    found = [looked(image, two, k)[1]["labels"].tolist() for k in range(100)]
+    assert [1, 2] in found and [1] in found and [2] in found and [] not in found
+    beyond = dict(boxes=np.float32([[150, 80, 230, 130], [300, 200, 320, 220]]), labels=np.array([1, 2]))
+    assert all(looked(image, beyond, k)[1]["labels"].tolist() == [1] for k in range(40)), "cut at the border first"
+
+
+def test_pictures_of_any_size_and_none_with_boxes():
+    for h, w in (1, 1), (2, 3), (40, 600), (3000, 4000):
+        for boxes in np.zeros((0, 4), np.float32), np.float32([[0, 0, w, h]]):
+            seen, t = looked(np.zeros((h, w, 3), np.uint8), dict(boxes=boxes, labels=np.ones(len(boxes))), 3)
+            assert seen.shape == (64, 64, 3) and len(t["boxes"]) == len(boxes)
 
 
 def test_patches_are_drawn_as_torchvision_draws_them():

@@ -10,8 +10,8 @@ from scipy import stats
 from synthdet.core import generator, refused
 from synthdet.evidence import claims
 from synthdet.evidence.statistics import (
-    at_least, cell, CLAIMS, contrast, equivalence, improvement, interquartile_mean, labels_needed, MARGIN, pairs,
-    prediction_interval, sign_flip, suite, t_interval, verdict)
+    at_least, cell, CLAIMS, contrast, equivalence, improvement, interquartile_mean, labels_needed, MARGIN, overall,
+    pairs, prediction_interval, sign_flip, suite, t_interval, verdict)
 
 
 def side(arm, **more):
@@ -260,5 +260,42 @@ def test_what_is_no_claim_is_said():
     (dict(butterflies=[4, 5, 6]), "inconclusive"), (dict(butterflies=[4, 5, 6], birds=[3, 4, 5]), "contradicted"),
     (dict(butterflies=[4, 5, 6], birds=[-4, -5, -6]), "direction only"), (dict(butterflies=[4, 5, 6], birds=[-9, 1, 9]), "inconclusive")])
 def test_that_a_sign_depends_on_the_domain_takes_two_domains(gains, expected):
-    lines = [dict(domain=d, n_fake="8x", a=50., b=50., dots=dots, **contrast(np.array(dots))) for d, dots in gains.items()]
-    assert claims.whole(claims.CLAIMS["C4"], pd.DataFrame(lines))["verdict"] == expected
+    assert depending({d: {"8x": v} for d, v in gains.items()}) == expected
+
+
+def depending(gains):
+    "The verdict of C4 on gains by domain and number of synthesised images."
+    lines = [dict(domain=d, n_fake=n, a=50., b=50., dots=dots, seeds=range(3), **contrast(np.array(dots)))
+             for d, some in gains.items() for n, dots in some.items()]
+    return claims.whole(claims.CLAIMS["C4"], pd.DataFrame(lines))["verdict"]
+
+
+def test_it_is_the_domain_that_a_sign_depends_on():
+    up, down = [4, 5, 6], [-4, -5, -6]
+    assert depending(dict(birds={"1x": down, "8x": up}, cars={"1x": down, "8x": up})) == "inconclusive", "it depends on the number"
+    assert depending(dict(birds={"1x": down, "8x": up}, cars={"1x": up, "8x": up})) == "direction only"
+
+
+def test_a_whole_claim_is_of_runs_not_of_places():
+    line = dict(a=50., b=60., paper_b=np.nan, verdict="direction only", why="")
+    lines = [dict(line, domain="birds", n_real=n, dots=dots, seeds=[0, 1, 2]) for n, dots in ((20, [4, 8, 9]), (100, [6, 10, 11]))]
+    found = claims.whole(claims.CLAIMS["C8"], pd.DataFrame(lines))
+    assert found["n"] == 3 and (found["low"], found["high"]) == pytest.approx(t_interval([5, 9, 10]))
+
+
+@pytest.mark.parametrize("protocol, expected", [("quick", "direction only"), ("paper", "reproduced")])
+def test_the_papers_own_protocol_can_reproduce_it(protocol, expected):
+    known = claims._paper_mean(claims.CLAIMS["C1"], 0, dict(domain="birds")), claims._paper_mean(claims.CLAIMS["C1"], 1, dict(domain="birds"))
+    rows = pd.DataFrame([dict(id=f"{a}{s}", arm=a, domain="birds", n_real=20, seed=s, protocol=protocol, ap50=(m + s)/100, versions=1)
+                         for a, m in zip(("scratch", "pretrain"), known) for s in range(3)])
+    found = claims.findings(claims.CLAIMS["C1"], rows)
+    assert found.verdict[0] == expected and claims.whole(claims.CLAIMS["C1"], found)["verdict"] == expected
+
+
+def test_the_mean_over_domains_is_welchs_of_two():
+    a, b = generator(3, "a").normal(0, 1, 5), generator(3, "b").normal(0, 4, 3)
+    low, high = stats.ttest_ind(a, -b, equal_var=False).confidence_interval()
+    found = overall(dict(a=a, b=b))
+    assert (found["low"], found["high"]) == pytest.approx((low/2, high/2)) and found["n"] == 8
+    assert (overall(dict(a=a))["low"], overall(dict(a=a))["high"]) == pytest.approx(t_interval(a))
+    assert overall(dict(a=a, b=[3]))["high"] == inf

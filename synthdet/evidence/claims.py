@@ -15,7 +15,7 @@ from .arm import Arm
 from .parts import about, begun, studies_file
 from .plots import gains
 from .published import published
-from .statistics import (at_least, contrast, equivalence, labels_needed, MARGIN, pairs,
+from .statistics import (at_least, contrast, equivalence, labels_needed, MARGIN, overall, pairs,
                                           prediction_interval, suite, verdict)
 from .studies import STUDIES
 from ..settings import columns, leaves
@@ -56,6 +56,8 @@ CLAIMS = dict(
                   'pretrain', _FEW, 'more', 'table1', ({}, _TUNED)),
     C2=Claim('pretraining helps with all labels', 'labels_curve', 'arm', 'scratch', 'pretrain', _ALL, 'more', 'table1',
              (dict(arm='scratch', labels='all'), dict(arm='pretrain', labels='all'))),
+    C2_long=Claim('... and against as many steps on all of them', 'labels_curve', 'arm', 'scratch_long', 'pretrain',
+                  _ALL),
     C3=Claim('pretraining alone is poor', 'labels_curve', 'arm', 'pretrain', 'pretrain_only', _FEW, 'less', 'table1',
              (_TUNED, dict(arm='pretrain_only'))),
     C4=Claim('pretraining and fine-tuning against mixing: it depends on the domain', 'mixed_vs_pretrain', 'arm',
@@ -73,7 +75,9 @@ CLAIMS = dict(
     C9=Claim('pretraining helps where the labelled images are augmented, too (ours)', 'augment_matters', 'arm',
              'scratch', 'pretrain', _AUGMENTED),
     C9_long=Claim('... and against as many steps on them (ours)', 'augment_matters', 'arm', 'scratch_long', 'pretrain',
-                  _AUGMENTED))
+                  _AUGMENTED),
+    C9_more=Claim('... and where both take as many steps on them (ours)', 'augment_matters', 'arm', 'scratch_long',
+                  'pretrain_long', _AUGMENTED))
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #4d127615
 def papers(table) -> pd.DataFrame:
@@ -170,7 +174,11 @@ def _test(kind, gains):
     found = contrast(gains)
     return {**found, **(within(gains) if within else {}), 'p': found['p']} # of the same test everywhere
 
-def _judged(claim, place, gain, scores, paper):
+def _stands_in(rows):
+    "Do these rows' data stand in for the paper's? Only its own protocols are run on those."
+    return 'quick' in set(rows.protocol)
+
+def _judged(claim, place, gain, scores, paper, surrogate):
     "The verdict of a place; a domain that is not in the paper has no sign that depends on it."
     kind = claim.kind
     if kind == 'depends':
@@ -178,7 +186,7 @@ def _judged(claim, place, gain, scores, paper):
         kind = 'more' if paper['paper_gain'] > 0 else 'less'
     own = paper['paper_b'] == paper['paper_b']
     return verdict(gain, kind, paper=paper['paper_b'] if own else None, level=prediction_interval(scores),
-                   surrogate=own)
+                   surrogate=own and surrogate)
 
 def findings(claim:Claim, rows) -> pd.DataFrame:
     """Judge a claim place by place.
@@ -191,7 +199,8 @@ def findings(claim:Claim, rows) -> pd.DataFrame:
     Returns
     -------
     DataFrame : one line per place: the axes, a and b (means), mean, sd, n, low, high (of the gain; 95 %, of `equal` and
-        `at_least` 90 %), p, dots (gains), paper_a, paper_b, paper_gain, verdict, why; scores in points
+        `at_least` 90 %), p, dots (gains), seeds (of the dots), paper_a, paper_b, paper_gain, verdict, why; scores in
+        points
 
     Raises
     ------
@@ -203,19 +212,37 @@ def findings(claim:Claim, rows) -> pd.DataFrame:
         place, gain = dict(zip(axes, at)), _test(claim.kind, some.gain)
         values = [_paper_mean(claim, k, place) for k in (0, 1)]
         paper = dict(paper_a=values[0], paper_b=values[1], paper_gain=values[1] - values[0])
-        lines.append({**place, 'a': some.a.mean(), 'b': some.b.mean(), **gain, 'dots': list(some.gain), **paper,
-                      **_judged(claim, place, gain, some.b, paper)})
+        lines.append({**place, 'a': some.a.mean(), 'b': some.b.mean(), **gain, 'dots': list(some.gain),
+                      'seeds': list(some.seed), **paper,
+                      **_judged(claim, place, gain, some.b, paper, _stands_in(rows[rows.domain == place['domain']]))})
     return pd.DataFrame(lines)
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #37bf7fd4
 def _depends(found):
-    "The verdict of a claim that the sign of a gain depends on the domain."
-    signs = {int(np.sign(f.low)) if f.low*f.high > 0 else 0 for f in found.itertuples()}
+    "The verdict of a claim that the sign of a gain depends on the domain, all else being equal."
+    signs = found.assign(sign=np.sign(found.low)*(found.low*found.high > 0))
+    alike = signs.groupby([c for c in _axes(found) if c != 'domain'], dropna=False)
     told = f'{(found.low > 0).sum()} places above 0, {(found.high < 0).sum()} below'
-    if found.domain.nunique() < 2: return dict(verdict='inconclusive', why=f'one domain alone: {told}')
-    if {-1, 1} <= signs: return dict(verdict='direction only', why=f'{told}; surrogate data')
-    if signs in ({1}, {-1}): return dict(verdict='contradicted', why=told)
+    if alike.domain.nunique().max() < 2: return dict(verdict='inconclusive', why=f'one domain alone: {told}')
+    if any({-1, 1} <= set(some.sign) for _, some in alike): return dict(verdict='direction only', why=told)
+    if abs(signs.sign.sum()) == len(signs): return dict(verdict='contradicted', why=told)
     return dict(verdict='inconclusive', why=told)
+
+def _axes(found): return [c for c in found.columns[:list(found.columns).index('a')] if c != 'n_real']
+
+def _runs_of(found):
+    "dict domain -> a gain for each seed: that of all its places, which may share trainings and count once."
+    by = {}
+    for f in found.itertuples():
+        for seed, gain in zip(f.seeds, f.dots): by.setdefault(f.domain, {}).setdefault(seed, []).append(gain)
+    return {domain: [np.mean(v) for v in seeds.values()] for domain, seeds in by.items()}
+
+def _same_level(found):
+    "Why the paper's level is not that of all places; '' when it is, or the paper has none and nothing to compare."
+    known = found[found.paper_b.notna()]
+    if known.empty: return 'no value of the paper to compare'
+    told = known.why[known.verdict != 'reproduced']
+    return 'surrogate data' if 'surrogate data' in set(told) else next(iter(told), '')
 
 def whole(claim:Claim, found) -> dict:
     """Judge a claim over all places.
@@ -227,17 +254,20 @@ def whole(claim:Claim, found) -> dict:
 
     Returns
     -------
-    dict : iqm, low, high (`statistics.suite` of the gains), n (pairs), places, verdict, why
+    dict : mean, low, high (`statistics.overall` of the gains, 95 %, of `equal` and `at_least` 90 %), iqm (`suite`), n
+        (runs; one that stands in several places counts once), places, verdict, why
     """
     if found is None or not len(found):
-        reason = f'no rows of study {claim.study}'
-        return dict(iqm=np.nan, low=np.nan, high=np.nan, n=0, places=0, **verdict(None, reason=reason))
-    axes = list(found.columns[:list(found.columns).index('a')])
-    gains = {' '.join(map(str, at)): dots for *at, dots in found[[*axes, 'dots']].values}
-    over = suite(gains)
-    if claim.kind == 'depends': judged = _depends(found)
-    else: judged = verdict(over, claim.kind, surrogate=bool(claim.table))
-    return dict(iqm=over['iqm'], low=over['low'], high=over['high'], n=over['n'], places=len(found), **judged)
+        reason = f'no rows of {claim.b} and {claim.a} in study {claim.study}'
+        nothing = dict.fromkeys(('mean', 'low', 'high', 'iqm'), np.nan)
+        return dict(nothing, n=0, places=0, **verdict(None, reason=reason))
+    gains = _runs_of(found)
+    over = overall(gains, .9 if claim.kind in ('equal', 'at_least') else .95)
+    judged = _depends(found) if claim.kind == 'depends' else verdict(over, claim.kind)
+    if judged['verdict'] == 'direction only' and claim.kind != 'depends':
+        why = _same_level(found) if claim.table else 'no value of the paper to compare'
+        judged = dict(verdict='direction only' if why else 'reproduced', why=why or judged['why'])
+    return dict(over, iqm=suite(gains)['iqm'], places=len(found), **judged)
 
 def agreed(found) -> str:
     """How many places have which verdict, in words.
@@ -275,7 +305,8 @@ def reached(rows) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : domain, labels (inf: not reached), low, high (95 %), of (all labels), n
+    DataFrame : domain, labels (inf: not reached), low, high (95 %, a bootstrap over runs, too narrow for three of
+        them), of (all labels), n, told (in words: where the fewest that were run suffice, fewer may)
     """
     lines = []
     for domain, some in rows.groupby('domain', sort=False):
@@ -283,13 +314,20 @@ def reached(rows) -> pd.DataFrame:
         if not len(goal): continue
         curve = some[some.arm == 'pretrain'].pivot(index='seed', columns='n_labels', values='ap50').loc[goal.index]
         found = labels_needed(list(curve.columns), curve.values, goal.ap50)
-        lines.append(dict(domain=domain, **found, of=int(goal.n_labels.iloc[0])))
-    return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n'])
+        told = _needed(found, min(curve.columns), int(goal.n_labels.iloc[0]))
+        lines.append(dict(domain=domain, **found, of=int(goal.n_labels.iloc[0]), told=told))
+    return pd.DataFrame(lines, columns=['domain', 'labels', 'low', 'high', 'of', 'n', 'told'])
+
+def _needed(found, fewest, of):
+    "How many labels are needed, in words."
+    count = lambda v: 'more than were run' if np.isinf(v) else f"{'at most '*(v <= fewest)}{v:.0f}"
+    if found['labels'] <= fewest or np.isinf(found['labels']): return f"{count(found['labels'])} of {of}"
+    return f"{count(found['labels'])} of {of} ({count(found['low'])} to {count(found['high'])}, between the counts run)"
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #0f08879b
 def _touches(claim, part):
     "Is a claim made of this part?"
-    try: return bool(part.only(**claim.where))
+    try: return bool(part.only(**{claim.axis: [claim.a, claim.b]}, **claim.where))
     except UserError: return False
 
 def judge(study, rows, rest=()) -> dict:
@@ -358,12 +396,12 @@ def claims_table(judged) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : claim, compared, domains, gain (interquartile mean over places, 95 % interval, pairs), verdict, why, by
+    DataFrame : claim, compared, domains, gain (mean over domains, its interval, runs), verdict, why, by
         place, not run, command
     """
     def line(name):
         claim, (over, found, rest) = CLAIMS[name], judged[name]
-        gain = f"{over['iqm']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f}, n={over['n']})" if over['n'] else ''
+        gain = f"{over['mean']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f}, n={over['n']})" if over['n'] else ''
         domains = ', '.join(dict.fromkeys(found.domain)) if over['n'] else ''
         return {'claim': claim.says, 'compared': f'{claim.b} - {claim.a}', 'domains': domains, 'gain': gain,
                 'verdict': over['verdict'], 'why': over['why'], 'by place': agreed(found) if over['n'] else '',

@@ -67,7 +67,7 @@ def about(*some) -> str:
         labels, start = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start'))
         told = (f', {labels} labels' if labels else '') + (f', from {start}' if start else '')
         found.setdefault(told, []).extend(grid.get('domain', [part.name]))
-    return '; '.join(', '.join(names) + told for told, names in found.items())
+    return '; '.join(', '.join(dict.fromkeys(names)) + told for told, names in found.items())
 
 # %% ../../nbs/6_evidence/16_parts.ipynb #ee71b31a
 def studies_file(name, folder='') -> Path:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPEATS', 'MARGIN', 'CLAIMS', 'pairs', 'cell', 't_interval', 'sign_flip', 'contrast', 'interquartile_mean', 'suite',
-           'improvement', 'equivalence', 'at_least', 'prediction_interval', 'labels_needed', 'verdict']
+           'overall', 'improvement', 'equivalence', 'at_least', 'prediction_interval', 'labels_needed', 'verdict']
 
 # %% ../../nbs/6_evidence/10_statistics.ipynb #61606ec4
 import re
@@ -216,6 +216,32 @@ def suite(scores, *, repeats=REPEATS, seed=0) -> dict:
     groups = [_values(v) for v in scores.values()]
     low, high = _quantiles(interquartile_mean(list(_strata(scores, repeats, seed, 'suite'))))
     return dict(iqm=float(interquartile_mean(groups)), low=low, high=high, domains=len(groups), n=sum(map(len, groups)))
+
+# %% ../../nbs/6_evidence/10_statistics.ipynb #ced379c9
+def overall(gains, level=.95) -> dict:
+    """Average a gain over domains, each weighing the same, with an interval that holds for a few runs of each.
+
+    Parameters
+    ----------
+    gains : dict domain -> one gain per run
+    level : of the interval
+
+    Returns
+    -------
+    dict : mean, low and high (t-interval of Welch and Satterthwaite, of these domains; endless where one has a single
+        run), domains, n (runs in all)
+
+    Source: Satterthwaite 1946; Welch 1947.
+    """
+    groups = [_values(v) for v in gains.values()]
+    mean, n = float(np.mean([g.mean() for g in groups])), [len(g) for g in groups]
+    found = dict(mean=mean, low=-inf, high=inf, domains=len(groups), n=sum(n))
+    if min(n) == 1: return found
+    parts = np.array([_sd(g)**2/len(g) for g in groups])             # variances of the means
+    if not parts.any(): return dict(found, low=mean, high=mean)
+    freedom = parts.sum()**2/(parts**2/(np.array(n) - 1)).sum()
+    half = float(stats.t.ppf((1 + level)/2, freedom)*np.sqrt(parts.sum())/len(groups))
+    return dict(found, low=mean - half, high=mean + half)
 
 # %% ../../nbs/6_evidence/10_statistics.ipynb #fc48e0ad
 def _beaten(a, b):

@@ -42,7 +42,9 @@ def _fakes(n): return {'1x': f'n_fake={n}', '8x': f'n_fake={8*n}', 'infinite': f
 labels_curve = Study('labels_curve', BASE, [
     *_both([20], [25, 100], arm=ARMS4),
     dict(domain=BUTTERFLIES, n_real={'all': 'n_real=0 steps=1200'}, arm=['scratch', 'pretrain'], seed=FIVE),
-    dict(domain=PHOTOS, n_real={'all': 'n_real=0 steps=600'}, arm=['scratch', 'pretrain'], seed=THREE)],
+    dict(domain=PHOTOS, n_real={'all': 'n_real=0 steps=600'}, arm=['scratch', 'pretrain'], seed=THREE),
+    dict(domain=BUTTERFLIES, n_real={'all': 'n_real=0 steps=1200'}, arm=['scratch_long'], seed=FIVE),
+    dict(domain=PHOTOS, n_real={'all': 'n_real=0 steps=600'}, arm=['scratch_long'], seed=THREE)],
     claims=('C1', 'C2', 'C3'))
 
 mixed_vs_pretrain = Study('mixed_vs_pretrain', BASE, [
@@ -63,8 +65,11 @@ naive_paste = Study('naive_paste', BASE, _both([20], [25, 100], masks=dict(grabc
 class_images_matter = Study('class_images_matter', BASE, _both(
     [20], [25], objects=dict(real='', labelled='objects=labelled', both='objects=both')), claims=('C8',))
 
-augment_matters = Study('augment_matters', BASE, _both(
-    [20], [25], augment=['none', 'ssd'], arm=['scratch', 'scratch_long', 'pretrain']), claims=('C9',))
+_LONG = dict(augment=['ssd'], arm={'pretrain_long': 'arm=pretrain steps=1300'}) # as many of them as scratch_long
+
+augment_matters = Study('augment_matters', BASE, [
+    *_both([20], [25], augment=['none', 'ssd'], arm=['scratch', 'scratch_long', 'pretrain']),
+    dict(domain=PHOTOS, n_real=[20], **_LONG, seed=THREE)], claims=('C9',))
 
 _GATE = 'min_area=.03 max_area=.9 max_border=.65 min_largest=.6 keep=.2'   # GrabCut's: a network cuts scraps, too
 
