@@ -5,7 +5,7 @@ import json
 import matplotlib.pyplot as plt
 from synthdet.core import digest, generator, VERSIONS
 from synthdet.evidence.parts import studies_file
-from synthdet.evidence.rows import write_row
+from synthdet.evidence.rows import run_id, write_row
 from synthdet.evidence.identity import run_key
 from synthdet.evidence.studies import STUDIES
 from synthdet.settings import to_row
@@ -19,7 +19,9 @@ def row(cell, points=None, **more):
     arm, n = cell.arm.arm, dict(all=500).get(at.get("n_real"), at.get("n_real", 20))
     points = WORTH[arm] + float(g.normal(0, 2)) if points is None else points
     steps = [*range(-900, 0, 300), *range(0, 301, 100)] if arm.startswith("pretrain") else range(0, 301, 100)
-    about = dict(id=f"{arm}-{run}", arm=arm, domain=at["domain"], settings=json.loads(json.dumps(to_row(cell.arm))))
+    test = digest(at["domain"])
+    about = dict(id=run_id(arm, run, test, VERSIONS["score"]), arm=arm, domain=at["domain"], data_test=test)
+    about |= dict(settings=json.loads(json.dumps(to_row(cell.arm))), weights_file=f"{about['id']}.safetensors")
     if arm != "pretrain_only": about |= dict(labels=digest(at["domain"], n, at["seed"]), n_labels=n)
     found = dict(ap50=round(points/100, 6), curve=[[s, round(points/100*(k + 1)/len(steps), 6)] for k, s in enumerate(steps)])
     where = dict(versions=VERSIONS, torch="2", device="cpu", commit="planted", class_images_from="planted", boxes_spent=0, handed=[])

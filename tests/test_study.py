@@ -1,6 +1,7 @@
 "What a user does with a study: run it, stop it, kill it, run it on a cluster, keep what it made and throw it away."
 import gc
 import json
+import math
 import os
 import pty
 import re
@@ -23,8 +24,9 @@ from synthdet.core import refused
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence import artefacts, cluster, runner
 from synthdet.evidence.arm import Arm, ARMS, resolved
+from synthdet.evidence.claims import CLAIMS
 from synthdet.evidence.parts import begun
-from synthdet.evidence.rows import read_rows, write_row
+from synthdet.evidence.rows import named_row, read_rows, run_id, write_row
 from synthdet.evidence.studies import STUDIES
 from synthdet.evidence.identity import phase_keys, run_key, total_steps
 from synthdet.evidence.runner import in_turn, placed, run_again
@@ -303,7 +305,8 @@ def test_only_rows_that_would_stand_beside_those_made_here_are_taken(checkout, t
 
 
 def test_the_part_that_can_be_run_is_named_on_the_axes_that_part_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(STUDIES, 'transfer', STUDIES['transfer'].only(domain=['birds', 'cars']))
+    starts = ['random', 'imagenet', 'synthdet', 'coco', 'coco + synthdet']
+    monkeypatch.setitem(STUDIES, 'transfer', STUDIES['transfer'].only(domain=['birds', 'cars'], start=starts))
     def hint(*there):
         for name in there: (tmp_path/name).mkdir(parents=True)
         words = ['--data', tmp_path, '--out', tmp_path/'out', '--results', tmp_path/'none.jsonl']
@@ -349,6 +352,105 @@ def test_the_study_of_the_readme(data, tmp_path, monkeypatch):
     rows = space['rows']
     assert [*rows.arm] == ['scratch']*2 + ['pretrain']*2 and [*rows.seed] == [0, 1]*2
     assert not space['mine'].missing(read_rows(tmp_path/'out/results.jsonl'))
+
+
+# what is no evidence
+
+SOME = STUDIES['labels_curve'].only(domain='butterflies', arm=['pretrain', 'pretrain_only'], n_real=25)
+
+
+def renamed(row, **changes):
+    "A row with changes, and the id that fits them, as somebody would plant it who knows how ids are made."
+    row = row | changes
+    return row | dict(id=(name := run_id(row['arm'], row['artefacts'][-1], row['data_test'], 1)), weights_file=f'{name}.safetensors')
+
+
+def posing(a, b): return renamed(b, artefacts=a['artefacts']) | {k: a[k] for k in ('ap50', 'curve')}
+
+
+def bare(row): return {k: v for k, v in row.items() if k not in ('artefacts', 'data_test')}
+
+
+# what is planted in the row of seed 1, made of those of seeds 0 and 1; and the words that name it
+PLANTED = {
+    'the row of another seed': (lambda a, b: a | dict(settings=b['settings']), '{a} (seed 0) and {a} (seed 1) have the same id'),
+    'the training of another seed': (posing, '{a} (seed 0) and {a} (seed 1) have the same id'),
+    'a shared pretraining': (lambda a, b: b | dict(artefacts=[*a['artefacts'], *b['artefacts']]), '{a} (seed 0) and {b} (seed 1) have the same artefacts'),
+    'the predictions of another seed': (lambda a, b: b | dict(predictions=a['predictions']), '{a} (seed 0) and {b} (seed 1) have the same predictions'),
+    'the labels of another seed': (lambda a, b: b | dict(labels=a['labels']), '{a} (seed 0) and {b} (seed 1) have the same labels'),
+    'the weights of another seed': (lambda a, b: b | dict(weights_file=a['weights_file']), 'row {b}: its weights_file is {a}.safetensors, of'),
+    'an id of no run': (lambda a, b: b | dict(id='mine'), 'row mine: the id is not that of a run of arm pretrain'),
+    'the id of nothing': (lambda a, b: b | dict(id='pretrain-' + '0'*16, weights_file=''), 'row pretrain-0000000000000000: the id of its training and test images is {b}'),
+    'another arm': (lambda a, b: b | dict(arm='scratch'), 'row {b}: its arm is scratch, in its settings pretrain'),
+    'another domain': (lambda a, b: b | dict(domain='faces'), 'row {b}: its domain is faces, in its settings butterflies'),
+    'more labels': (lambda a, b: b | dict(n_labels=500), 'row {b}: it saw 500 labels, in its settings 25'),
+    'no score': (lambda a, b: {k: v for k, v in b.items() if k != 'ap50'}, 'row {b}: ap50 is None, expected a number in 0..1'),
+    'a score that is null': (lambda a, b: b | dict(ap50=None), 'row {b}: ap50 is None'),
+    'a score that is no number': (lambda a, b: b | dict(ap50=math.nan), 'row {b}: ap50 is nan'),
+    'points': (lambda a, b: b | dict(ap50=93.), 'row {b}: ap50 is 93.0, expected a number in 0..1'),
+    'points of small boxes': (lambda a, b: b | dict(ap_small=-1), 'row {b}: ap_small is -1'),
+    'points of a curve': (lambda a, b: b | dict(curve=[[0, .5], [50, 50.]]), 'row {b}: ap50 of step 50 is 50.0'),
+    'other test images': (lambda a, b: renamed(b, data_test='0'*16), '{a} and {new} of butterflies differ in data_test'),
+    'other training images': (lambda a, b: b | dict(data_train='0'*16), '{a} and {b} of butterflies differ in data_train'),
+    'other threads': (lambda a, b: b | dict(threads=2), "its rows differ in threads: 1 ({a}...), 2 ({b}...); run those of one number"),
+    'a number that is text': (lambda a, b: b | dict(n_labels='25'), "row {b}: n_labels is '25', expected int"),
+    'no names': (lambda a, b: b | dict(artefacts=[]), 'row {b}: artefacts is [], expected names'),
+    'no digest': (lambda a, b: b | dict(ap50=.99), 'row {b}: it has no digest, so nobody knows whether it is what was written'),
+}
+
+
+@pytest.mark.parametrize('kind', PLANTED)
+def test_what_is_no_evidence_is_refused_with_its_id(kind, tmp_path):
+    "Also in a part of which no claim speaks; the same rows without it are taken."
+    change, words = PLANTED[kind]
+    rows = [planted_row(c, threads=1) for c in SOME.missing([])]
+    k = next(i for i, r in enumerate(rows) if r['arm'] == 'pretrain' and r['settings']['seed'] == 1)
+    a, b = rows[k - 1], rows[k]
+    assert (a['arm'], a['settings']['seed']) == ('pretrain', 0)
+    path, rows[k] = tmp_path/'rows.jsonl', (new := change(a, b))
+    lines = [named_row(r) for r in rows]
+    if kind == 'no digest': del lines[k]['digest']
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines)) # as somebody's own program would, with NaN
+    told = refused(begun, SOME, path)
+    assert words.format(a=a['id'], b=b['id'], new=new.get('id')) in told and '\n' not in told
+
+
+def test_what_is_evidence_is_taken(tmp_path):
+    "Rows of before that do not name their trainings; arms of one seed that found the same; runs that found nothing."
+    for r in [bare(planted_row(c, threads=1)) for c in SOME.missing([])]:
+        seed = r['settings']['seed']
+        r.update(predictions='nothing' if seed < 2 else f'seed {seed}', ap50=0 if seed < 2 else .5, ap_large=None, val_ap50=None)
+        write_row(tmp_path/'rows.jsonl', r)
+    assert len(begun(SOME, tmp_path/'rows.jsonl')[0]) == len(SOME.cells()) == 10
+
+
+# what is no study
+
+@pytest.mark.parametrize('words, over, more', [
+    ('n_real=[]; expected a list of one or more', dict(n_real=[]), {}),
+    ('n_real=2; expected a list', dict(n_real=2), {}),
+    ("n_real='25'; expected a list", dict(n_real='25'), {}),
+    ('decay=[[0.1, 0.2]]; expected a list of one or more numbers, texts or tuples', dict(decay=[[.1, .2]]), {}),
+    ('seeds=3; expected a list', dict(n_real=[2]), dict(seeds=3)),
+    ('seeds=(); expected a list', dict(n_real=[2]), dict(seeds=())),
+    ("base='n_real=2'; expected an Arm", dict(n_real=[2]), dict(base='n_real=2')),
+    ('over=[]; expected a dict', [], {}),
+    ("over='arm=scratch'; expected a dict", 'arm=scratch', {}),
+    ("claims='C1'; expected a list of their names", dict(n_real=[2]), dict(claims='C1')),
+    ('fold=0 sets the seed or the fold, and run k has seed k and fold k', dict(fold=[0, 1]), {}),
+    ('labels.fold=3 sets the seed', {'labels.fold': [3]}, {}),
+    ('how=a sets the seed', dict(how=dict(a='n_real=2 seed=7')), {}),
+    ("{'domain': 'a', 'seed': 0} and {'domain': 'b', 'seed': 0} are declared twice, as the same arm", dict(domain=dict(a='', b='')), {}),
+    ("{'precision': 'bf16', 'seed': 0} and {'precision': 'fp32', 'seed': 0} are declared twice", dict(precision=['bf16', 'fp32']), {}),
+    ("are declared twice, as the same arm", dict(domain={k: f'domain=folder root={k}/cars' for k in 'ab'}), {})])
+def test_a_study_that_is_none_is_a_line(words, over, more):
+    told = refused(lambda: Study(**dict(dict(name='mine', base=Arm(), over=over), **more)).cells())
+    assert told.startswith('study mine: ') and words in told and '\n' not in told
+
+
+def test_studies_are_of_claims_that_there_are():
+    assert {c for s in STUDIES.values() for c in s.claims} <= {c.partition('_')[0] for c in CLAIMS}
+    assert all(c.study in STUDIES and name.partition('_')[0] in STUDIES[c.study].claims for name, c in CLAIMS.items())
 
 
 # mistakes, in one line, before anything is started

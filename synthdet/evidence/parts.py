@@ -82,6 +82,13 @@ def studies_file(name, folder='') -> Path:
 
 def _runs(study): return {run_key(c.arm) for c in study.cells()}
 
+def _of_one_count(study, rows):
+    "The rows, which are shown; raises `UserError` where the number of threads, and with it the order of sums, differs."
+    kinds = rows.drop_duplicates('threads') if 'threads' in rows else rows[:1]
+    if len(kinds) < 2: return rows
+    told = ', '.join(f'{n} ({ident}...)' for n, ident in zip(kinds.threads, kinds.id))
+    raise UserError(f'study {study.name}: its rows differ in threads: {told}; run those of one number again (--jobs)')
+
 def begun(study:Study, path, *, strict=True) -> tuple:
     """Read what of a study was run.
 
@@ -97,7 +104,7 @@ def begun(study:Study, path, *, strict=True) -> tuple:
 
     Raises
     ------
-    UserError : as `Study.rows` does
+    UserError : as `Study.rows` does, and for rows of different numbers of threads
     """
     rows, there, rest = read_rows(path), [], []
     if not rows: return None, parts(study)
@@ -106,7 +113,7 @@ def begun(study:Study, path, *, strict=True) -> tuple:
         runs = _runs(part)
         ran = runs - lacking if strict else not runs & lacking
         (there if ran else rest).append(part)
-    return together(study, there).rows(path) if there else None, rest
+    return _of_one_count(study, together(study, there).rows(path)) if there else None, rest
 
 def shown(name, folder='', tell=print):
     """The rows of a study that are shown, in what is published; tells which of its parts were not run.

@@ -14,7 +14,7 @@ import torch
 from ..core import digest, named, UserError, VERSIONS
 from ..machine import memory_mb, processes, run_info
 from ..paths import alone, tidy, writable
-from .rows import read_rows, write_row
+from .rows import read_rows, run_id, write_row
 from ..data.batches import batches, Mixed
 from ..data.domain import fingerprint, Missing
 from ..data.domains import load_domain, masked
@@ -310,7 +310,7 @@ def _judged_on(arm, loaded):
 
 def _ident(arm, planned, loaded):
     "The id of a run."
-    return f"{arm.arm}-{digest(planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])}"
+    return run_id(arm.arm, planned[-1].key, fingerprint(loaded.domain.test), VERSIONS['score'])
 
 def _found(results, ident):
     "The row of a run; None when there is none yet."

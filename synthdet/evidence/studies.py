@@ -92,7 +92,8 @@ transfer = Study('transfer', BASE, [
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
         random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain')),
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start={
-        'coco': f'arm=scratch {_COCO}', 'coco + synthdet': f'arm=pretrain {_COCO}'})])
+        'coco': f'arm=scratch {_COCO}', 'coco + synthdet': f'arm=pretrain {_COCO}'}),
+    dict(domain=PHOTOS, n_real=[20], seed=THREE, start={'random + synthdet': 'arm=pretrain model.weights=none'})])
 
 WIDER = ('detector=retinaface model.image_size=320 batch_size=32 lr=1e-3 optimizer=sgd decay=.76,.88 '
          'augment=retinaface pretrain_steps=1000 eval_every=1000000000 select=last')
