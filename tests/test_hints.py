@@ -19,7 +19,7 @@ from synthdet.settings import find
 PACKAGE = Path(synthdet.__file__).parent
 TOLD = ('UserError', 'Missing', 'NotHere', 'warn', 'choose', 'not_here', '_Failed')
 IN_PYTHON = { # module -> arguments of functions that no command and no domain calls
-    'annotations.py': {'classes'}, 'study.py': {'axis'}, 'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'},
+    'annotations.py': {'classes'}, 'study.py': {'axis', 'base', 'claims', 'over', 'seeds'}, 'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'},
     'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
     'stylegan2.py': {'c_dim', 'embed_features'}, 'anchors.py': {'num_classes'}, 'contract.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
