@@ -72,7 +72,7 @@ def test_hours_of_work_are_asked_for(tmp_path, monkeypatch):
     "A notebook of a study began to train all that had no row."
     monkeypatch.chdir(tmp_path)
     said = refused(run_notebook, experiment_notebook("labels_curve"), tmp_path/"out.ipynb", dict(results="none.jsonl", only="domain=butterflies"))
-    assert "45 runs have no row" in said and "synthdet-study labels_curve --dry" in said and "run=True" in said
+    assert "50 runs have no row" in said and "synthdet-study labels_curve --dry" in said and "run=True" in said
     assert not any(tmp_path.glob("**/artefacts"))
 
 

@@ -228,17 +228,26 @@ def _tried(study, data):
         for cell in study.missing([]): run_again(placed(cell.arm, data), folder, path)
         return study.rows(path)
 
-def _asked_for(study, rows):
-    "Raise `UserError` where runs are missing: they take hours, which somebody has to ask for."
+def _ran(study, path, tell):
+    "The parts of a study that were run, and their rows; tells of the others."
+    rows, rest = begun(study, path, strict=False)
+    if rows is None: raise _not_asked_for(study, read_rows(path))
+    if not rest: return study, rows
+    lacking = counted(len(together(study, rest).missing(read_rows(path))), 'run')
+    tell(f'{about(*rest)}: not run ({lacking}): synthdet-study {study.name} --data FOLDER does it, or this notebook '
+         'with data=FOLDER run=True')
+    return together(study, [part for part in parts(study) if part not in rest]), rows
+
+def _not_asked_for(study, rows):
+    "The error where nothing was run: it takes hours, which somebody has to ask for."
     lacking = study.missing(rows)
-    if not lacking: return
     steps = sum(p.steps for cell in lacking for p in ARMS[cell.arm.arm](cell.arm))
-    raise UserError(f'study {study.name}: {len(lacking)} runs have no row, {steps:,} steps of training: minutes or '
-                    f'hours (synthdet-study {study.name} --dry says which); give run=True to run them, quick=True to '
-                    'try them in small')
+    return UserError(f'study {study.name}: {len(lacking)} runs have no row, {steps:,} steps of training: minutes or '
+                     f'hours (synthdet-study {study.name} --dry says which); give run=True to run them, quick=True to '
+                     'try them in small')
 
 def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=False, only='', tell=print) -> tuple:
-    """Give a study and its rows; what is missing is run when it is asked for, where its data are there.
+    """Give what was run of a study, and its rows; what is missing is run when it is asked for, where its data are there.
 
     Parameters
     ----------
@@ -265,10 +274,6 @@ def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=F
         study = _runnable(in_small(study), [], data, tell)
         return study, _tried(study, data)
     path = Path(results) if results else studies_file(name)
-    rows, whole = read_rows(path), study
-    study, left = _runnable(whole, rows, data, tell), len(whole.missing(rows))
-    if not run: _asked_for(study, rows)
-    if left and not run:
-        tell(f'{counted(left, "run")} missing, and nothing was trained: synthdet-study {name} --data FOLDER does it, '
-             'or this notebook with data=FOLDER run=True')
-    return study, study.run(out, path, data=data, jobs=jobs, tell=tell)
+    if not run: return _ran(study, path, tell)
+    study, also = _runnable(study, read_rows(path), data, tell), [studies_file(n) for n in STUDIES if n != name]
+    return study, study.run(out, path, data=data, jobs=jobs, also=() if results else also, known=also, tell=tell)
