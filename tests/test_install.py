@@ -219,7 +219,7 @@ def test_before_any_run(tmp_path, monkeypatch, capsys):
 
 
 def test_names_and_what_is_only_in_a_checkout(monkeypatch):
-    assert "notebook 'run_experimnt' is unknown; choose from claims, " in refused(experiment_notebook, "run_experimnt")
+    assert "notebook 'run_experimnt' is unknown; choose from augment_matters, claims, " in refused(experiment_notebook, "run_experimnt")
     assert "results/nope.json: no such file; expected recorded results" in refused(recorded, "nope.json")
     monkeypatch.setattr(notebooks, "project", lambda: None)
     assert "results/scale.json: recorded results are in a checkout of synthdet, and this is none; clone one" in refused(recorded, "scale.json")

@@ -65,7 +65,8 @@ def about(*some) -> str:
     for part in some:
         grid, = part.grids
         labels, start = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start'))
-        told = (f', {labels} labels' if labels else '') + (f', from {start}' if start else '')
+        alone = f", {_listed(grid['arm'])}" if len(grid.get('arm', ())) == 1 else ''
+        told = (f', {labels} labels' if labels else '') + (f', from {start}' if start else '') + alone
         found.setdefault(told, []).extend(grid.get('domain', [part.name]))
     return '; '.join(', '.join(dict.fromkeys(names)) + told for told, names in found.items())
 
@@ -247,7 +248,7 @@ def _not_asked_for(study, rows):
                      'try them in small')
 
 def studied(name, *, results='', out='runs', data='', jobs=0, quick=False, run=False, only='', tell=print) -> tuple:
-    """Give what was run of a study, and its rows; what is missing is run when it is asked for, where its data are there.
+    """Give what was run of a study, and its rows; what is missing is run when it is asked for, where its data are.
 
     Parameters
     ----------
