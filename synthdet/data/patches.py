@@ -8,6 +8,8 @@ __all__ = ['LEAST', 'find_patch', 'find_window', 'render', 'Patches']
 # %% ../../nbs/1_data/24_patches.ipynb #1d863011
 import cv2
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 from .facecrops import MEAN, mirror, Moved, recolour, scaled, WAYS, within
 
 # %% ../../nbs/1_data/24_patches.ipynb #b48c4edf
@@ -48,11 +50,7 @@ def _centred(patches, boxes):
 
 def _iou(patches, boxes):
     "IoU of patches and boxes: float [P,N]."
-    low, high = (of(patches[:, None, k], boxes[None, :, k]) for of, k in
-                 ((np.maximum, slice(0, 2)), (np.minimum, slice(2, 4))))
-    shared = (high - low).clip(0).prod(2)
-    area = lambda b: (b[:, 2:] - b[:, :2]).prod(1)
-    return shared/(area(patches)[:, None] + area(boxes)[None] - shared)
+    return box_iou(*(torch.from_numpy(b.astype(np.float64)) for b in (patches, boxes))).numpy()
 
 # %% ../../nbs/1_data/24_patches.ipynb #74315fc6
 def find_window(boxes, size, g):
