@@ -326,9 +326,14 @@ def _needed(found, fewest, of):
 
 # %% ../../nbs/6_evidence/17_claims.ipynb #0f08879b
 def _touches(claim, part):
-    "Is a claim made of this part?"
-    try: return bool(part.only(**{claim.axis: [claim.a, claim.b]}, **claim.where))
+    "Is a claim made of this part? Where a study has one side alone, there is nothing to compare."
+    sides = {claim.a: set(), claim.b: set()}
+    for cell in STUDIES[claim.study].cells():
+        if cell.at[claim.axis] in sides: sides[cell.at[claim.axis]].add(_elsewhere(cell.at, claim.axis))
+    both = sides[claim.a] & sides[claim.b]
+    try: cells = part.only(**{claim.axis: [claim.a, claim.b]}, **claim.where).cells()
     except UserError: return False
+    return any(_elsewhere(cell.at, claim.axis) in both for cell in cells)
 
 def judge(study, rows, rest=()) -> dict:
     """Judge the claims of a study.
