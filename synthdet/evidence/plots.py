@@ -184,11 +184,12 @@ def gains(found, names, title='', margin=0, ax=None):
     ax = _axes(ax, height=.8 + .35*len(found))
     if margin: ax.axvspan(-margin, margin, color='.93', lw=0)
     ax.axvline(0, color='k', lw=.5)
+    colour = ARM_COLOURS['pretrain']
     for y, f in enumerate(found.itertuples()):
-        ax.plot(f.dots, [y + .28]*len(f.dots), '.', color='.45', ms=5)
-        if np.isfinite([f.low, f.high]).all(): ax.plot([f.low, f.high], [y, y], color=ARM_COLOURS['pretrain'], lw=2)
-        ax.plot(f.mean, y, 'o', color=ARM_COLOURS['pretrain'])
-        ax.plot(f.paper_gain, y, 'D', mfc='none', color='k', ms=6)
+        ax.plot(f.dots, [y + .28]*len(f.dots), '.', color='.45', ms=5, label='pairs of runs')
+        if np.isfinite([f.low, f.high]).all(): ax.plot([f.low, f.high], [y, y], color=colour, lw=2)
+        ax.plot(f.mean, y, 'o', color=colour, label='their mean and its interval')
+        ax.plot(f.paper_gain, y, 'D', mfc='none', color='k', ms=6, label="the paper's gain")
     ax.set_yticks(range(len(found)), list(map(drawable, names)), **AS_IT_IS)
     ax.invert_yaxis()
     ax.set(xlabel='AP50, points', ylim=(len(found) - .5, -.5))
