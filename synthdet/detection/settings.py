@@ -109,7 +109,7 @@ def unknown_backbone(name) -> UserError:
 
     Parameters
     ----------
-    name : that is none
+    name : that is not the name of a backbone
     """
     return UserError(f"backbone {short(name)} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
                      "timm.list_models() gives")

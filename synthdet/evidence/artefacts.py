@@ -125,11 +125,19 @@ def prunable(found, results, *, unknown=False) -> list:
             and not (silent and k.path.parent.name == 'artefacts')]
 
 def remove(found) -> float:
-    """Delete what runs have left, each when nobody works in it; MB that are free now.
+    """Delete what runs have left; a folder in which a training is under way is refused.
 
     Parameters
     ----------
     found : of `prunable`
+
+    Returns
+    -------
+    float : MB that were freed
+
+    Raises
+    ------
+    UserError : another process trains in one of the folders
     """
     for k in found:
         if k.path.is_file():

@@ -38,7 +38,7 @@ def _by_key(rows, on):
 def _text(value): return 'nothing' if value is None or value != value else repr(value)
 
 def _unlike(column, a, b):
-    "Do two rows differ there? What code of before did not tell yet is no difference."
+    "Do two rows differ in a column? One that older rows lack, and that is no setting, is no difference."
     return a != b and (column in _TOLD or 'nothing' not in (a, b))
 
 def _check_equal(x, y, but):
