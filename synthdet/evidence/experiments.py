@@ -147,7 +147,8 @@ def title(notebook) -> str:
     ----------
     notebook : path
     """
-    return next((cell.text.strip().splitlines()[0].strip('# ') for cell in read_cells(notebook) if cell.text.strip()), '')
+    texts = (cell.text.strip() for cell in read_cells(notebook))
+    return next((text.splitlines()[0].strip('# ') for text in texts if text), '')
 
 def experiment_notebook(name='run_experiment') -> Path:
     """The path of an experiment notebook.
