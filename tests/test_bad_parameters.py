@@ -20,7 +20,8 @@ from synthdet.core import short, takes, UserError
 from synthdet.data.catalogue import place_of
 from synthdet.data.settings import DataSource, DOMAINS, OPTIONS
 from synthdet.evidence.arm import Arm, check_arm, make_arms
-from synthdet.evidence.notebooks import experiment_notebook, own_parameters, parameters, sorted_out
+from synthdet.evidence.experiments import experiment_notebook, parameters
+from synthdet.evidence.notebooks import own_parameters, sorted_out
 from synthdet.settings import choices, columns, leaves, MOST, override, to_row
 
 SECONDS = 5  # that one call may take

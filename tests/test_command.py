@@ -207,7 +207,7 @@ def test_help_that_is_lost_is_an_error(command):
 
 def test_names_end_in_capitals_too(tmp_path, capsys):
     "Cameras write .JPG."
-    from synthdet.evidence.notebooks import own_output
+    from synthdet.evidence.execute import own_output
     assert _picture(tmp_path/"a.JPG") == tmp_path/"a.JPG" and own_output(tmp_path/"a.IPYNB", tmp_path/"b").name == "a.IPYNB"
     from synthdet.data.images import read_image, write_image
     image = torch.full((3, 8, 8), 90, dtype=torch.uint8)
@@ -223,7 +223,7 @@ def test_an_arm_that_is_named_twice_is_refused():
 
 def test_it_is_said_where_settings_with_a_dot_go():
     "papermill writes `-p model.image_size 96` as a line of Python, which fails before the notebook can say anything."
-    from synthdet.evidence.notebooks import experiment_notebook, parameters
+    from synthdet.evidence.experiments import experiment_notebook, parameters
     assert "with a dot" in parameters(experiment_notebook())["more"][1]
 
 

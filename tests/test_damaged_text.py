@@ -12,7 +12,7 @@ from synthdet.core import UserError
 from synthdet.data.readers import (cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, Listed, redo_split, retinaface_faces,
                                    voc_names, wider_faces)
 from synthdet.detection.widerface import read_predictions
-from synthdet.evidence.notebooks import parameters
+from synthdet.evidence.experiments import parameters
 from synthdet.files import read_json, read_jsonl, read_text, read_yaml
 from synthdet.settings import words
 

@@ -19,12 +19,15 @@ import pytest
 
 from helpers import needs_shared
 from synthdet import cli
-from synthdet.data import download as module
+from synthdet.data import download as module, fetch as fetching
 from synthdet.core import refused
 from synthdet.machine import shared
 from synthdet.data.domains import load_domain
 from synthdet.data.fixtures import make_fixture
-from synthdet.data.download import _version, check, download, downloads, extract, fetch, KNOWN, listing
+from synthdet.data.check import _version, check, KNOWN
+from synthdet.data.download import download
+from synthdet.data.fetch import downloads, fetch, listing
+from synthdet.data.unpack import extract
 from synthdet.data.catalogue import DataSet, File, SETS
 
 def sha(data): return f'sha256:{hashlib.sha256(data).hexdigest()}'
@@ -469,13 +472,13 @@ def test_what_was_deleted_is_fetched_again(birds, lost):
 
 def test_half_a_set_is_not_here(birds, monkeypatch):
     "The tables came, and the machine was switched off: once while the pictures came, once while they were unpacked."
-    real, state = module.extract, lambda: next(r['state'] for r in listing(birds) if r['set'] == 'cub')
+    real, state = fetching.extract, lambda: next(r['state'] for r in listing(birds) if r['set'] == 'cub')
 
     def dies(archive, folder):
         if archive.name == 'tables.tgz': return real(archive, folder)
         (folder/'images').mkdir()
         raise KeyboardInterrupt
-    monkeypatch.setattr(module, 'extract', dies)
+    monkeypatch.setattr(fetching, 'extract', dies)
     with pytest.raises(KeyboardInterrupt): fetch('cub', birds, accept=True, **SOON)
     assert state().startswith('begun')
     (birds/'.downloads'/'pictures.zip').unlink()
@@ -508,16 +511,16 @@ def test_one_of_two_archives(tmp_path, shop, monkeypatch, name, first, second):
 def test_two_downloads_into_one_folder(birds):
     "The second is told to wait, and what it recorded meanwhile is not lost."
     birds.mkdir()
-    with module._alone(birds):
-        code = (f"from synthdet.data.download import _alone\nfrom pathlib import Path\n"
+    with fetching._alone(birds):
+        code = (f"from synthdet.data.fetch import _alone\nfrom pathlib import Path\n"
                 f"with _alone(Path({str(birds)!r})): pass")
         out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
         assert 'another download into this folder is under way' in out.stderr
         assert 'under way' in refused(fetch, 'cub', birds, accept=True, **SOON) and not Shop.asked
     fetch('cub', birds, accept=True, **SOON)
-    module._note(birds, 'a', dict(sha256='x'))
-    module._note(birds, 'b', dict(sha256='y'))
-    module._note(birds, 'a', dict(unpacked=True))
+    fetching._note(birds, 'a', dict(sha256='x'))
+    fetching._note(birds, 'b', dict(sha256='y'))
+    fetching._note(birds, 'a', dict(unpacked=True))
     assert downloads(birds)['a'] == dict(sha256='x', unpacked=True) and len(downloads(birds)) == 4
 
 

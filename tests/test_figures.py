@@ -8,7 +8,7 @@ from planted import plant, row, run_here
 
 from synthdet.core import refused, VERSIONS
 from synthdet.evidence.parts import studies_file
-from synthdet.evidence.notebooks import parameters
+from synthdet.evidence.experiments import parameters
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
 

@@ -26,8 +26,7 @@ from packaging.version import Version
 from synthdet import __version__
 from synthdet.__main__ import COMMANDS
 from synthdet.core import refused
-from synthdet.evidence import notebooks
-from synthdet.evidence.notebooks import copy_notebooks, edited, experiment_notebook, experiments, recorded
+from synthdet.evidence.experiments import copy_notebooks, edited, experiment_notebook, experiments, recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"!?\[[^][]*\]\(([^()\s]+)\)")
@@ -166,7 +165,7 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(experiment_notebook("scale"), where)
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path/"checkout", check=True, timeout=60)
-    for module in ("synthdet.machine", "synthdet.evidence.notebooks"): monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
+    for module in ("synthdet.machine", "synthdet.evidence.experiments"): monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
     return where/"scale.ipynb"
 
 
@@ -221,7 +220,7 @@ def test_before_any_run(tmp_path, monkeypatch, capsys):
 def test_names_and_what_is_only_in_a_checkout(monkeypatch):
     assert "notebook 'run_experimnt' is unknown; choose from augment_matters, claims, " in refused(experiment_notebook, "run_experimnt")
     assert "results/nope.json: no such file; expected recorded results" in refused(recorded, "nope.json")
-    monkeypatch.setattr(notebooks, "project", lambda: None)
+    monkeypatch.setattr("synthdet.evidence.experiments.project", lambda: None)
     assert "results/scale.json: recorded results are in a checkout of synthdet, and this is none; clone one" in refused(recorded, "scale.json")
 
 

@@ -17,7 +17,9 @@ import pytest
 from helpers import contents
 from synthdet.core import refused, UserError
 from synthdet.machine import project
-from synthdet.evidence.notebooks import parameters, run_notebook, sorted_out, typed
+from synthdet.evidence.experiments import parameters
+from synthdet.evidence.notebooks import sorted_out, typed
+from synthdet.evidence.execute import run_notebook
 
 
 def cell(source, *tags, kind="code", **more): return dict(cell_type=kind, metadata=dict(tags=list(tags)), source=source, **more)
@@ -262,7 +264,7 @@ def test_an_output_that_is_a_link_stays_one(tmp_path):
     assert (tmp_path/"out.ipynb").is_symlink() and contents(tmp_path/"there").keys() == {"real.ipynb"}
 
 
-CALL = "import sys; from synthdet.evidence.notebooks import run_notebook; print(run_notebook(*sys.argv[1:3], {}), end='')"
+CALL = "import sys; from synthdet.evidence.execute import run_notebook; print(run_notebook(*sys.argv[1:3], {}), end='')"
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from helpers import ROOT
-from synthdet.evidence.notebooks import run_notebook, typed
+from synthdet.evidence.notebooks import typed
+from synthdet.evidence.execute import run_notebook
 
 BAR = """
 from synthdet.machine import front_end, interactive, progress

@@ -9,7 +9,8 @@ from synthdet.core import refused
 from synthdet.machine import shared
 from synthdet.data import butterflies
 from synthdet.evidence.claims import CLAIMS, claims_table, judge_all
-from synthdet.evidence.notebooks import experiment_notebook, run_notebook
+from synthdet.evidence.experiments import experiment_notebook
+from synthdet.evidence.execute import run_notebook
 from synthdet.evidence.parts import made_by, shown
 from synthdet.evidence.studies import STUDIES
 

@@ -30,7 +30,7 @@ from synthdet.paths import hash_file
 from synthdet.data.annotations import read_detection, write_detection
 from synthdet.data.butterflies import class_image
 from synthdet.data.domain import ClassImage, Drawn
-from synthdet.data.download import extract
+from synthdet.data.unpack import extract
 from synthdet.detection.backbones import make_backbone
 from synthdet.detection.detectors import detector, save_detector
 from synthdet.detection.settings import Model

@@ -8,7 +8,9 @@ import torch
 from synthdet.data.annotations import write_detection
 from synthdet.data.butterflies import class_image
 from synthdet.core import UserError
-from synthdet.evidence.notebooks import experiment_notebook, parameters, run_notebook, sorted_out
+from synthdet.evidence.experiments import experiment_notebook, parameters
+from synthdet.evidence.notebooks import sorted_out
+from synthdet.evidence.execute import run_notebook
 from synthdet.data.images import write_image
 
 

@@ -12,7 +12,8 @@ from synthdet.data.fixtures import make_fixture
 from synthdet.detection.detectors import detector
 from synthdet.detection.settings import check_model, OWN
 from synthdet.evidence.arm import make_arms, resolved
-from synthdet.evidence.notebooks import experiment_notebook, run_notebook
+from synthdet.evidence.experiments import experiment_notebook
+from synthdet.evidence.execute import run_notebook
 from synthdet.evidence.phases import run
 from test_widerface import save_truth
 

@@ -16,7 +16,7 @@ from ..settings import words
 # %% ../../nbs/7_roof/05_public.ipynb #a652e7f7
 def _list(names, root):
     "`synthdet-data list`: every data set and its state here, or all that is known of some."
-    from synthdet.data.download import listing as sets_here, set_names
+    from synthdet.data.fetch import listing as sets_here, set_names
     if names: return all([_tell(name, root, {r['set']: r for r in sets_here(root)}, set_names(name)) for name in names])
     print(lines(sets_here(root), 'set', 'for', 'size', 'state', 'licence'))
     print(f"\nsynthdet-data list NAME tells where to get one; fetch NAME --root {root} gets it where a link works")
@@ -38,14 +38,14 @@ def _tell(name, root, here, sets):
 # %% ../../nbs/7_roof/05_public.ipynb #07f3366a
 def _check(name, a):
     "`synthdet-data check`: a line per finding; False when something is missing or differs."
-    from synthdet.data.download import check
+    from synthdet.data.check import check
     rows = check(name, a.root, decode=not a.quick, **words(a.options))
     for part, state, told in rows: print(f'{name} {part:13} {state:8} {told}')
     return all(state == 'ok' for _, state, _ in rows)
 
 def _fetch(name, a):
     "`synthdet-data fetch`: each data set that a name stands for; False when one is still missing."
-    from synthdet.data.download import fetch, set_names
+    from synthdet.data.fetch import fetch, set_names
     for s in set_names(name):
         here = locate(s, a.root)
         if SETS[s].files: print(f'{s}: {fetch(s, a.root, accept=a.accept or _accepted(s, here))}', flush=True)

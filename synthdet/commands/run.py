@@ -16,7 +16,9 @@ from ..ranks import launched, main, ranks, together
 # %% ../../nbs/7_roof/01_run.ipynb #ded5a879
 def _run(argv):
     "What `synthdet-run` does."
-    from synthdet.evidence.notebooks import experiment_notebook, own_parameters, parameters, run_notebook
+    from synthdet.evidence.experiments import experiment_notebook, parameters
+    from synthdet.evidence.notebooks import own_parameters
+    from synthdet.evidence.execute import run_notebook
     p = parser('synthdet-run', 'Run an experiment notebook and print its summary; on several GPUs, under torchrun\n'
                 '--nproc-per-node N -m synthdet run ..., train only, and let the notebook find the rows afterwards.\n\n'
                 'Beside the settings it takes:\n\n'
@@ -64,7 +66,7 @@ def run(argv=None):
 # %% ../../nbs/7_roof/01_run.ipynb #b8ae7eef
 def _notebooks(argv):
     "What `synthdet-notebooks` does."
-    from synthdet.evidence.notebooks import copy_notebooks, experiments, title
+    from synthdet.evidence.experiments import copy_notebooks, experiments, title
     p = Parser('synthdet-notebooks', allow_abbrev=False, description='Copy the experiment notebooks into a folder, to '
                 'be read and edited there; without DIR, list them. synthdet-run --notebook DIR/NAME.ipynb runs a copy.')
     p.add_argument('folder', nargs='?', metavar='DIR', help='made when it is not there; what differs is not replaced')

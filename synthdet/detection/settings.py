@@ -29,7 +29,7 @@ DETECTORS = dict(ssd='synthdet.detection.ssd:ssd', retinaface='synthdet.detectio
 OPTIMIZERS = {name: f'synthdet.detection.train:{name}' for name in ('adam', 'sgd')}
 
 # %% ../../nbs/5_detection/00_settings.ipynb #13b00d19
-SIZES = {name: f'synthdet.detection.retinaface:{name}' for name in ('original', 'long320', 'long640', 'reference')}
+SIZES = {name: f'synthdet.detection.faceanchors:{name}' for name in ('original', 'long320', 'long640', 'reference')}
 
 # %% ../../nbs/5_detection/00_settings.ipynb #ec0345f0
 class Layout(NamedTuple):
@@ -109,7 +109,7 @@ def unknown_backbone(name) -> UserError:
 
     Parameters
     ----------
-    name : that is none
+    name : that is not the name of a backbone
     """
     return UserError(f"backbone {short(name)} is unknown; choose from {', '.join(BACKBONES)}, or a name that "
                      "timm.list_models() gives")

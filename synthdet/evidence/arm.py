@@ -107,7 +107,7 @@ WORDS = dict(
 
 # %% ../../nbs/6_evidence/01_arm.ipynb #f9f78b06
 def _bent(arm, whole):
-    "The settings of a protocol as the domain and the kind of experiment, with `whole` pictures or not, change them."
+    "The settings of a protocol, changed for the domain and the experiment; `whole`: class images are not cropped."
     protocol, domain, changes = arm.protocol, arm.data.domain, {}
     if domain == 'wider': changes['select'] = 'last'
     if protocol != 'quick' and domain == 'qrcodes': changes.update(objects='real', segmenter='alpha')
