@@ -2,7 +2,7 @@
 import pytest, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from synthdet.detection.detectors import detector
-from synthdet.detection.retinaface import priors
+from synthdet.detection.faceanchors import priors
 from synthdet.detection.contract import best
 from synthdet.masks.redo import _discriminator_loss, _generator_losses, RedoConfig
 from synthdet.masks.redonet import build_redo

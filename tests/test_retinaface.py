@@ -9,9 +9,9 @@ from torchvision.ops import box_convert, box_iou
 from helpers import needs_shared
 from synthdet.core import refused
 from synthdet.machine import shared
-from synthdet.detection import retinaface as module
-from synthdet.detection.retinaface import (
-    ANCHORS, decode_points, encode_points, load_retinaface, match_faces, priors, retinaface)
+from synthdet.detection import faceanchors
+from synthdet.detection.faceanchors import ANCHORS, decode_points, encode_points, match_faces, priors
+from synthdet.detection.retinaface import load_retinaface, retinaface
 from synthdet.detection.train import train
 
 
@@ -166,7 +166,7 @@ def loop_nms(boxes, scores, thresh):
 @pytest.mark.parametrize("size", ["original", "long320", 96])
 def test_detections_are_decoded_and_suppressed_as_described(size):
     model, g, seen = retinaface(image_size=size, score_thresh=.4).eval(), torch.Generator().manual_seed(1), []
-    image, (h, w) = torch.rand(3, 70, 120, generator=g), (96, 96) if size == 96 else getattr(module, size)(70, 120)
+    image, (h, w) = torch.rand(3, 70, 120, generator=g), (96, 96) if size == 96 else getattr(faceanchors, size)(70, 120)
     raw = [torch.randn(1, len(priors(h, w)), n, generator=g) * k for n, k in ((4, 2), (2, 0), (10, 1))]
     raw[1][0, :, 1] = torch.randperm(raw[1].shape[1], generator=g) / raw[1].shape[1] * 4 - 2 # no two scores alike
     model.raw = lambda x: seen.append(x) or [r.expand(len(x), -1, -1) for r in raw]

@@ -12,7 +12,7 @@ from synthdet.boxes import resize_boxes
 from synthdet.core import refused
 from synthdet.data.batches import batches
 from synthdet.detection.detectors import detector
-from synthdet.detection.retinaface import encode_points, match_faces, priors
+from synthdet.detection.faceanchors import encode_points, match_faces, priors
 from synthdet.detection.settings import resolved_schedule, Schedule
 from synthdet.detection.anchors import encode, match
 from synthdet.detection.train import matcher_of, train

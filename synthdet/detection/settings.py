@@ -29,7 +29,7 @@ DETECTORS = dict(ssd='synthdet.detection.ssd:ssd', retinaface='synthdet.detectio
 OPTIMIZERS = {name: f'synthdet.detection.train:{name}' for name in ('adam', 'sgd')}
 
 # %% ../../nbs/5_detection/00_settings.ipynb #13b00d19
-SIZES = {name: f'synthdet.detection.retinaface:{name}' for name in ('original', 'long320', 'long640', 'reference')}
+SIZES = {name: f'synthdet.detection.faceanchors:{name}' for name in ('original', 'long320', 'long640', 'reference')}
 
 # %% ../../nbs/5_detection/00_settings.ipynb #ec0345f0
 class Layout(NamedTuple):
