@@ -259,7 +259,7 @@ def text_of(value) -> str:
 
 # %% ../nbs/0_ground/04_settings.ipynb #01d195bd
 def columns(settings) -> dict:
-    """Each leaf's shortest name that fits it alone: the words of the command line, and the columns of a table.
+    """The shortest unambiguous name of each leaf: the words of the command line, and the columns of a table.
 
     Parameters
     ----------

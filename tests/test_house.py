@@ -31,16 +31,20 @@ def place(path):
 places = {names[p]: place(p) for p in modules}
 
 
-def imported(path):
-    "The modules of the package that a module imports, relative imports resolved."
+def whole_name(path, node):
+    "The module that an import of a module is from, a relative one resolved."
     package = ["synthdet", *path.relative_to(root/"synthdet").parts[:-1]]
+    base = package[:len(package) - node.level + 1] if node.level else []
+    return ".".join([*base, *(node.module or "").split(".")]).strip(".")
+
+
+def imported(path):
+    "The modules of the package that a module imports."
     for node in ast.walk(trees[path]):
-        if isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
-            whole = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            if whole.split(".")[0] == "synthdet":
-                for a in node.names:
-                    yield next((m for m in (f"{whole}.{a.name}", whole) if m.removeprefix("synthdet.") in places), None)
+        whole = whole_name(path, node) if isinstance(node, ast.ImportFrom) else ""
+        if whole.split(".")[0] == "synthdet":
+            for a in node.names:
+                yield next((m for m in (f"{whole}.{a.name}", whole) if m.removeprefix("synthdet.") in places), None)
 
 
 def doc_lines(node):
@@ -65,6 +69,23 @@ def code_cells(path):
 def test_a_floor_imports_from_those_below_and_inside_from_smaller_numbers(path):
     for other in filter(None, imported(path)):
         assert places[other.removeprefix("synthdet.")] < places[names[path]], f"{names[path]} imports {other}"
+
+
+def bound(tree):
+    "The names that a module makes itself, rather than imports."
+    made = [n for n in tree.body if not isinstance(n, (ast.Import, ast.ImportFrom))]
+    stored = {n.id for m in made for n in ast.walk(m) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return stored | {n.name for n in made if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_a_name_is_imported_from_the_module_that_makes_it():
+    made = {f"synthdet.{names[p]}": bound(trees[p]) for p in modules}
+    for path in modules:
+        for node in ast.walk(trees[path]):
+            whole = whole_name(path, node) if isinstance(node, ast.ImportFrom) else ""
+            if whole not in made: continue
+            others = {a.name for a in node.names if f"{whole}.{a.name}" not in made} - made[whole]
+            assert not others, f"{names[path]} takes {others} from {whole}, which imports it"
 
 
 @pytest.mark.parametrize("path", modules, ids=names.get)
@@ -105,6 +126,13 @@ def test_a_notebook_is_light_portable_and_silent(path):
     assert '"stderr"' not in outputs, "a bar or a warning among the outputs"
     assert '"error"' not in outputs and str(Path.home()) not in outputs and str(root) not in outputs
     for source in code_cells(path): assert all(len(l) <= 120 for l in source.splitlines()), source[:60]
+
+
+def test_links_between_notebooks_lead_somewhere():
+    for path in notebooks:
+        texts = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown"]
+        links = re.findall(r"\]\(([^)#:\s]+\.ipynb)", "\n".join(texts))
+        assert not [link for link in links if not (path.parent/link).exists()], path.name
 
 
 def pictures(path):

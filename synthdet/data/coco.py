@@ -232,7 +232,14 @@ def read_coco(path, images=None, strict:bool=False) -> tuple:
 
 # %% ../../nbs/1_data/07_coco.ipynb #58e9a391
 def write_coco(rows, folder, classes):
-    "<folder>/annotations.json, or train.json and val.json"
+    """Write <folder>/annotations.json; where the rows name splits, a file for each: train.json and val.json.
+
+    Parameters
+    ----------
+    rows : dicts made by `annotation`
+    folder : Path of the set, whose pictures are in images/
+    classes : class names; label k is classes[k-1]
+    """
     from supervision.dataset.formats.coco import classes_to_coco_categories
     for split, part in by_split(rows).items():
         images, annotations = _images_and_boxes(part)

@@ -49,11 +49,15 @@ def butterflies(root='', n_class_images:int=1000, n_backgrounds:int=300, image_s
 
     Parameters
     ----------
-    root : not used: nothing is read
+    root : '': nothing is read
     n_class_images : how many class images; there is no end to them
     n_backgrounds : how many backgrounds
     image_size : side of backgrounds and scenes, pixels
     class_size : side of class images, pixels; 0 is half of `image_size`
+
+    Raises
+    ------
+    UserError : for a root, and for numbers outside the bounds in `OPTIONS`
     """
     place, sizes = drawn_place(root), dict(n_class_images=n_class_images, n_backgrounds=n_backgrounds)
     sizes |= dict(image_size=image_size, class_size=class_size)

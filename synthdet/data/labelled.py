@@ -9,6 +9,7 @@ __all__ = ['MARKS', 'DetectionDataset', 'trainable', 'Record', 'checked_boxes', 
 # %% ../../nbs/1_data/06_labelled.ipynb #a258fb03
 import os, unicodedata, warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -241,8 +242,8 @@ def number(value, what, where):
     UserError : for anything else, true and false among it
     """
     if type(value) in (int, float): return value
-    try: return float(value) if isinstance(value, str) and '_' not in value else None + value
-    except (TypeError, ValueError): pass
+    if isinstance(value, str) and '_' not in value:
+        with suppress(ValueError): return float(value)
     raise UserError(f"{where}: {what} is {short(value)}; expected a number, so correct it")
 
 _FLAGS = {'': False, '0': False, 'false': False, 'no': False, 'none': False, 'null': False,

@@ -16,14 +16,14 @@ from torch.utils.data import Dataset
 from ..boxes import chw, hwc
 from ..core import choose, generator, named, option, UserError
 from ..machine import progress
-from .annotations import DetectionDataset, read_detection
+from .annotations import read_detection
 from .catalogue import (FACTS, help_with, how_to_get, locate, none_of, not_here, NotHere, public_place,
                                      SETS)
 from .domain import ClassImage, Domain, Drawn, fingerprint, Missing
 from .domains import ClassImages, Images, pictures
 from .images import FORMATS, image_size, read_image
 from .walks import image_files, leftover, listing, passed_over
-from .labelled import trainable
+from .labelled import DetectionDataset, trainable
 from .readers import (
     as_target, cars_boxes, cub_birds, cub_official, dmgan_names, fddb_faces, official_birds, paper_birds, redo_split,
     retinaface_faces, share, voc_names, wider_faces)

@@ -66,11 +66,11 @@ OPTIONS = dict(
 def _words(v):
     "Options as words, from words or a dict."
     if isinstance(v, str): return v
-    if not isinstance(v, Mapping): v = {None: ()}
-    told = [(k, tuple(x) if isinstance(x, (list, tuple)) else (x,)) for k, x in dict(v).items()]
-    if all(isinstance(p, (str, int, float)) for k, x in told for p in (k, *x)):
-        return shlex.join(f'{k}={text_of(x)}' for k, x in told)
-    raise ValueError("words like 'split=official n_class_images=50', or a dict")
+    fault = ValueError("words like 'split=official n_class_images=50', or a dict")
+    if not isinstance(v, Mapping): raise fault
+    values = {k: tuple(x) if isinstance(x, (list, tuple)) else (x,) for k, x in v.items()}
+    if not all(isinstance(p, (str, int, float)) for k, x in values.items() for p in (k, *x)): raise fault
+    return shlex.join(f'{k}={text_of(x)}' for k, x in values.items())
 
 @dataclass(frozen=True)
 class DataSource(Settings):
@@ -100,6 +100,6 @@ class Labels(Settings):
     "Which boxes may be seen."
     n_real:int = opt(25, 'labelled images; 0: all', low=0)
     fold:int = opt(0, 'which subset of them', low=0)
-    order:str = opt('shuffled', 'what they are the first of', among=lambda: ORDERS)
+    order:str = opt('shuffled', 'order of the images, of which the first n_real are used', among=lambda: ORDERS)
     val:str = opt('full', 'full: all validation images; budget: a fifth of n_real', among=('full', 'budget'))
     augment:str = opt('none', 'what is done to a training image', among=lambda: AUGMENTS)

@@ -196,7 +196,15 @@ def _meant(line, by_name):
 
 # %% ../../nbs/1_data/08_voc.ipynb #9e98ac7f
 def write_voc(rows, folder, classes, devkit:bool=False):
-    "<folder>/annotations/<name>.xml, one per image; with `devkit` <folder>/Annotations and lists of names"
+    """Write <folder>/annotations/<name>.xml, one per image; lists of names in ImageSets/Main where rows name splits.
+
+    Parameters
+    ----------
+    rows : dicts made by `annotation`
+    folder : Path of the set
+    classes : class names; label k is classes[k-1]
+    devkit : write to <folder>/Annotations, and lists in any case, as the development kit has them
+    """
     from supervision.dataset.formats.pascal_voc import detections_to_pascal_voc
     for row in rows:
         text = detections_to_pascal_voc(detections_of(row), classes, row['file'], (*row['size'], 3))

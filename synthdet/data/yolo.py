@@ -192,7 +192,19 @@ def _outline_rows(row):
     return [' '.join([str(label-1), *(f'{v:.6g}' for v in line)]) for label, line in zip(row['labels'], lines)]
 
 def write_yolo(rows, folder, classes, outlines:bool=False):
-    "<folder>/labels/<name>.txt, one per image, of boxes or outlines of masks, and data.yaml with the names"
+    """Write <folder>/labels/<name>.txt, one per image, and data.yaml with the class names.
+
+    Parameters
+    ----------
+    rows : dicts made by `annotation`; marked boxes are left out, since the format has no marks
+    folder : Path of the set
+    classes : class names; label k is classes[k-1]
+    outlines : rows are the outlines of masks instead of boxes
+
+    Raises
+    ------
+    UserError : for outlines of rows without masks
+    """
     from supervision.dataset.formats.yolo import detections_to_yolo_annotations
     for row in without_marked(rows, folder):
         boxes = partial(detections_to_yolo_annotations, detections_of(row), tuple(row['size']))

@@ -53,7 +53,8 @@ def label_of(name, files):
     """
     fit = [t for t in places(name) if t in files]
     if len(fit) > 1: fit = [t for t in fit if has_rows(files[t])] or fit[:1]
-    if len({files[t].read_bytes() for t in fit} if len(fit) > 1 else fit) < 2: return fit[0] if fit else None
+    if len(fit) < 2: return fit[0] if fit else None
+    if len({files[t].read_bytes() for t in fit}) == 1: return fit[0]
     raise UserError(f"{files[fit[0]]}: {files[fit[1]]} labels {files[name].name}, too, and differs; expected one label "
                     "file per picture, so remove the other")
 

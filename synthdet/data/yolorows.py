@@ -128,6 +128,7 @@ READINGS = (
             and (_certain(v[-1]) or _counted(v[-1])), 1),
     Reading('outlines with confidence and track', lambda v: len(v) >= 8 and len(v) % 2 == 0 and _shares(v[:-1])
             and _certain(v[-2]) and _counted(v[-1]), 2))
+_KEYPOINTS, _TRACKED = READINGS[1], READINGS[4] # with visibility; with confidence and track
 
 # %% ../../nbs/1_data/09_yolorows.ipynb #c711d809
 def _four_corners(v):
@@ -260,7 +261,7 @@ def _with_points(long, points):
         tracked = len(row) == 7+points and _certain(row[-2]) and _counted(row[-1])
         if len(row) in (5+points, 6+points) or tracked: continue
         raise _odd_row(where, row, f'5 numbers, or {5+points} as kpt_shape says')
-    return READINGS[1]
+    return _KEYPOINTS
 
 def _fitting(long):
     "Readings that fit all rows, and those of boxes that fit nearly all: a box may have been drawn out of its picture."
@@ -279,12 +280,12 @@ def _fitting(long):
 def _left(long, task, plain):
     "Readings of long rows, by all that is known of the set; `plain`: has it rows without more than a box?"
     left, nearly = _fitting(long)
-    if READINGS[1] in left and min(len(row) for _, row in long) > 13: return READINGS[1:2] # no outline has such thirds
+    if _KEYPOINTS in left and min(len(row) for _, row in long) > 13: return [_KEYPOINTS] # no outline has such thirds
     left, one_length = [*left, *nearly], len({len(row) for _, row in long}) == 1
     outlines, boxes = ([r for r in left if (r.drop is None) == boxes] for boxes in (False, True))
     if task in ('segment', 'obb') or not one_length: return outlines
     if task == 'pose': return boxes
-    if plain and outlines: boxes = [r for r in boxes if r == READINGS[4]] # keypoints are in all rows or in none
+    if plain and outlines: boxes = [r for r in boxes if r == _TRACKED] # keypoints are in all rows or in none
     told = _shaped([row for _, row in long]) if outlines and boxes else None
     return dict(corners=outlines, boxes=boxes).get(told, [*outlines, *boxes])
 

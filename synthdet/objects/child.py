@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..archives import existing
 from ..core import UserError
 from .onnx import graph
 from .torchscript import compiled
-from ..weights import existing
 try: import fcntl, resource
 except ImportError: fcntl = resource = None # Windows: the limits of time remain
 

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from ..archives import existing
 from ..core import UserError
 from .child import Ended, Program
 from .onnx import OPERATORS
 from .torchscript import OPERATIONS
-from ..weights import existing
 
 # %% ../../nbs/2_objects/11_exported.ipynb #c50bef7c
 class _Bad(UserError): "Pictures of the right kind that show nothing."

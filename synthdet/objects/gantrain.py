@@ -132,22 +132,25 @@ def differentiable_augment(x, g) -> torch.Tensor:
     -------
     float [B,3,H,W]
 
+    Notes
+    -----
     Zhao et al. 2020, Differentiable augmentation for data-efficient GAN training.
     """
     b, _, h, w = x.shape
-    u = lambda low, high, *shape: (torch.rand(b, *shape, generator=g)*(high - low) + low).to(x.device)
-    x = x + u(-.5, .5, 1, 1, 1)
-    for low, axes in ((0, 1), (.5, (1, 2, 3))): # saturation, contrast
+    uniform = lambda low, high, *shape: (torch.rand(b, *shape, generator=g)*(high - low) + low).to(x.device)
+    x = x + uniform(-.5, .5, 1, 1, 1)                                           # brightness
+    for low, axes in ((0, 1), (.5, (1, 2, 3))):                                 # saturation, contrast
         mean = x.mean(axes, keepdim=True)
-        x = (x - mean)*u(low, 2 - low, 1, 1, 1) + mean
-    dy, dx = ((u(-1, 1, 1, 1)*s/8).round().long() for s in (h, w))
+        x = (x - mean)*uniform(low, 2 - low, 1, 1, 1) + mean
+    dy, dx = ((uniform(-1, 1, 1, 1)*side/8).round().long() for side in (h, w))
     rows, cols = torch.arange(h, device=x.device)[None, :, None], torch.arange(w, device=x.device)[None, None]
-    y, left = (rows + dy).clamp(0, h - 1), (cols + dx).clamp(0, w - 1)
-    inside = (y == rows + dy) & (left == cols + dx)                             # [B,H,W]
-    moved = x.permute(0, 2, 3, 1)[torch.arange(b, device=x.device)[:, None, None], y, left] # [B,H,W,3]
-    cy, cx = ((u(0, 1, 1, 1)*s).long() for s in (h, w))
-    outside = ((rows - cy).abs() > h//5) | ((cols - cx).abs() > w//5)
-    return moved.permute(0, 3, 1, 2)*inside[:, None]*outside[:, None]
+    source_y, source_x = (rows + dy).clamp(0, h - 1), (cols + dx).clamp(0, w - 1)
+    inside = (source_y == rows + dy) & (source_x == cols + dx)                  # [B,H,W]
+    picture = torch.arange(b, device=x.device)[:, None, None]
+    moved = x.permute(0, 2, 3, 1)[picture, source_y, source_x]                  # [B,H,W,3]
+    cy, cx = ((uniform(0, 1, 1, 1)*side).long() for side in (h, w))             # centre of the grey patch
+    uncovered = ((rows - cy).abs() > h//5) | ((cols - cx).abs() > w//5)
+    return moved.permute(0, 3, 1, 2)*inside[:, None]*uncovered[:, None]
 
 # %% ../../nbs/2_objects/14_gantrain.ipynb #b9656c55
 def frechet(a, b) -> float:

@@ -76,7 +76,8 @@ def has_end(images) -> bool:
 # %% ../../nbs/2_objects/13_objects.ipynb #b7793381
 def _of_files(files):
     "The hash of what is in files; read again when the place, size or a time of one is another than last time."
-    stats = [(os.path.abspath(f), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [os.stat(f)]]
+    seen = [(os.path.abspath(f), os.stat(f)) for f in files]
+    stats = [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in seen]
     note = cache_dir()/'contents'/digest(repr(stats).encode())
     with suppress(ValueError): # there is none, or it is damaged
         found, named = read_text(note).split(' ')

@@ -9,8 +9,8 @@ __all__ = ['OPERATORS', 'graph']
 import numpy as np
 import torch
 
+from ..archives import unreadable
 from ..core import UserError
-from ..weights import unreadable
 
 # %% ../../nbs/2_objects/09_onnx.ipynb #7f8bdafa
 def _varint(content, at, most=10):

@@ -10,10 +10,9 @@ import io, re, zipfile
 
 import torch
 
-from ..archives import open_zip
+from ..archives import open_zip, unreadable
 from ..core import UserError
 from ..unpickle import Inert, plain_dict, Reader
-from ..weights import unreadable
 
 # %% ../../nbs/2_objects/08_torchscript.ipynb #7c61592b
 _LIMIT = 4 << 30 # bytes of an archive, unpacked

@@ -21,8 +21,7 @@ from ..archives import open_zip
 from ..boxes import borders, chw, hwc
 from ..core import digest, UserError, VERSIONS
 from ..machine import processes, progress
-from ..paths import alone, cache_dir, disk_refused, tidy
-from ..paths import write_atomic
+from ..paths import alone, cache_dir, disk_refused, tidy, write_atomic
 from ..data.batches import forkable, forked
 from ..masks.segment import make_segmenter
 from ..objects.labelled import Boxed

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from ..core import choose, digest, option, UserError
 from ..machine import progress
 from ..paths import alone, append_jsonl, half, plain_path, regular, tidy, whole_folder, write_atomic
-from ..data.annotations import annotation, write_annotations
+from ..data.annotations import write_annotations
 from ..data.images import write_image
+from ..data.labelled import annotation
 from ..settings import to_row
 from .layers import extent
 from .settings import begun, EXPORTS, MARK, marked, val_share
