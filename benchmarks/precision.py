@@ -4,26 +4,26 @@
     python benchmarks/precision.py --seeds 5       # more of them; what is finished is found again
 
 Seed k has initial weights, stream and subset of labels (fold k) of its own, so the noise is that of a whole experiment.
-Rows go to results/precision.jsonl. The two agree when the mean difference of the pairs is smaller than what one
-precision differs from itself between seeds (sample standard deviation).
+Rows go to results/precision.jsonl. The two are equal within `statistics.MARGIN` points when two one-sided t-tests of
+the pairs say so at 5%, that is when the 90% interval of their mean difference lies inside.
 """
 import argparse
 from pathlib import Path
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.phases import load, run
-from synthdet.evidence.tables import load_rows, paired, plus_minus
+from synthdet.evidence.statistics import equivalence, pairs
+from synthdet.evidence.tables import load_rows, plus_minus
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'precision.jsonl'
 
 
 def compared(rows):
-    "A line per arm: both precisions, their paired difference, and the noise between seeds, in points of AP50."
+    "A line per arm: both precisions, their mean paired difference with its 90% interval, points, and are they equal?"
     for arm, some in rows.groupby('arm'):
-        scores = {p: some[some.precision == p].ap50 for p in ('fp32', 'bf16')}
-        noise = 100*max(s.std(ddof=1) for s in scores.values())
-        d = paired(some.assign(arm=some.precision), 'fp32', 'bf16', on=('domain', 'n_real', 'fold', 'seed'))
-        yield dict(arm=arm, **{p: plus_minus(s) for p, s in scores.items()}, difference=round(d['mean'], 2),
-                   low=round(d['low'], 2), high=round(d['high'], 2), noise=round(noise, 2), n=d['n'])
+        kinds = {p: some[some.precision == p] for p in ('fp32', 'bf16')}
+        d = equivalence(pairs(*kinds.values(), differ=('precision',)).gain)
+        yield dict(arm=arm, **{p: plus_minus(of.ap50) for p, of in kinds.items()}, difference=round(d['mean'], 2),
+                   low=round(d['low'], 2), high=round(d['high'], 2), n=d['n'], equal=d['holds'])
 
 
 def main():
