@@ -136,22 +136,32 @@ def _coco_boxes(labels, names, ids, path, strict):
         if box is None:
             bare.append(where)
             continue
-        category = _id(need(a, ['category_id'], where)[0], 'category_id', where)
-        if category not in names:
-            known = ', '.join(f'{k} ({v})' for k, v in names.items())
-            raise UserError(f"{where}: category_id {short(a['category_id'])} is unknown; choose from {known[:200]}")
-        image = _id(image, 'image_id', where)
-        if image not in found:
-            raise UserError(f"{where}: image_id {short(image)} is not among the images; expected the id of a listed "
-                            "image, so add the image or remove the annotation")
-        found[image].add(box, names[category], a, where)
-    if bare and (strict or len(bare) == len(labels)):
-        raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {len(labels)} annotations; expected bbox: x, y, "
-                        "width, height, so export boxes (captions, keypoints and segments are none)")
-    if bare:
-        warnings.warn(f"{path}: {len(bare)} of {len(labels)} annotations have no box and are left out; the first: "
-                      f"{bare[0].removeprefix(f'{path}, ')}; export boxes for them")
+        name = _category(a, names, where)
+        found[_image(image, found, where)].add(box, name, a, where)
+    if bare: _tell_bare(bare, len(labels), path, strict)
     return found, len(bare)
+
+def _category(a, names, where):
+    "The name of the category of an annotation; raises `UserError` for an unknown one."
+    category = _id(need(a, ['category_id'], where)[0], 'category_id', where)
+    if category in names: return names[category]
+    known = ', '.join(f'{k} ({v})' for k, v in names.items())
+    raise UserError(f"{where}: category_id {short(a['category_id'])} is unknown; choose from {known[:200]}")
+
+def _image(value, found, where):
+    "The id of the image of an annotation; raises `UserError` for one that is not listed."
+    image = _id(value, 'image_id', where)
+    if image in found: return image
+    raise UserError(f"{where}: image_id {short(image)} is not among the images; expected the id of a listed image, so "
+                    "add the image or remove the annotation")
+
+def _tell_bare(bare, n, path, strict):
+    "Warn of the annotations without a box, of `n`; raises `UserError` when all have none, or `strict` asks for it."
+    if strict or len(bare) == n:
+        raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {n} annotations; expected bbox: x, y, width, height, "
+                        "so export boxes (captions, keypoints and segments are none)")
+    warnings.warn(f"{path}: {len(bare)} of {n} annotations have no box and are left out; the first: "
+                  f"{bare[0].removeprefix(f'{path}, ')}; export boxes for them")
 
 # %% ../../nbs/1_data/07_coco.ipynb #cd6fa81f
 def _pictures(path, images):

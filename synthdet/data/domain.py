@@ -229,13 +229,14 @@ def _values(part, chosen=None):
     by = _drawn_by(getattr(part, 'draw', None))
     if by is not None: return [by, len(part) if chosen is None else chosen]
     chosen = range(len(part)) if chosen is None else chosen
-    if not hasattr(part, 'files'): return [digest(part[i]) for i in chosen]
-    files = [Path(part.files[i]) for i in chosen]
-    labels, targets = getattr(part, 'labels', None), getattr(part, 'targets', None)
-    masks = [m and Path(m) for m in getattr(part, 'masks', ())]
-    beside = [[m and (m.name, m.stat().st_size) for m in (masks[i] for i in chosen)]] if masks else []
-    return [[(f.name, f.stat().st_size) for f in files], labels and [labels[i] for i in chosen],
-            targets and [_tensors(targets[i]) for i in chosen], *beside]
+    return _of_files(part, chosen) if hasattr(part, 'files') else [digest(part[i]) for i in chosen]
+
+def _of_files(part, chosen):
+    "What names pictures that are read from files: names and sizes, and the labels, targets and masks beside them."
+    sized = lambda files: [f and (Path(f).name, Path(f).stat().st_size) for f in (files[i] for i in chosen)]
+    labels, targets, masks = (getattr(part, k, None) for k in ('labels', 'targets', 'masks'))
+    return [sized(part.files), labels and [labels[i] for i in chosen],
+            targets and [_tensors(targets[i]) for i in chosen], *([sized(masks)] if masks else [])]
 
 def fingerprint(*parts) -> str:
     """The name of parts of a domain by their values: other boxes, labels or pictures have another name.

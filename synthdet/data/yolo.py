@@ -67,15 +67,24 @@ def _paired(found, shown):
     spare = [n for n in found.files if is_text(n) and n not in used and has_rows(found.files[n])]
     if not any(paired.values()):
         alone = _by_name(shown, spare)
-        paired, spare = paired | alone, [n for n in spare if n not in alone.values()]
-        if alone: found.notes['labels found by their names alone'] = len(alone)
+        spare = _adopted(found, paired, spare, alone, 'labels found by their names alone')
     more = _respelled(paired, spare)
-    if more: found.notes['labels found in another case or Unicode form'] = len(more)
-    paired, spare = paired | more, [n for n in spare if n not in more.values()]
-    ours = {os.path.dirname(t) for t in (*shown, *filter(None, paired.values()))}
+    spare = _adopted(found, paired, spare, more, 'labels found in another case or Unicode form')
+    _no_lost(found, paired, spare)
+    return paired
+
+def _adopted(found, paired, spare, more, note):
+    "Pair pictures with labels that were found in another way, and note it; the labels that are still spare."
+    paired.update(more)
+    if more: found.notes[note] = len(more)
+    return [n for n in spare if n not in more.values()]
+
+def _no_lost(found, paired, spare):
+    "Raise `UserError` for spare labels in folders of the set: their pictures are missing."
+    ours = {os.path.dirname(t) for t in (*paired, *filter(None, paired.values()))}
     inner = lambda n: os.path.dirname(n) in ours or 'labels' in n.lower().split('/')[:-1] and not found.where
     lost = [found.files[n] for n in spare if inner(n)]
-    if not lost: return paired
+    if not lost: return
     raise UserError(f"{lost[0]}: its image is missing, as those of {len(lost)} label files are "
                     f"({', '.join(p.name for p in lost[:3])}); expected {lost[0].stem}.jpg or the like, so add the "
                     f"images{option('read.images', ', say where they lie with {}')}, or remove the labels")
