@@ -221,8 +221,9 @@ def half(path) -> Path:
     return Path(path).with_name(f'{Path(path).name}.part')
 
 def _files_of(folder):
-    "What tells the files below a folder from others that come in their place."
-    return sorted((str(p), p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob('*') if p.is_file())
+    "What tells the files below a folder from others that come in their place, wherever the folder is."
+    files = [(str(p.relative_to(folder)), p.stat()) for p in folder.rglob('*') if p.is_file()]
+    return sorted((name, of.st_ino, of.st_mtime_ns) for name, of in files)
 
 def _called(old, new):
     "Give a folder another name; raises `UserError` when the disk refuses."
@@ -256,8 +257,7 @@ def whole_folder(path):
     tidy(part)
     try: yield part
     except BaseException:
-        if before is not None and before == [(p.replace(str(part), str(path), 1), *of) for p, *of in _files_of(part)]:
-            _called(part, path)
+        if before is not None and before == _files_of(part): _called(part, path)
         raise
     _called(part, path)
 

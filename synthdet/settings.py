@@ -50,7 +50,16 @@ def opt(default, help, *, low=None, high=None, among=None, kind=None, check=None
     return field(default=default, metadata=meta)
 
 def choices(f):
-    "The words that the field `f` may be, () when any will do."
+    """Give the words that a setting may be.
+
+    Parameters
+    ----------
+    f : field made by `opt`
+
+    Returns
+    -------
+    tuple : empty when any will do
+    """
     among = f.metadata.get('among') or ()
     return tuple(among() if callable(among) else among)
 

@@ -10,7 +10,7 @@ from synthdet.data.domain import ClassImage, Domain
 from synthdet.data.domains import load_domain
 from synthdet.data.images import write_image
 from synthdet.data.settings import Labels
-from synthdet.objects.dmgan import Generator, TextEncoder
+from synthdet.objects.dmgannet import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.objects import has_end, make_objects, resolved
 from synthdet.objects.settings import DEFAULTS, FILES, LABELLED, OBJECTS, Objects, TRUNCATED, weight_files

@@ -13,7 +13,8 @@ import torch
 
 from synthdet.core import refused
 from synthdet.machine import shared
-from synthdet.objects.dmgan import DMGAN, draw, Generator, load_dmgan, pictures, read_vocabulary, say, TextEncoder
+from synthdet.objects.dmgan import draw, load_dmgan, pictures, read_vocabulary, say
+from synthdet.objects.dmgannet import DMGAN, Generator, TextEncoder
 
 torch.set_num_threads(1)
 SIZES = dict(gf=4, condition=6, noise=5, text=8, blocks=2)

@@ -54,7 +54,7 @@ from synthdet.evidence.phases import run
 from synthdet.masks.redo import RedoConfig, train_redo
 from synthdet.masks.segment import make_segmenter
 from synthdet.masks.settings import Gate, Masks, OPEN, own_gate
-from synthdet.objects.dmgan import Generator, TextEncoder
+from synthdet.objects.dmgannet import Generator, TextEncoder
 from synthdet.objects.gan64 import Generator64
 from synthdet.objects.gantrain import train_gan
 from synthdet.objects.generated import Generated

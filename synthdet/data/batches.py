@@ -276,14 +276,17 @@ def _started_by(make, workers):
 @contextmanager
 def _undisturbed():
     "While it lasts, processes can be started: they do not hear Ctrl-C, and nobody else learns how they end."
-    masks, told = hasattr(signal, 'pthread_sigmask'), threading.current_thread() is threading.main_thread()
-    told = told and hasattr(signal, 'SIGCHLD')
-    before = signal.getsignal(signal.SIGCHLD) if told else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
+    can_block, can_handle = hasattr(signal, 'pthread_sigmask'), _handles_children()
+    handler = signal.getsignal(signal.SIGCHLD) if can_handle else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
     try: yield
     finally:
-        if told: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL) # torch's would raise wherever the program is
-        if masks: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if can_handle: signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL) # torch's would raise anywhere
+        if can_block: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+def _handles_children():
+    "May this thread handle the signal that a child process has ended?"
+    return threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD')
 
 def _deaf(worker): signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -301,7 +304,7 @@ def _check_alive(crew, sure=False):
 def _watched(crew):
     "While it lasts, a worker that dies is told at once."
     _check_alive(crew)
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, 'SIGCHLD'):
+    if not _handles_children():
         yield
         return
     before = signal.signal(signal.SIGCHLD, lambda *_: _check_alive(crew))

@@ -56,7 +56,16 @@ def _turn(im):
 
 # %% ../../nbs/1_data/02_images.ipynb #3d9a0ece
 def eight_bit(im):
-    "A Pillow image as 8-bit RGB, or RGBA when it has transparency; raises ValueError for pixels of 32 bits."
+    """Convert a Pillow image to 8 bits: RGB, or RGBA when it has transparency.
+
+    Parameters
+    ----------
+    im : Pillow image of any mode, decoded
+
+    Raises
+    ------
+    ValueError : for pixels of 32 bits
+    """
     if im.mode.startswith(('I', 'F')):
         values = np.asarray(im)
         if im.mode == 'F' or values.min() < 0 or values.max() > 65535: raise ValueError('pixels of 32 bits')
@@ -65,7 +74,12 @@ def eight_bit(im):
     return im.convert('RGBA' if im.has_transparency_data and not unused else 'RGB')
 
 def on_white(im):
-    "An RGBA Pillow image as RGB, on white; one of RGB as it is."
+    """Lay a Pillow image on white where it is transparent.
+
+    Parameters
+    ----------
+    im : RGB, which is given back, or RGBA
+    """
     if im.mode != 'RGBA': return im
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 

@@ -269,20 +269,57 @@ def flag(value, what, where) -> bool:
     raise UserError(f"{where}: {what} is {short(value)}; expected 0 or 1, so correct it")
 
 def need(row, keys, where):
-    "The values of `keys` in a JSON object; raises `UserError` when one is missing."
+    """Take values out of a JSON object.
+
+    Parameters
+    ----------
+    row : what should be a dict
+    keys : that it must have
+    where : it stands, for the message
+
+    Returns
+    -------
+    list : the value of each key
+
+    Raises
+    ------
+    UserError : when it is no dict, or lacks a key
+    """
     if isinstance(row, dict) and set(keys) <= set(row): return [row[k] for k in keys]
     raise UserError(f"{where}: expected an object with {', '.join(keys)}, found {short(row)}; "
                     "complete it or remove it")
 
 def unique(ids, what, where):
-    "Raise `UserError` when an id occurs twice."
+    """Raise `UserError` when an id occurs twice.
+
+    Parameters
+    ----------
+    ids : of any type; compared as text
+    what : they are, for the message: 'image id', ...
+    where : they stand, for the message
+    """
     (most, n), = Counter(map(str, ids)).most_common(1) or [('', 0)]
     if n > 1: raise UserError(f"{where}: {what} {most} occurs {n} times; expected each once, "
                               "so renumber or remove the copies")
 
 # %% ../../nbs/1_data/06_labelled.ipynb #27c1d42c
 def size_of(file, declared, where):
-    "(height, width) of `file`; raises `UserError` when the annotation declares another."
+    """Read the size of a picture, and compare it with the one that its annotation declares.
+
+    Parameters
+    ----------
+    file : Path of the picture
+    declared : (height, width), px; 0 where it is not declared
+    where : the annotation, for the message
+
+    Returns
+    -------
+    tuple : (height, width) as shown, px
+
+    Raises
+    ------
+    UserError : when they differ, and for a picture that cannot be read
+    """
     size = image_size(file)
     if all(not d or d == s for d, s in zip(declared, size)): return size
     h, w = (f'{d:g}' if d else '?' for d in declared)
@@ -313,7 +350,13 @@ def annotation(file, image, target) -> dict:
 
 # %% ../../nbs/1_data/06_labelled.ipynb #3727f06e
 def without_marked(rows, folder):
-    "Rows without their marked boxes, for a format that has no marks: unmarked they would be objects to find."
+    """Drop marked boxes, for a format that has no marks: there they would be objects to find. Warns of them.
+
+    Parameters
+    ----------
+    rows : dicts made by `annotation`
+    folder : they are written to, for the warning
+    """
     lost = sum(any(flags) for row in rows for flags in zip(*(row[m] for m in MARKS if m in row)))
     if not lost: return rows
     warnings.warn(f"{folder}: {lost} boxes marked difficult or iscrowd are left out, since YOLO labels have no marks; "
@@ -323,12 +366,26 @@ def without_marked(rows, folder):
     return [{**row, **{k: chosen(row, k) for k in ('boxes', 'labels', 'masks') if k in row}} for row in rows]
 
 def by_split(rows) -> dict:
-    "Rows by what they are for: 'train', 'val', ... -> rows, in this order; None -> all where no row says it."
+    """Group rows by what they are for.
+
+    Parameters
+    ----------
+    rows : dicts made by `annotation`, perhaps with `split`
+
+    Returns
+    -------
+    dict : 'train', 'val', ... -> rows, by name; None -> the rows that name no split
+    """
     splits = sorted({row.get('split') for row in rows}, key=str)
     return {s: [row for row in rows if row.get('split') == s] for s in splits or [None]}
 
 def detections_of(row):
-    "A row as supervision's type, which counts classes from 0."
+    """Convert a row to supervision's `Detections`, which counts classes from 0.
+
+    Parameters
+    ----------
+    row : dict made by `annotation`
+    """
     from supervision import Detections
     boxes, labels = np.array(row['boxes'], np.float64), np.array(row['labels'], np.int64)
     return Detections(xyxy=boxes.reshape(-1, 4), class_id=labels.reshape(-1)-1)

@@ -144,12 +144,31 @@ paper = Composer(paper_boxes, arrange, box=extent, fit=fitted)
 def _at_320(recipe): return replace(recipe, image_size=320)
 
 def released_box(layer) -> list:
-    "Give x1, y1, x2, y2 of a layer as whole numbers, halves to even, and not clipped."
+    """Read the box of a layer as the released code does: whole numbers, halves to even, not clipped.
+
+    Parameters
+    ----------
+    layer : `Layer` of a patch made by `released_patch`
+
+    Returns
+    -------
+    list : x1, y1, x2, y2, px
+    """
     x1, y1, x2, y2 = layer.patch.box
     return [round(v) for v in (layer.x+x1, layer.y+y1, layer.x+x2, layer.y+y2)]
 
 def saved_and_resized(image, recipe):
-    "Give the picture as training reads it: a JPEG of quality 75, brought to its size by bilinear sampling."
+    """Give the picture as training reads it: a JPEG of quality 75, resized bilinearly.
+
+    Parameters
+    ----------
+    image : uint8 [h,w,3] as drawn
+    recipe : `Recipe`: its size
+
+    Returns
+    -------
+    np.ndarray : uint8 [H,W,3] of the recipe's size
+    """
     image, size = jpeg(image, 75), recipe.size[::-1]
     return image if image.shape[1::-1] == size else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 

@@ -127,7 +127,16 @@ class Cutouts(Sequence):
         return [Reject(*r) for r in getattr(self._rejects, 'tolist', lambda: self._rejects)()]
 
     def dealt(self, counts, most, reuse=1):
-        "Give itself: whatever a sample takes, it is drawn from all of them. `UserError` when there are none."
+        """Give the pool of a stream: this one itself, since its samples draw from all cut-outs at random.
+
+        Parameters
+        ----------
+        counts, most, reuse : as `Endless.dealt` takes them; not used
+
+        Raises
+        ------
+        UserError : when there is no cut-out
+        """
         self.hand(0)
         return self
 

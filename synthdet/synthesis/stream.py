@@ -89,13 +89,31 @@ class Samples(Dataset):
     def __getitem__(self, i): return self.drawing(*self.layout(i))
 
     def layout(self, i):
-        "Lay sample i out: generator, number of the background, layers; all but the drawing."
+        """Lay sample i out, without drawing it.
+
+        Parameters
+        ----------
+        i : index of the sample
+
+        Returns
+        -------
+        tuple : generator as the layout left it, number of the background, list of `Layer`
+        """
         if i < 0 or (self.n_fake and i >= self.n_fake): raise IndexError(i)
         g, background = _begin(self.seed, i, len(self.backgrounds))
         return g, background, self.style.composer.arrange(self.pool.hand(i), self.style.drawn, g, self.backgrounds)
 
     def drawing(self, g, background, layers):
-        "Draw a layout: image and target."
+        """Draw a layout.
+
+        Parameters
+        ----------
+        g, background, layers : as `layout` gives them
+
+        Returns
+        -------
+        tuple : uint8 [3,H,W], and its target as tv_tensors
+        """
         image = np.empty((*self.draws, 3), np.uint8)
         found = self._drawn(image, g, background, layers)
         return chw(image), wrap(found, self.draws)
