@@ -143,13 +143,14 @@ def _boxes(items):
 
 # %% ../../nbs/5_detection/09_evaluate.ipynb #e7693f19
 def _pairs(n_found, n_truth, most=2**20):
-    "All pairs (detection, box) of one image, as two arrays of numbers; in parts of about `most` pairs."
-    n, first = np.repeat(n_truth, n_found), np.repeat(np.cumsum(n_truth) - n_truth, n_found) # boxes of its image
+    "Numbers of detection and box for all pairs in one image, two arrays [P]; in parts of about `most` pairs."
+    n = np.repeat(n_truth, n_found)                          # [N]: how many boxes the image of each detection holds
+    first = np.repeat(np.cumsum(n_truth) - n_truth, n_found) # [N]: the number of the first of them
     end = np.cumsum(n)
     cuts = np.searchsorted(end, np.arange(most, end[-1] if len(end) else 0, most))
     for found in np.split(np.arange(len(n)), cuts):
-        which = np.repeat(found, n[found])
-        yield which, np.arange(len(which)) - np.repeat(np.cumsum(n[found]) - n[found] - first[found], n[found])
+        which, begin = np.repeat(found, n[found]), np.cumsum(n[found]) - n[found] # begin: where a detection's pairs are
+        yield which, first[which] + np.arange(len(which)) - np.repeat(begin, n[found])
 
 # %% ../../nbs/5_detection/09_evaluate.ipynb #21f17842
 def _overlap(a, b):

@@ -67,7 +67,7 @@ def load(arm, *, domain=None, **things) -> Loaded:
     ----------
     arm : `Arm`
     domain : `Domain`; None: as the settings say
-    **things : objects, masks, detector, track: things instead of names
+    **things : objects, masks, detector, track: the things themselves, in place of the names in the settings
     """
     if domain is None: domain = load_domain(arm.data, fallback=arm.protocol == 'quick')
     def sized(part):
@@ -146,6 +146,14 @@ def stream(sees, arm, loaded):
     sees : `Labels`, `Synthesis` or `Mixture`
     arm : `Arm`, resolved
     loaded : `Loaded`
+
+    Returns
+    -------
+    dataset : item i is (image uint8 [3,H,W], target {boxes float [N,4] xyxy pixels, labels int [N]}), a function of i
+
+    Raises
+    ------
+    UserError : for labels, objects or masks that are not there
     """
     if isinstance(sees, Synthesis):
         return make_samples(loaded.domain, sees, objects=loaded.objects, masks=loaded.masks, seed=arm.seed,
@@ -264,7 +272,7 @@ def run(arm:Arm, out='runs', results=None, *, loaded:Loaded | None=None, workers
     results : results file; None: out/results.jsonl
     loaded : `Loaded`, to share data between arms; None: it is read
     workers : processes that compose images; the result is the same for any number
-    **things : domain, objects, masks, detector, track: things instead of names
+    **things : domain, objects, masks, detector, track: the things themselves, in place of names in the settings
 
     Returns
     -------

@@ -11,7 +11,7 @@ import shlex, tempfile, time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -62,20 +62,23 @@ def _outermost(paths):
     return [p for p in found if not any(str(above) in found for above in Path(p).parents)]
 
 def _apart(there, faulty):
-    "Words that name a part of a study with none of its faulty cells, of as few axes as do; [] where there is no such."
-    kept = {}
-    for axis, label in (at for cell in there for at in cell.at.items()): kept.setdefault(axis, {})[str(label)] = True
-    for some in (some for n in range(1, len(kept) + 1) for some in combinations(kept, n)):
-        if not any(all(str(cell.at.get(axis)) in kept[axis] for axis in some) for cell in faulty):
-            return [shlex.quote(f"{axis}={','.join(kept[axis])}") for axis in some]
+    "Words axis=labels, of as few axes as possible, that select what is there and no faulty cell; [] where none do."
+    labels = {}
+    for cell in there:
+        for axis, label in cell.at.items(): labels.setdefault(axis, {})[str(label)] = True
+    selected = lambda cell, axes: all(str(cell.at.get(axis)) in labels[axis] for axis in axes)
+    for axes in chain.from_iterable(combinations(labels, n) for n in range(1, len(labels) + 1)):
+        if any(selected(cell, axes) for cell in faulty): continue
+        return [shlex.quote(f"{axis}={','.join(labels[axis])}") for axis in axes]
     return []
 
 def _nowhere(study, lacking, faulty, data):
     "The `UserError` for data that are not there, which some of the missing cells need."
     runs, where = {run_key(cell.arm) for cell in faulty}, option('study.data')
-    parts = [[c for c in study.cells() if (run_key(c.arm) in runs) == of] for of in (False, True)]
+    there, lost = [], []
+    for cell in study.cells(): (lost if run_key(cell.arm) in runs else there).append(cell)
     say = f'they lie below {where}{str(data)!r}' if data else f'say {where}FOLDER, below which they lie'
-    words = _apart(*parts)
+    words = _apart(there, lost)
     part = option('study.only', f", or {{}}{' '.join(words)}") if words else ''
     return UserError(f"study {study.name}: {', '.join(lacking)}: not there; {say}{part}")
 
