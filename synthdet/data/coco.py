@@ -158,8 +158,8 @@ def _image(value, found, where):
 def _tell_bare(bare, n, path, strict):
     "Warn of the annotations without a box, of `n`; raises `UserError` when all have none, or `strict` asks for it."
     if strict or len(bare) == n:
-        raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {n} annotations; expected bbox: x, y, width, height, "
-                        "so export boxes (captions, keypoints and segments are none)")
+        raise UserError(f"{bare[0]}: has no box, as {len(bare)} of {n} annotations; expected bbox: x, y, width, "
+                        "height, so export boxes (captions, keypoints and segments are none)")
     warnings.warn(f"{path}: {len(bare)} of {n} annotations have no box and are left out; the first: "
                   f"{bare[0].removeprefix(f'{path}, ')}; export boxes for them")
 
