@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from synthdet.machine import run_info
 from synthdet.paths import write_atomic
+from synthdet.precision import autocast, TYPES
 from synthdet.data.batches import batches
 from synthdet.detection import train as training
 from synthdet.evidence import phases
@@ -93,8 +94,8 @@ def bare(arm, loaded, steps, validations):
         training._step = clock.timed('steps', step)
         try: training.train(model, lambda start: iter(lambda: batch, None), steps, out, arm.schedule, eval_every=steps)
         finally: training._step = step
-    images, dtype, start = loaded.val.images, training.TYPES[arm.schedule.precision], time.process_time()
-    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype is not None):
+    images, dtype, start = loaded.val.images, TYPES[arm.schedule.precision], time.process_time()
+    with torch.no_grad(), autocast('cpu', dtype):
         for _ in range(validations):
             for i in range(0, len(images), 16): model.eval().raw(images[i:i+16]/255)
     return clock.seconds['steps'], time.process_time() - start

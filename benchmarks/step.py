@@ -26,7 +26,8 @@ from synthdet.paths import write_atomic
 from synthdet.data.butterflies import scene
 from synthdet.detection.detectors import detector
 from synthdet.detection.settings import Schedule
-from synthdet.detection.train import _arrived, _start, _step, _without_slow_kernels, TYPES
+from synthdet.detection.train import _arrived, _start, _step, _without_slow_kernels
+from synthdet.precision import autocast, TYPES
 from synthdet.settings import to_row
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'step.json'
@@ -88,7 +89,7 @@ def network_alone(run, batch):
     x = _arrived(run, batch)[0]
     ready = partial(model.prepare, size=tuple(x.shape[-2:])) if hasattr(model, 'prepare') else lambda x: x
     def step():
-        with torch.autocast(run.device.type, dtype, enabled=dtype is not None): said = model.raw(ready(x))
+        with autocast(run.device, dtype): said = model.raw(ready(x))
         loss = sum(s.square().mean() for s in said)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

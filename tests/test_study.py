@@ -20,7 +20,7 @@ import pytest
 import synthdet
 from planted import row as planted_row
 from synthdet import cli
-from synthdet.core import refused
+from synthdet.core import refused, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.evidence import artefacts, cluster, runner
 from synthdet.evidence.arm import Arm, ARMS, resolved
@@ -302,6 +302,31 @@ def test_only_rows_that_would_stand_beside_those_made_here_are_taken(checkout, t
     assert left('right') == left('right', 'device') == [0, 0, 2]
     checkout('of_other_data', here[:1], id='pretrain-of-other-data')
     assert left('right', 'of_other_data') == [1, 1, 1], 'nobody knows which of the two is meant'
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_a_study_goes_on_in_the_precision_of_its_rows_on_any_machine(precision, checkout, tmp_path, monkeypatch):
+    mine, path = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1, 2]), tmp_path/'own.jsonl'
+    made = [c._replace(arm=override(c.arm, dict(precision=precision))) for c in mine.cells()]
+    other = 'fp32' if precision == 'bf16' else 'bf16'
+    monkeypatch.setattr('synthdet.precision.native_bf16', lambda kind: other == 'bf16')
+    checkout('labels_curve', made[:2])
+    def left(also):
+        lacking, arms, there = runner.prepared(mine, tmp_path/'out', path, '', also)
+        assert {c.arm.schedule.precision for c in lacking} == {a.schedule.precision for a in arms}
+        return len(there), [a.schedule.precision for a in arms]
+    assert left([]) == (0, ['auto']*3), 'nothing is there: the machine chooses'
+    assert left([tmp_path/'labels_curve.jsonl']) == (2, [precision]), 'that of what is copied'
+    checkout('own', made[:1])
+    assert left([]) == (0, [precision]*2), 'that of what is there'
+
+
+@pytest.mark.parametrize('what, other', [('torch', '1.0'), ('device', 'another'), ('versions', dict(data=0))])
+def test_what_could_not_stand_beside_the_rows_is_refused_before_it_is_run(what, other, checkout, tmp_path):
+    mine = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1])
+    checkout('own', mine.only(seed=0).cells(), **{what: other})
+    with pytest.raises(UserError, match=f'was made with {what} .* choose another results file'):
+        mine.run(tmp_path/'out', tmp_path/'own.jsonl', tell=str)
 
 
 def test_the_part_that_can_be_run_is_named_on_the_axes_that_part_it(tmp_path, capsys, monkeypatch):

@@ -64,7 +64,13 @@ def _scores(note, judged):
     of = [f"Of {counted(n, 'test picture')} with {boxes} to find.", '']*bool(judged)
     table = [f'| {k} | {100*v:.1f} |' for k, v in scores.items()]
     sized = any(k.endswith(('small', 'medium', 'large')) for k in scores)
-    return [*of, '| score | points |', '| --- | --- |', *table, *['', _areas(note)]*sized]
+    return [*of, '| score | points |', '| --- | --- |', *table, *_floor(judged), *['', _areas(note)]*sized]
+
+def _floor(judged):
+    "What a detector reaches that looks at no picture."
+    floor = judged.get('constant_ap50')
+    if floor is None: return []
+    return ['', f'A constant box, the median of the validation boxes on every test picture, has ap50 {100*floor:.1f}.']
 
 def _areas(note):
     "In which pixels boxes are small, medium or large."
@@ -96,7 +102,8 @@ def card(file, row=None, command='', judged=None) -> str:
     file : of the detector
     row : of the run that made it; None: what the file itself says
     command : that made it
-    judged : dict of test_pictures, test_boxes (to find) and validation_pictures, whole numbers; None: not known
+    judged : dict of test_pictures, test_boxes (to find) and validation_pictures, whole numbers, and of constant_ap50 in
+        [0,1] (`detection.constant`); None: not known
     """
     from synthdet.weights import read_note # torch, which a path does not need
     note, row, judged = read_note(file), row or {}, judged or {}

@@ -19,7 +19,8 @@ from ..core import choose, short, UserError
 from ..data.labelled import trainable
 from ..data.pictures import as_image, listed
 from .detectors import trained
-from .train import as_floats, TYPES
+from .train import as_floats
+from ..precision import autocast, TYPES
 from ..ranks import gathered, rank, ranks
 
 # %% ../../nbs/5_detection/09_evaluate.ipynb #9b99057f
@@ -92,7 +93,7 @@ def predict(model, dataset, batch_size:int=16, device=None, *, precision:str='fp
     dtype, was_training, found = TYPES[precision], model.training, []
     model.eval()
     try:
-        with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+        with autocast(device, dtype):
             for start in range(0, len(dataset), batch_size):
                 images = _images(dataset, start, min(start + batch_size, len(dataset)))
                 found += _on_cpu(model(as_floats(images, device, whole=hasattr(model, 'matcher'))))

@@ -198,10 +198,9 @@ def resolved_schedule(schedule:Schedule, device=None) -> Schedule:
     """
     if schedule.precision != 'auto': return schedule
     import torch
+    from synthdet.precision import native_bf16
     kind = torch.device(default_device() if device is None else device).type
-    has = dict(cuda=lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-               cpu=torch.cpu._is_avx512_bf16_supported) # so has every CPU with AMX
-    return replace(schedule, precision='bf16' if kind in has and has[kind]() else 'fp32')
+    return replace(schedule, precision='bf16' if native_bf16(kind) else 'fp32')
 
 def check_schedule(schedule:Schedule, device=None) -> Schedule:
     """Refuse a schedule that cannot be trained by, and give it back; rows of one can be read anywhere.

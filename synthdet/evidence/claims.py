@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FOLLOWS', 'Claim', 'papers', 'paper_table', 'paired_runs', 'findings', 'whole', 'agreed', 'claim_figure',
-           'reached', 'judge', 'so_far', 'judge_all', 'claims_table']
+           'reached', 'constant_boxes', 'above_constant', 'judge', 'so_far', 'judge_all', 'claims_table']
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #594d5f76
+import json
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..core import UserError
+from ..machine import project
 from .arm import Arm
 from .parts import about, begun, studies_file
 from .plots import gains
@@ -323,6 +325,43 @@ def _needed(found, fewest, of):
     count = lambda v: 'more than were run' if np.isinf(v) else f"{'at most '*(v <= fewest)}{v:.0f}"
     if found['labels'] <= fewest or np.isinf(found['labels']): return f"{count(found['labels'])} of {of}"
     return f"{count(found['labels'])} of {of} ({count(found['low'])} to {count(found['high'])}, between the counts run)"
+
+# %% ../../nbs/6_evidence/19_claims.ipynb #162d8163
+def constant_boxes() -> pd.Series:
+    """Test AP50 of a constant box, in points, domain by domain, as it was recorded in a checkout.
+
+    Returns
+    -------
+    Series : indexed by domain; empty outside of a checkout
+    """
+    file = project() and project()/'results'/'constant_box.json'
+    found = json.loads(file.read_text())['domains'] if file and file.is_file() else {}
+    return pd.Series({domain: 100*scores['ap50'] for domain, scores in found.items()}, dtype=float, name='constant box')
+
+_MEASURES = 'mean', 'low', 'high', 'n'
+
+def above_constant(rows, constant) -> pd.DataFrame:
+    """How far arms are above a constant box, place by place.
+
+    Parameters
+    ----------
+    rows : of a study: domain, n_real, arm, ap50 in [0,1]
+    constant : Series domain -> AP50 of the box in points
+
+    Returns
+    -------
+    DataFrame : domain, n_real, arm, constant box, ap50 (mean), mean, low, high (of the difference in points, Student's
+        95 % over runs; the box is one number, and its test images are those of the runs), n, is (above, below; '': the
+        interval holds 0, or there is one run)
+    """
+    lines = []
+    for (domain, n_real, arm), some in rows.groupby(['domain', 'n_real', 'arm'], sort=False):
+        if domain not in constant: continue
+        gain = contrast(100*some.ap50 - constant[domain])
+        side = 'above'*(gain['low'] > 0) + 'below'*(gain['high'] < 0)
+        lines.append({'domain': domain, 'n_real': n_real, 'arm': arm, 'constant box': constant[domain],
+                      'ap50': 100*some.ap50.mean(), **{k: gain[k] for k in _MEASURES}, 'is': side})
+    return pd.DataFrame(lines)
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #0f08879b
 def _touches(claim, part):

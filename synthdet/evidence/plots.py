@@ -7,6 +7,7 @@ __all__ = ['ARM_COLOURS', 'learning_curves', 'masks_against_detection', 'trainin
            'save_figure']
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #494adc0f
+import math
 from pathlib import Path
 from textwrap import fill
 import matplotlib.pyplot as plt
@@ -113,7 +114,7 @@ def _framed(ax):
     return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #65a94fb7
-def label_curve(rows, title='', score='ap50', ax=None):
+def label_curve(rows, title='', score='ap50', ax=None, constant=math.nan):
     """Test score against the number of labelled images, on a logarithmic axis (Fig. 4).
 
     Parameters
@@ -122,6 +123,7 @@ def label_curve(rows, title='', score='ap50', ax=None):
     title : a line above
     score : the score shown
     ax : axes to draw on; new ones when None
+    constant : score of a constant box, points; nan: not known
     """
     ax, alone = _axes(ax), rows[rows.arm == 'pretrain_only'].drop_duplicates('id')
     rest = rows[rows.arm != 'pretrain_only']
@@ -132,6 +134,7 @@ def label_curve(rows, title='', score='ap50', ax=None):
     sns.scatterplot(**how, s=16, legend=False)
     if len(alone):
         ax.axhline(100*alone[score].mean(), ls='--', color=ARM_COLOURS['pretrain_only'], label='pretrain_only')
+    if not math.isnan(constant): ax.axhline(constant, ls=':', color='k', label='constant box')
     ax.set_xscale('log')
     ax.set_xticks(sorted(set(rest.n_labels)), [f'{n:g}' for n in sorted(set(rest.n_labels))], minor=False)
     ax.minorticks_off()

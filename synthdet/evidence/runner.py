@@ -15,7 +15,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
-from ..core import option, UserError, VERSIONS
+from ..core import option, short, UserError, VERSIONS
 from ..files import read_jsonl
 from ..machine import processes, progress, run_info
 from ..paths import alone, folder, writable
@@ -97,22 +97,48 @@ def _all_ready(study, cells, data):
                     more=map(str, others))
 
 # %% ../../nbs/6_evidence/10_runner.ipynb #f5255b14
+_MADE = 'versions', 'torch', 'device'
+
 def _made(row):
     "What made a row; rows of one study have it in common."
-    return repr([*map(row.get, ('versions', 'torch', 'device')), row['settings']['schedule'].get('precision')])
+    return repr([row.get(what) for what in _MADE])
 
-def _made_here(arm):
-    "`_made` of the rows that this machine makes."
-    return _made(dict(run_info(), settings=dict(schedule=dict(precision=resolved(arm).schedule.precision))))
+def _precision(row): return row['settings'].get('schedule', {}).get('precision')
 
-def _elsewhere(cells, here, also) -> list:
-    "The rows that other files have for cells; a run of which they have different ones is left to be run."
+def _like(cells, here, offered):
+    "What made the rows of a study, and their precisions: of those that are there, else those of the cells."
+    there = [rows[0] for rows in by_run(here).values()]
+    if there: return {_made(row) for row in there}, {_precision(row) for row in there}
+    made = _made(run_info())
+    given = {cell.arm.schedule.precision for cell in cells} - {'auto'}
+    found = {_precision(row) for rows in offered for row in rows if _made(row) == made} & {'fp32', 'bf16'}
+    usual = {resolved(cells[0].arm).schedule.precision}
+    return {made}, given or (found if len(found) == 1 else usual)        # every machine knows both
+
+def _elsewhere(cells, here, also) -> tuple:
+    """The rows that other files have for cells, and the precision in which the rest is run, so that a study has one
+    whatever machines it is run on. A run of which files have different rows is left to be run."""
     there = by_run(row for path in also for row in read_rows(path) if row.get('versions') == VERSIONS)
     offered = [there[key] for key in (run_key(c.arm) for c in cells) if key in there]
-    if not offered: return []
-    like = {_made(rows[0]) for rows in by_run(here).values()} or {_made_here(cells[0].arm)}
-    fit = [[row for row in rows if _made(row) in like] for rows in offered]
-    return [rows[0] for rows in fit if len({row['id'] for row in rows}) == 1]
+    if not offered and not here: return [], 'auto'
+    made, precisions = _like(cells, here, offered)
+    fit = [[row for row in rows if _made(row) in made and _precision(row) in precisions] for rows in offered]
+    taken = [rows[0] for rows in fit if len({row['id'] for row in rows}) == 1]
+    return taken, precisions.pop() if len(precisions) == 1 else 'auto'
+
+def _in_precision(cell, precision):
+    "A cell that is run in some precision, unless its study says in which."
+    if cell.arm.schedule.precision != 'auto': return cell
+    return cell._replace(arm=override(cell.arm, dict(precision=precision)))
+
+def _check_made(study, results):
+    "Raise `UserError` where what this machine makes could not stand beside the rows that a study has."
+    found, info = by_run(read_rows(results)), run_info()
+    own = next((found[key][0] for key in (run_key(c.arm) for c in study.cells()) if key in found), info)
+    for what in _MADE:
+        if own.get(what) == info[what]: continue
+        raise UserError(f"study {study.name}: row {own['id']} in {results} was made with {what} {short(own.get(what))}, "
+                        f'and this is {short(info[what])}; go on where it was made, or choose another results file')
 
 def _copy(rows, results):
     "Add rows to a results file, those that no other process has added by now."
@@ -297,12 +323,14 @@ def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jo
 
     Raises
     ------
-    UserError : what cannot be run, said before anything is; and at the end the arms that failed
+    UserError : what cannot be run, and what could not stand beside the rows that are there, said before anything is;
+        and at the end the arms that failed
     """
     results = Path(results or Path(out)/'results.jsonl').absolute()
     lacking, arms, there = prepared(study, out, results, data, also)
     if there: _copy(there, results), tell(told_copied(study.name, there, len(arms)))
     if not arms: return study.rows(results)
+    if client is None: _check_made(study, results)
     jobs = _jobs(len(arms), processes(jobs, 'jobs'), client)
     tell(told(study.name, plan(lacking, all_rows(results, *also, *known), data, jobs), jobs))
     request = dict(out=str(Path(out).absolute()), results=str(results))
@@ -335,8 +363,8 @@ def prepared(study, out, results, data='', also=()) -> tuple:
     """
     if data: folder(data, 'a folder of data')
     here = read_rows(results)
-    there = _elsewhere(study.missing(here), here, also)
-    lacking = study.missing(here + there)
+    there, precision = _elsewhere(study.missing(here), here, also)
+    lacking = [_in_precision(cell, precision) for cell in study.missing(here + there)]
     arms = _all_ready(study, lacking, data)
     if arms or there: writable(results), writable(Path(out)/'made.jsonl')
     return lacking, arms, there

@@ -18,7 +18,8 @@ from ..core import digest, generator, UserError
 from ..machine import device as default_device, progress
 from ..paths import alone, write_atomic
 from .redonet import build_redo, check_pictures, load_redo, NETS, said
-from ..resume import AMP, as_batch, load_state, pick, save_state
+from ..precision import AMP, autocast
+from ..resume import as_batch, load_state, pick, save_state
 from ..settings import opt, SEEDS, Settings
 from ..weights import changed, read_weights, save_weights, weights_digest
 
@@ -297,7 +298,7 @@ class _Run:
         place = dict(device=self.device, memory_format=torch.channels_last)
         redrawn, real = (pick(images, seed, name, k, c.batch).to(**place) for name in ('redrawn', 'real'))
         z = torch.from_numpy(noise).to(self.device)
-        with torch.autocast(self.device.type, AMP[c.amp], enabled=c.amp != 'none'):
+        with autocast(self.device, AMP[c.amp]):
             losses = redo_step(self.nets, self.optimizers, redrawn, z, real, c.z_weight)
         if c.average: self._follow(min(c.average, (k + 1)/(k + 11)))
         self.at['step'] += 1

@@ -22,7 +22,8 @@ from ..machine import device as default_device, progress
 from ..paths import alone, hash_file, write_atomic
 from .gan64 import draw, Generator64, lrelu, Scaled, WIDTHS
 from .settings import GanConfig
-from ..resume import AMP, as_batch, load_state, pick, save_state
+from ..precision import AMP, autocast
+from ..resume import as_batch, load_state, pick, save_state
 from ..weights import changed, fit_weights, read_weights, save_weights, weights_digest
 
 # %% ../../nbs/2_objects/14_gantrain.ipynb #fd8ff1cd
@@ -276,7 +277,7 @@ class _Run:
         real = pick(images, c.seed, 'real', k, c.batch)
         if c.mirror: real = torch.where(torch.rand(c.batch, 1, 1, 1, generator=g) < .5, real.flip(3), real)
         real = real.to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, AMP[c.amp], enabled=c.amp != 'none', cache_enabled=False):
+        with autocast(self.device, AMP[c.amp], cache_enabled=False):
             losses = gan_step(self.G, self.D, self.optimizers, real, g, c, k, self.sight)
         with torch.no_grad():
             share = 1 - min(c.average, (k + 1)/(k + 11))
