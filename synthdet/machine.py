@@ -207,9 +207,9 @@ def git(*words) -> str:
     return ''
 
 def _commit():
-    "The commit this package is run from, with `+` when files were changed; None outside a git checkout."
+    "The commit this package is run from, with `+` when files but results were changed; None outside a git checkout."
     head = git('rev-parse', '--short=10', 'HEAD')
-    return head + ('+' if head and git('status', '--porcelain', '-uno') else '') or None
+    return head + ('+' if head and git('status', '--porcelain', '-uno', '--', '.', ':!results') else '') or None
 
 # %% ../nbs/0_ground/02_machine.ipynb #fd5bb779
 def memory_mb() -> int:

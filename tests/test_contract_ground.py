@@ -4,7 +4,9 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torchvision.transforms import v2
 
 import synthdet
 from helpers import ended, forked
-from synthdet import resume
+from synthdet import machine, resume
 from synthdet.boxes import hwc, masks_to_boxes, unwrap, wrap
 from synthdet.core import refused
 from synthdet.precision import AMP, autocast
@@ -126,6 +128,24 @@ def test_a_forward_pass_in_any_precision_leaves_the_weights(name):
     net = nn.Linear(2, 2)
     with autocast("cpu", AMP[name]): y = net(torch.ones(1, 2))
     assert y.dtype == (AMP[name] or torch.float32) and net.weight.dtype == torch.float32
+
+
+# Where a row was made
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_rows_that_were_added_are_no_change_of_the_code(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+    for name in ("code.py", "results/studies/rows.jsonl"):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text("1")
+    git("init", "-q"), git("add", "-A"), git("commit", "-qm", "first")
+    monkeypatch.setattr(machine, "project", lambda: tmp_path)
+    head = machine._commit()
+    (tmp_path/"results/studies/rows.jsonl").write_text("2")
+    assert machine._commit() == head and len(head) == 10
+    (tmp_path/"code.py").write_text("2")
+    assert machine._commit() == f"{head}+"
 
 
 # States

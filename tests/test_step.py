@@ -227,6 +227,19 @@ def test_a_compiled_run_resumes_and_learns_the_same(tmp_path, monkeypatch):
     assert [r['loss'] for r in compiled] == pytest.approx([r['loss'] for r in plain], rel=1e-3)
 
 
+def test_bf16_without_instructions_learns_the_same_compiled(tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    whole = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda m: whole(m, backend='aot_eager'))
+    monkeypatch.setattr('synthdet.precision.native_bf16', lambda kind: False)
+    feed, how = partial(batches, Pictures(), 2), HOW | dict(precision='bf16')
+    losses = {c: [r['loss'] for r in train(built('ssd'), feed, 3, tmp_path/str(c), compile=c, **how)['history']]
+              for c in (False, True)}
+    exact = [r['loss'] for r in train(built('ssd'), feed, 3, tmp_path/'exact', **HOW | dict(precision='fp32'))['history']]
+    assert losses[True] == pytest.approx(losses[False], rel=.05) and losses[False] != exact
+    assert losses[False][0] == pytest.approx(exact[0], rel=.05), 'later steps start from other weights'
+
+
 def test_layers_that_a_cpu_is_slow_at_compute_in_float32(tmp_path):
     seen, model = {}, built('ssd')
     layers = {k: m for k, m in model.backbone.named_modules() if isinstance(m, torch.nn.Conv2d)}

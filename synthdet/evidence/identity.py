@@ -14,7 +14,7 @@ from pathlib import Path
 from ..data.settings import DOMAINS
 from ..core import digest, short, UserError
 from .arm import Arm, ARMS, resolved
-from .rows import run_id
+from .rows import flattened, run_id
 from ..settings import elsewhere, leaves, override
 
 # %% ../../nbs/6_evidence/09_identity.ipynb #1de47a06
@@ -106,14 +106,8 @@ def arm_of(row) -> Arm | None:
 @elsewhere()
 def _arm_of(settings):
     "The arm of settings as JSON; None when there are no such settings any longer."
-    try: return override(Arm(), dict(_paths(json.loads(settings))))
+    try: return override(Arm(), flattened(json.loads(settings)))
     except UserError: return None
-
-def _paths(tree, head=''):
-    "A nested dict as (dotted path, value)."
-    for k, v in tree.items():
-        if isinstance(v, dict): yield from _paths(v, f'{head}{k}.')
-        else: yield head + k, v
 
 def by_run(rows) -> dict:
     """Rows by `run_key`; those of which `arm_of` knows no arm are left out.

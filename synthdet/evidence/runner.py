@@ -137,8 +137,9 @@ def _check_made(study, results):
     own = next((found[key][0] for key in (run_key(c.arm) for c in study.cells()) if key in found), info)
     for what in _MADE:
         if own.get(what) == info[what]: continue
-        raise UserError(f"study {study.name}: row {own['id']} in {results} was made with {what} {short(own.get(what))}, "
-                        f'and this is {short(info[what])}; go on where it was made, or choose another results file')
+        theirs, ours = short(own.get(what)), short(info[what])
+        raise UserError(f"study {study.name}: row {own['id']} in {results} was made with {what} {theirs}, and this is "
+                        f'{ours}; go on where it was made, or choose another results file')
 
 def _copy(rows, results):
     "Add rows to a results file, those that no other process has added by now."

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 from ..core import UserError
-from .rows import read_rows
+from .rows import flattened, read_rows
 from .arm import Arm, resolved
 from ..masks.settings import own_gate
 from ..settings import columns, leaves, override
@@ -22,12 +22,6 @@ _DEFAULTS = {_COLUMNS[l.path]: list(l.value) if isinstance(l.value, tuple) else 
 _FLAT = dict(objects='source', object_weights='objects.weights', mask_weights='masks.weights', weights='model.weights',
              image_size='model.image_size', val_labels='val', label_order='order')   # first version -> now
 _RECIPE = dict(image_size='recipe.image_size', objects='count')
-
-def _flattened(tree, path=()):
-    "A nested dict as (dotted path, value)."
-    for k, v in tree.items():
-        if isinstance(v, dict): yield from _flattened(v, (*path, k))
-        else: yield '.'.join((*path, k)), v
 
 def _first_version(row):
     "A flat row of the first version with the columns of today."
@@ -50,7 +44,7 @@ def flat_row(row) -> dict:
     row : of `read_rows`
     """
     if 'settings' not in row: return _first_version(row)
-    settings = {_COLUMNS.get(path, path): v for path, v in _flattened(row['settings'])}
+    settings = {_COLUMNS.get(path, path): v for path, v in flattened(row['settings']).items()}
     return _DEFAULTS | settings | {k: v for k, v in row.items() if k != 'settings'}
 
 # %% ../../nbs/6_evidence/03_tables.ipynb #13ac2c62
