@@ -6,7 +6,10 @@ The box is the median of the validation boxes. Writes results/constant_box.json,
 """
 import argparse, json
 from pathlib import Path
-from synthdet.detection.constant import constant_scores
+from synthdet.machine import run_info
+from synthdet.paths import write_atomic
+from synthdet.data.domain import fingerprint
+from synthdet.detection.constant import constant_score
 from synthdet.evidence.phases import load
 from synthdet.evidence.runner import placed
 from synthdet.evidence.studies import STUDIES
@@ -23,11 +26,12 @@ def main():
     for cell in STUDIES['labels_curve'].only(arm='scratch', seed=0).cells():
         if cell.at['domain'] in found: continue
         loaded = load(placed(cell.arm, a.data))
-        scores = constant_scores(loaded.val, loaded.test)
-        found[cell.at['domain']] = dict({k: round(v, 6) for k, v in scores.items()}, images=len(loaded.test))
-        print(cell.at['domain'], *(f'{k} {100*v:.1f}' for k, v in scores.items()), flush=True)
-    told = dict(command='python benchmarks/constant_box.py --data FOLDER', domains=found)
-    Path(a.out).write_text(json.dumps(told, indent=1) + '\n')
+        score = constant_score(loaded.val, loaded.test)
+        found[cell.at['domain']] = dict(ap50=round(score, 6), images=len(loaded.test), image_size=cell.arm.model.image_size,
+                                        data_test=fingerprint(loaded.domain.test))
+        print(f"{cell.at['domain']} AP50 {100*score:.1f}", flush=True)
+    told = dict(command='python benchmarks/constant_box.py --data FOLDER', domains=found, run=run_info())
+    write_atomic(Path(a.out), json.dumps(told, indent=1) + '\n')
 
 
 if __name__ == '__main__': main()

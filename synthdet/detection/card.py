@@ -64,13 +64,13 @@ def _scores(note, judged):
     of = [f"Of {counted(n, 'test picture')} with {boxes} to find.", '']*bool(judged)
     table = [f'| {k} | {100*v:.1f} |' for k, v in scores.items()]
     sized = any(k.endswith(('small', 'medium', 'large')) for k in scores)
-    return [*of, '| score | points |', '| --- | --- |', *table, *_floor(judged), *['', _areas(note)]*sized]
+    return [*of, '| score | points |', '| --- | --- |', *table, *_blind(judged), *['', _areas(note)]*sized]
 
-def _floor(judged):
+def _blind(judged):
     "What a detector reaches that looks at no picture."
-    floor = judged.get('constant_ap50')
-    if floor is None: return []
-    return ['', f'A constant box, the median of the validation boxes on every test picture, has ap50 {100*floor:.1f}.']
+    ap50 = judged.get('constant_ap50')
+    if ap50 is None: return []
+    return ['', f'A constant box, the median of the validation boxes on every test picture, has ap50 {100*ap50:.1f}.']
 
 def _areas(note):
     "In which pixels boxes are small, medium or large."

@@ -327,16 +327,22 @@ def _needed(found, fewest, of):
     return f"{count(found['labels'])} of {of} ({count(found['low'])} to {count(found['high'])}, between the counts run)"
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #162d8163
-def constant_boxes() -> pd.Series:
+def constant_boxes(rows) -> pd.Series:
     """Test AP50 of a constant box, in points, domain by domain, as it was recorded in a checkout.
+
+    Parameters
+    ----------
+    rows : of a study: domain, data_test
 
     Returns
     -------
-    Series : indexed by domain; empty outside of a checkout
+    Series : indexed by domain, without those whose recorded test images are others; empty outside of a checkout
     """
     file = project() and project()/'results'/'constant_box.json'
     found = json.loads(file.read_text())['domains'] if file and file.is_file() else {}
-    return pd.Series({domain: 100*scores['ap50'] for domain, scores in found.items()}, dtype=float, name='constant box')
+    tested = dict(zip(rows.domain, rows.data_test))
+    same = [d for d in tested if found.get(d, {}).get('data_test') == tested[d]]
+    return pd.Series({d: 100*found[d]['ap50'] for d in same}, dtype=float, name='constant box')
 
 _MEASURES = 'mean', 'low', 'high', 'n'
 

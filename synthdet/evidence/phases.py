@@ -23,7 +23,7 @@ from ..data.labelled import trainable
 from ..data.labels import label_digest, taken
 from ..data.settings import AUGMENTS, Labels
 from ..detection.card import card_of, write_card
-from ..detection.constant import constant_scores
+from ..detection.constant import constant_score
 from ..detection.detectors import detector, save_detector
 from ..detection.evaluate import evaluate, predict_together, validator
 from ..detection.predictions import save_predictions
@@ -316,15 +316,15 @@ def constant_ap50(loaded) -> float | None:
 
     Returns
     -------
-    float : in [0,1]; None without validation and test images of one size, and without a validation box
+    float : in [0,1]; None without validation and test images of one size, and without a box in both
     """
-    if not all(isinstance(part, Resized) for part in (loaded.val, loaded.test)): return None
-    if not any(len(trainable(target)['boxes']) for target in loaded.val.targets): return None
-    return constant_scores(loaded.val, loaded.test)['ap50']
+    for part in (loaded.val, loaded.test):
+        if not isinstance(part, Resized) or not any(len(trainable(t)['boxes']) for t in part.targets): return None
+    return constant_score(loaded.val, loaded.test)
 
 def _judged_on(arm, loaded):
-    """How many pictures and boxes a detector was tested on, on how many pictures its checkpoint was chosen, and the
-    floor of its score."""
+    """How many pictures and boxes a detector was tested on, on how many pictures its checkpoint was chosen, and what a
+    constant box scores."""
     test, on = loaded.test, ARMS[arm.arm](arm)[-1].validation
     if isinstance(test, Missing): return {}
     targets = getattr(test, 'targets', None) or [t for _, t in test]

@@ -7,7 +7,7 @@ __all__ = ['placed', 'absent', 'told_copied', 'in_turn', 'all_rows', 'Plan', 'pl
            'prepared', 'told']
 
 # %% ../../nbs/6_evidence/10_runner.ipynb #5a6e0a03
-import shlex, tempfile, time
+import json, shlex, tempfile, time
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,7 +20,8 @@ from ..files import read_jsonl
 from ..machine import processes, progress, run_info
 from ..paths import alone, folder, writable
 from .arm import Arm, ARMS, check_arm, resolved
-from .identity import arm_of, by_run, kind_of, phase_keys, run_key, settled, total_steps
+from .identity import (
+    arm_of, by_run, check_alike, kind_of, made, phase_keys, run_key, settled, total_steps)
 from .rows import read_rows, write_row
 from ..settings import leaves, override
 
@@ -97,33 +98,33 @@ def _all_ready(study, cells, data):
                     more=map(str, others))
 
 # %% ../../nbs/6_evidence/10_runner.ipynb #f5255b14
-_MADE = 'versions', 'torch', 'device'
+def _own(study, rows):
+    "The rows that are of a study's cells."
+    found = by_run(rows)
+    return [row for key in dict.fromkeys(run_key(c.arm) for c in study.cells()) for row in found.get(key, ())]
 
-def _made(row):
-    "What made a row; rows of one study have it in common."
-    return repr([row.get(what) for what in _MADE])
+def _kind(row):
+    "What made a row, but for its precision."
+    return json.dumps(dict(made(row), precision=''), sort_keys=True)
 
-def _precision(row): return row['settings'].get('schedule', {}).get('precision')
-
-def _like(cells, here, offered):
-    "What made the rows of a study, and their precisions: of those that are there, else those of the cells."
-    there = [rows[0] for rows in by_run(here).values()]
-    if there: return {_made(row) for row in there}, {_precision(row) for row in there}
-    made = _made(run_info())
+def _like(cells, rows, offered):
+    "The kinds and the precisions that rows of a study may have: those of the rows that are there, or of this machine."
+    if rows: return {_kind(row) for row in rows}, {made(row)['precision'] for row in rows} - {None}
+    kind = _kind(dict(run_info(), settings={}))
     given = {cell.arm.schedule.precision for cell in cells} - {'auto'}
-    found = {_precision(row) for rows in offered for row in rows if _made(row) == made} & {'fp32', 'bf16'}
+    found = {made(row)['precision'] for rows in offered for row in rows if _kind(row) == kind} & {'fp32', 'bf16'}
     usual = {resolved(cells[0].arm).schedule.precision}
-    return {made}, given or (found if len(found) == 1 else usual)        # every machine knows both
+    return {kind}, given or (found if len(found) == 1 else usual)        # every machine knows both
 
-def _elsewhere(cells, here, also) -> tuple:
-    """The rows that other files have for cells, and the precision in which the rest is run, so that a study has one
-    whatever machines it is run on. A run of which files have different rows is left to be run."""
-    there = by_run(row for path in also for row in read_rows(path) if row.get('versions') == VERSIONS)
-    offered = [there[key] for key in (run_key(c.arm) for c in cells) if key in there]
-    if not offered and not here: return [], 'auto'
-    made, precisions = _like(cells, here, offered)
-    fit = [[row for row in rows if _made(row) in made and _precision(row) in precisions] for rows in offered]
-    taken = [rows[0] for rows in fit if len({row['id'] for row in rows}) == 1]
+def _elsewhere(cells, rows, also) -> tuple:
+    """What other files have for cells of a study that has some rows, and the precision in which the rest is run: one
+    for a study, on whatever machines it is run. A run of which files have different rows is left to be run."""
+    known = by_run(row for path in also for row in read_rows(path) if row.get('versions') == VERSIONS)
+    offered = [known[key] for key in (run_key(c.arm) for c in cells) if key in known]
+    if not offered and not rows: return [], 'auto'
+    kinds, precisions = _like(cells, rows, offered)
+    fit = [[row for row in some if _kind(row) in kinds and made(row)['precision'] in precisions] for some in offered]
+    taken = [some[0] for some in fit if len({row['id'] for row in some}) == 1]
     return taken, precisions.pop() if len(precisions) == 1 else 'auto'
 
 def _in_precision(cell, precision):
@@ -131,15 +132,15 @@ def _in_precision(cell, precision):
     if cell.arm.schedule.precision != 'auto': return cell
     return cell._replace(arm=override(cell.arm, dict(precision=precision)))
 
-def _check_made(study, results):
+def _check_made_here(study, results):
     "Raise `UserError` where what this machine makes could not stand beside the rows that a study has."
-    found, info = by_run(read_rows(results)), run_info()
-    own = next((found[key][0] for key in (run_key(c.arm) for c in study.cells()) if key in found), info)
-    for what in _MADE:
-        if own.get(what) == info[what]: continue
-        theirs, ours = short(own.get(what)), short(info[what])
-        raise UserError(f"study {study.name}: row {own['id']} in {results} was made with {what} {theirs}, and this is "
-                        f'{ours}; go on where it was made, or choose another results file')
+    info = run_info()
+    for row in _own(study, read_rows(results)):
+        for what in ('versions', 'torch', 'device'):
+            theirs, ours = row.get(what), info[what]
+            if theirs == ours: continue
+            raise UserError(f"study {study.name}: row {row['id']} in {results} was made with {what} {short(theirs)}, "
+                            f'and this is {short(ours)}; go on where it was made, or choose another results file')
 
 def _copy(rows, results):
     "Add rows to a results file, those that no other process has added by now."
@@ -331,7 +332,7 @@ def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jo
     lacking, arms, there = prepared(study, out, results, data, also)
     if there: _copy(there, results), tell(told_copied(study.name, there, len(arms)))
     if not arms: return study.rows(results)
-    if client is None: _check_made(study, results)
+    if client is None: _check_made_here(study, results)
     jobs = _jobs(len(arms), processes(jobs, 'jobs'), client)
     tell(told(study.name, plan(lacking, all_rows(results, *also, *known), data, jobs), jobs))
     request = dict(out=str(Path(out).absolute()), results=str(results))
@@ -343,7 +344,7 @@ def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jo
     return study.rows(results)
 
 def prepared(study, out, results, data='', also=()) -> tuple:
-    """What a study lacks, looked at: nothing is started, torch is not imported.
+    """What a study lacks, looked at: nothing is started.
 
     Parameters
     ----------
@@ -360,11 +361,14 @@ def prepared(study, out, results, data='', also=()) -> tuple:
 
     Raises
     ------
-    UserError : for what cannot be run here, and for places that cannot be written
+    UserError : for what cannot be run here, for rows that are not alike, and for places that cannot be written
     """
     if data: folder(data, 'a folder of data')
     here = read_rows(results)
-    there, precision = _elsewhere(study.missing(here), here, also)
+    own = _own(study, here)
+    check_alike(study.name, own)
+    rows = own or [row for some in by_run(here).values() for row in some]
+    there, precision = _elsewhere(study.missing(here), rows, also)
     lacking = [_in_precision(cell, precision) for cell in study.missing(here + there)]
     arms = _all_ready(study, lacking, data)
     if arms or there: writable(results), writable(Path(out)/'made.jsonl')
