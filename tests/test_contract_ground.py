@@ -135,7 +135,8 @@ def test_a_forward_pass_in_any_precision_leaves_the_weights(name):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_rows_that_were_added_are_no_change_of_the_code(tmp_path, monkeypatch):
-    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
+                                         timeout=60)
     for name in ("code.py", "results/studies/rows.jsonl"):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).write_text("1")
