@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import field, fields, is_dataclass, replace
+from functools import lru_cache
 from numbers import Integral, Real
 from operator import attrgetter
 from pathlib import Path
@@ -224,24 +225,27 @@ class Leaf(NamedTuple):
     help: str
     field: object
 
-def leaves(settings, path=()) -> list:
+@lru_cache
+def _places(kind):
+    "Path, getter and field of every leaf of a class of settings: a branch is always of the class of its default."
+    found = []
+    for f in fields(kind):
+        if is_dataclass(f.default): found += [(f'{f.name}.{path}', leaf) for path, _, leaf in _places(type(f.default))]
+        else: found.append((f.name, f))
+    return tuple((path, attrgetter(path), f) for path, f in found)
+
+def leaves(settings) -> list:
     """Every setting of a tree, in the order of the classes.
 
     Parameters
     ----------
     settings : a `Settings` object
-    path : names above it
 
     Returns
     -------
     list : of `Leaf`
     """
-    found = []
-    for f in fields(settings):
-        v = getattr(settings, f.name)
-        if is_dataclass(v): found += leaves(v, (*path, f.name))
-        else: found.append(Leaf('.'.join((*path, f.name)), v, f.metadata['help'], f))
-    return found
+    return [Leaf(path, value(settings), f.metadata['help'], f) for path, value, f in _places(type(settings))]
 
 def listing(settings) -> str:
     """The settings of a tree as a table: path, value, help and choices.

@@ -35,6 +35,7 @@ def _said(settings):
     named = lambda l: isinstance(l.value, str) and l.field.metadata.get('file') or l.field.metadata.get('path')
     return {l.path: Path(l.value).name if named(l) else l.value for l in leaves(settings)}
 
+@lru_cache(10_000)
 @elsewhere()
 def content_key(arm:Arm) -> str:
     """What makes two arms the same, whichever phases they have: all settings but the precision and those that decide no
