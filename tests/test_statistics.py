@@ -263,9 +263,12 @@ def test_that_a_sign_depends_on_the_domain_takes_two_domains(gains, expected):
     assert depending({d: {"8x": v} for d, v in gains.items()}) == expected
 
 
+def of_runs(dots): return dict(dots=dots, runs_a=[50]*len(dots), runs_b=[50 + d for d in dots])
+
+
 def depending(gains):
     "The verdict of C4 on gains by domain and number of synthesised images."
-    lines = [dict(domain=d, n_fake=n, a=50., b=50., dots=dots, seeds=range(3), **contrast(np.array(dots)))
+    lines = [dict(domain=d, n_fake=n, a=50., b=50., seeds=range(3), **of_runs(dots), **contrast(np.array(dots)))
              for d, some in gains.items() for n, dots in some.items()]
     return claims.whole(claims.CLAIMS["C4"], pd.DataFrame(lines))["verdict"]
 
@@ -278,7 +281,8 @@ def test_it_is_the_domain_that_a_sign_depends_on():
 
 def test_a_whole_claim_is_of_runs_not_of_places():
     line = dict(a=50., b=60., paper_b=np.nan, verdict="direction only", why="")
-    lines = [dict(line, domain="birds", n_real=n, dots=dots, seeds=[0, 1, 2]) for n, dots in ((20, [4, 8, 9]), (100, [6, 10, 11]))]
+    lines = [dict(line, domain="birds", n_real=n, seeds=[0, 1, 2], **of_runs(dots))
+             for n, dots in ((20, [4, 8, 9]), (100, [6, 10, 11]))]
     found = claims.whole(claims.CLAIMS["C8"], pd.DataFrame(lines))
     assert found["n"] == 3 and (found["low"], found["high"]) == pytest.approx(t_interval([5, 9, 10]))
 

@@ -8,6 +8,7 @@ __all__ = ['CLAIMS', 'FOLLOWS', 'Claim', 'papers', 'paper_table', 'paired_runs',
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #594d5f76
 import json
+from dataclasses import replace
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -17,8 +18,8 @@ from .arm import Arm
 from .parts import about, begun, studies_file
 from .plots import gains
 from .published import published
-from .statistics import (at_least, contrast, equivalence, labels_needed, MARGIN, overall, pairs,
-                                          prediction_interval, suite, verdict)
+from .statistics import (at_least, contrast, equivalence, improvement, labels_needed, MARGIN,
+                                          overall, pairs, prediction_interval, suite, verdict)
 from .studies import STUDIES
 from ..settings import columns, leaves
 
@@ -201,8 +202,8 @@ def findings(claim:Claim, rows) -> pd.DataFrame:
     Returns
     -------
     DataFrame : one line per place: the axes, a and b (means), mean, sd, n, low, high (of the gain; 95 %, of `equal` and
-        `at_least` 90 %), p, dots (gains), seeds (of the dots), paper_a, paper_b, paper_gain, verdict, why; scores in
-        points
+        `at_least` 90 %), p, dots (gains), runs_a and runs_b (scores), seeds (of all three), paper_a, paper_b,
+        paper_gain, verdict, why; scores in points
 
     Raises
     ------
@@ -215,7 +216,7 @@ def findings(claim:Claim, rows) -> pd.DataFrame:
         values = [_paper_mean(claim, k, place) for k in (0, 1)]
         paper = dict(paper_a=values[0], paper_b=values[1], paper_gain=values[1] - values[0])
         lines.append({**place, 'a': some.a.mean(), 'b': some.b.mean(), **gain, 'dots': list(some.gain),
-                      'seeds': list(some.seed), **paper,
+                      'runs_a': list(some.a), 'runs_b': list(some.b), 'seeds': list(some.seed), **paper,
                       **_judged(claim, place, gain, some.b, paper, _stands_in(rows[rows.domain == place['domain']]))})
     return pd.DataFrame(lines)
 
@@ -232,11 +233,11 @@ def _depends(found):
 
 def _axes(found): return [c for c in found.columns[:list(found.columns).index('a')] if c != 'n_real']
 
-def _runs_of(found):
-    "dict domain -> a gain for each seed: that of all its places, which may share trainings and count once."
+def _runs_of(found, what):
+    "dict domain -> a value for each seed: that of all its places, which may share trainings and count once."
     by = {}
-    for f in found.itertuples():
-        for seed, gain in zip(f.seeds, f.dots): by.setdefault(f.domain, {}).setdefault(seed, []).append(gain)
+    for domain, seeds, values in zip(found.domain, found.seeds, found[what]):
+        for seed, value in zip(seeds, values): by.setdefault(domain, {}).setdefault(seed, []).append(value)
     return {domain: [np.mean(v) for v in seeds.values()] for domain, seeds in by.items()}
 
 def _same_level(found):
@@ -256,20 +257,21 @@ def whole(claim:Claim, found) -> dict:
 
     Returns
     -------
-    dict : mean, low, high (`statistics.overall` of the gains, 95 %, of `equal` and `at_least` 90 %), iqm (`suite`), n
-        (runs; one that stands in several places counts once), places, verdict, why
+    dict : mean, low, high (`statistics.overall` of the gains, 95 %, of `equal` and `at_least` 90 %), iqm (of the gains,
+        `suite`), better (how likely a run of b beats one of a, in [0,1], `improvement`), n (runs; one that stands in
+        several places counts once), places, verdict, why
     """
     if found is None or not len(found):
         reason = f'no rows of {claim.b} and {claim.a} in study {claim.study}'
-        nothing = dict.fromkeys(('mean', 'low', 'high', 'iqm'), np.nan)
+        nothing = dict.fromkeys(('mean', 'low', 'high', 'iqm', 'better'), np.nan)
         return dict(nothing, n=0, places=0, **verdict(None, reason=reason))
-    gains = _runs_of(found)
+    gains, a, b = (_runs_of(found, what) for what in ('dots', 'runs_a', 'runs_b'))
     over = overall(gains, .9 if claim.kind in ('equal', 'at_least') else .95)
     judged = _depends(found) if claim.kind == 'depends' else verdict(over, claim.kind)
     if judged['verdict'] == 'direction only' and claim.kind != 'depends':
         why = _same_level(found) if claim.table else 'no value of the paper to compare'
         judged = dict(verdict='direction only' if why else 'reproduced', why=why or judged['why'])
-    return dict(over, iqm=suite(gains)['iqm'], places=len(found), **judged)
+    return dict(over, iqm=suite(gains)['iqm'], better=improvement(a, b)['probability'], places=len(found), **judged)
 
 def agreed(found) -> str:
     """How many places have which verdict, in words.
@@ -380,6 +382,11 @@ def _touches(claim, part):
     except UserError: return False
     return any(_elsewhere(cell.at, claim.axis) in both for cell in cells)
 
+def _lacking(claim, rest):
+    "Where a claim was not run, in words, whichever of its sides is missing there."
+    sides = [[{k: v for k, v in grid.items() if k != claim.axis} for grid in p.grids] for p in rest]
+    return about(*(replace(p, over=over) for p, over in zip(rest, sides) if _touches(claim, p)))
+
 def judge(study, rows, rest=()) -> dict:
     """Judge the claims of a study.
 
@@ -397,7 +404,7 @@ def judge(study, rows, rest=()) -> dict:
     for name, claim in CLAIMS.items():
         if claim.study != study: continue
         found = None if rows is None else findings(claim, rows)
-        judged[name] = whole(claim, found), found, about(*(p for p in rest if _touches(claim, p)))
+        judged[name] = whole(claim, found), found, _lacking(claim, rest)
     return judged
 
 def so_far(name, folder='', tell=print) -> tuple:
@@ -446,14 +453,15 @@ def claims_table(judged) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : claim, compared, domains, gain (mean over domains, its interval, runs), verdict, why, by
-        place, not run, command
+    DataFrame : claim, compared, domains, gain (mean over domains, its interval, runs), interquartile mean, better (how
+        likely a run of the one beats one of the other), verdict, why, by place, not run, command
     """
     def line(name):
         claim, (over, found, rest) = CLAIMS[name], judged[name]
         gain = f"{over['mean']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f}, n={over['n']})" if over['n'] else ''
         domains = ', '.join(dict.fromkeys(found.domain)) if over['n'] else ''
+        iqm, better = (f"{over['iqm']:+.1f}", f"{100*over['better']:.0f} %") if over['n'] else ('', '')
         return {'claim': claim.says, 'compared': f'{claim.b} - {claim.a}', 'domains': domains, 'gain': gain,
-                'verdict': over['verdict'], 'why': over['why'], 'by place': agreed(found) if over['n'] else '',
+                'interquartile mean': iqm, 'better': better, 'verdict': over['verdict'], 'why': over['why'], 'by place': agreed(found) if over['n'] else '',
                 'not run': rest, 'command': f'synthdet-study {claim.study}'}
     return pd.DataFrame([line(name) for name in judged], index=pd.Index(judged, name=''))

@@ -11,7 +11,7 @@ from concurrent.futures import as_completed, ThreadPoolExecutor
 import torch
 from ..core import UserError
 from ..machine import cores
-from .arm import resolved
+from .arm import ARMS, resolved
 from .phases import ready, run
 
 # %% ../../nbs/6_evidence/08_jobs.ipynb #4cf552a3
@@ -164,8 +164,7 @@ def _packed(request, jobs):
 
 def _length(arm):
     "Steps of an arm, for who starts first; composing takes time, too."
-    arm = resolved(arm)
-    return (arm.steps if arm.arm == 'scratch' else arm.steps + arm.pretrain_steps, arm.arm != 'scratch_long')
+    return sum(phase.steps for phase in ARMS[arm.arm](resolved(arm))), arm.arm != 'scratch_long'
 
 def _beside(arms, options, jobs, tell):
     "`run_all` in several processes."
