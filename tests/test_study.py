@@ -22,7 +22,7 @@ from planted import row as planted_row
 from synthdet import cli
 from synthdet.core import refused, UserError
 from synthdet.data.domains import load_domain, write_domain
-from synthdet.evidence import artefacts, cluster, runner
+from synthdet.evidence import artefacts, cluster, jobs, runner
 from synthdet.evidence.arm import Arm, ARMS, resolved
 from synthdet.evidence.claims import CLAIMS
 from synthdet.evidence.parts import begun
@@ -167,7 +167,7 @@ def test_where_all_share_one_pretraining_nobody_waits_for_a_lock(monkeypatch):
 
 def test_an_arm_that_fails_is_told_at_the_end_and_the_others_run(tmp_path, data, monkeypatch):
     class Here:
-        def __init__(self, jobs): pass
+        def __init__(self, jobs, threads=0): pass
         def __enter__(self): return self
         def __exit__(self, *_): pass
         def submit(self, arm, **_):
@@ -321,6 +321,22 @@ def test_a_study_goes_on_in_the_precision_of_its_rows_on_any_machine(precision, 
     assert left([]) == (0, [precision]*2), 'that of what is there'
 
 
+@pytest.mark.parametrize('made, wanted', [([], 0), ([2], 2), ([2, 3], 0)])
+def test_a_study_goes_on_with_the_threads_of_its_rows(made, wanted, checkout, tmp_path, monkeypatch):
+    mine, given = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1, 2]), []
+    for seed, threads in enumerate(made): checkout('own', mine.only(seed=seed).cells(), threads=threads)
+    def processes(jobs, threads): raise UserError(given.append(threads))
+    monkeypatch.setattr('synthdet.evidence.jobs.Processes', processes)
+    monkeypatch.setattr(runner, 'plan', lambda *_: runner.Plan(0, 0, 0, 0))
+    with pytest.raises(UserError): mine.run(tmp_path/'out', tmp_path/'own.jsonl', tell=str)
+    assert given == [wanted]
+
+
+def test_each_process_has_the_threads_that_are_asked_for_or_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(jobs, 'cores', lambda: 6)
+    assert jobs.Processes(2, 1).threads == 1 and jobs.Processes(2).threads == 3 and jobs.Processes(9).threads == 1
+
+
 @pytest.mark.parametrize('what, other', [('torch', '1.0'), ('device', 'another'), ('versions', dict(data=0))])
 def test_what_could_not_stand_beside_the_rows_is_refused_before_it_is_run(what, other, checkout, tmp_path):
     mine = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1])
@@ -353,7 +369,7 @@ def test_the_part_that_can_be_run_is_named_on_the_axes_that_part_it(tmp_path, ca
 
 class Here:
     "In the place of `Processes`: this one."
-    def __init__(self, jobs): pass
+    def __init__(self, jobs, threads=0): pass
     def __enter__(self): return self
     def __exit__(self, *_): pass
 

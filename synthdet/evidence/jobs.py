@@ -56,20 +56,21 @@ def _answer(process, request, jobs):
     said = json.loads(said)
     return UserError(f"{name}: {said['error']}") if 'error' in said else said['row']
 
-def _ask(request, jobs, running, stop):
+def _ask(request, jobs, threads, running, stop):
     "The row of a request, from a process of its own, one of `jobs`."
-    process = _start(max(1, cores()//jobs))
+    process = _start(threads)
     running.append(process)
     if stop.is_set(): process.terminate()
     answer = _answer(process, request, jobs)
     if isinstance(answer, UserError): raise answer
     return answer
 
-def on_worker(**request):
-    """What a worker of a cluster does: run an arm in a process of its own, with as many threads as the worker has.
+def on_worker(threads=0, **request):
+    """What a worker of a cluster does: run an arm in a process of its own.
 
     Parameters
     ----------
+    threads : of that process; 0: as many as the worker has
     **request : what `run` takes
 
     Returns
@@ -81,20 +82,23 @@ def on_worker(**request):
     UserError : the process was killed, which another try may survive
     """
     from distributed import get_worker
-    return _answer(_start(get_worker().state.nthreads), request, 1)
+    return _answer(_start(threads or get_worker().state.nthreads), request, 1)
 
 class Processes:
     """Processes of this machine, one for each arm; those that still run at the end of the `with` block are ended.
 
     Parameters
     ----------
-    jobs : how many run at the same time; each gets an equal share of the cores
+    jobs : how many run at the same time
+    threads : of each; 0: an equal share of the cores
     """
-    def __init__(self, jobs:int): self.jobs, self.running, self.stop = jobs, [], threading.Event()
+    def __init__(self, jobs:int, threads:int=0):
+        self.jobs, self.threads = jobs, threads or max(1, cores()//jobs)
+        self.running, self.stop = [], threading.Event()
 
     def submit(self, **request):
         "The `Future` of a row, of what `run` takes."
-        return self.pool.submit(_ask, request, self.jobs, self.running, self.stop)
+        return self.pool.submit(_ask, request, self.jobs, self.threads, self.running, self.stop)
 
     def __enter__(self):
         self.pool = ThreadPoolExecutor(self.jobs)

@@ -292,15 +292,20 @@ def _jobs(n, jobs, client):
     from synthdet.evidence.jobs import usual_jobs
     return len(client.nthreads()) if client else jobs or usual_jobs(n)
 
+def _threads(rows):
+    "Threads of each run: those that made a study's rows, since sums differ with them; 0: as many as there are."
+    found = {row['threads'] for row in rows if 'threads' in row}
+    return found.pop() if len(found) == 1 else 0
+
 @contextmanager
-def _beside(jobs, client, how):
+def _beside(jobs, threads, client, how):
     "Where arms run: something with `submit`, on a client's workers or in processes of this machine."
     from synthdet.evidence.jobs import on_worker, Processes
     if client is None:
-        with Processes(jobs) as here: yield here.submit
+        with Processes(jobs, threads) as here: yield here.submit
         return
     executor = client.get_executor(pure=False, **{'retries': 3, **how})
-    try: yield lambda **request: executor.submit(on_worker, **request)
+    try: yield lambda **request: executor.submit(on_worker, threads, **request)
     finally: executor.shutdown(wait=False)                               # what is left after Ctrl-C is not begun
 
 def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jobs=0, client=None, tell=print, **how):
@@ -336,7 +341,8 @@ def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jo
     jobs = _jobs(len(arms), processes(jobs, 'jobs'), client)
     tell(told(study.name, plan(lacking, all_rows(results, *also, *known), data, jobs), jobs))
     request = dict(out=str(Path(out).absolute()), results=str(results))
-    with _beside(jobs, client, how) as submit, _progress(study, len(arms), tell) as ran:
+    threads = _threads(_own(study, read_rows(results)))
+    with _beside(jobs, threads, client, how) as submit, _progress(study, len(arms), tell) as ran:
         # a client has queues of its own, and workers may still come
         ended = in_turn(arms, lambda arm: submit(arm=arm, **request), len(arms) if client else jobs, ran)
     failed = [e for _, e in ended if isinstance(e, Exception)]
