@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SEEDS', 'opt', 'choices', 'elsewhere', 'checked', 'read_value', 'UnknownSetting', 'Settings', 'Leaf',
            'leaves', 'listing', 'text_of', 'columns', 'difference', 'find', 'parse', 'words', 'override', 'identity',
-           'to_row']
+           'contents', 'to_row']
 
 # %% ../nbs/0_ground/04_settings.ipynb #6eea546a
 import difflib, math, os, shlex
@@ -19,7 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
-from .core import short, UserError
+from .core import digest, short, UserError
 from .paths import hash_file, plain_path, unfit
 
 # %% ../nbs/0_ground/04_settings.ipynb #5f9410c8
@@ -476,6 +476,20 @@ def _file_content(path):
     path = Path(path)
     if path.is_file(): return hash_file(path)
     return [[p.relative_to(path).as_posix(), hash_file(p)] for p in sorted(path.rglob('*')) if p.is_file()]
+
+def contents(settings) -> dict:
+    """What is in the files and folders that settings name.
+
+    Parameters
+    ----------
+    settings : a `Settings` object
+
+    Returns
+    -------
+    dict : path of the leaf -> digest, of those that are there
+    """
+    named = [l for l in leaves(settings) if l.field.metadata['file'] and l.value and l.value not in choices(l.field)]
+    return {l.path: digest(_file_content(l.value)) for l in named if Path(l.value).exists()}
 
 def to_row(settings) -> dict:
     """A settings tree as a nested dict for a row: literals, files and whole paths by their name alone.

@@ -19,16 +19,19 @@ import pytest
 
 import synthdet
 from planted import row as planted_row
+from safetensors.torch import save_file
 from synthdet import cli
 from synthdet.core import refused, UserError
 from synthdet.data.domains import load_domain, write_domain
+from synthdet.detection.detectors import detector
 from synthdet.evidence import artefacts, cluster, jobs, runner
 from synthdet.evidence.arm import Arm, ARMS, resolved
 from synthdet.evidence.claims import CLAIMS
 from synthdet.evidence.parts import begun
 from synthdet.evidence.rows import named_row, read_rows, run_id, write_row
 from synthdet.evidence.studies import STUDIES
-from synthdet.evidence.identity import phase_keys, run_key, total_steps
+from synthdet.evidence.identity import arm_of, phase_keys, run_key, total_steps
+from synthdet.evidence.phases import run
 from synthdet.evidence.runner import in_turn, placed, run_again
 from synthdet.evidence.study import part, Study
 from synthdet.machine import run_info
@@ -454,6 +457,29 @@ def test_what_is_no_evidence_is_refused_with_its_id(kind, tmp_path):
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines)) # as somebody's own program would, with NaN
     told = refused(begun, SOME, path)
     assert words.format(a=a['id'], b=b['id'], new=new.get('id')) in told and '\n' not in told
+
+
+def test_two_files_of_one_name_are_not_one_setting(tmp_path):
+    "Where rows say what was in them: those of before do not."
+    rows = [planted_row(cell, threads=1) for cell in SOME.missing([])]
+    def found(*contents):
+        path = tmp_path/f'{len([*tmp_path.iterdir()])}.jsonl'
+        for row, content in zip(rows, contents + ('',)*len(rows)):
+            write_row(path, row | (dict(files={'model.weights': content}) if content else {}))
+        return begun(SOME, path)
+    told = refused(found, 'one', 'other')
+    assert f"rows {rows[0]['id']} and {rows[1]['id']} had different files as model.weights=" in told
+    assert all(len(found(*same)[0]) == len(SOME.cells()) for same in (('one', 'one'), ('one',), ()))
+
+
+def test_a_row_says_what_was_in_its_files(data, tmp_path):
+    arm, file, rows = placed(tiny(2).cells()[0].arm, data), tmp_path/'start.safetensors', []
+    for width in (0, 1):
+        save_file({k: v + width for k, v in detector(arm.model, num_classes=2).state_dict().items()}, file)
+        rows.append(run(override(arm, {'model.weights': str(file)}), tmp_path/str(width)))
+    one, other = rows
+    assert run_key(arm_of(one)) == run_key(arm_of(other)) and one['files'].keys() == other['files'].keys()
+    assert one['files']['model.weights'] != other['files']['model.weights'] and 'files' not in run(arm, tmp_path/'none')
 
 
 def test_what_is_evidence_is_taken(tmp_path):

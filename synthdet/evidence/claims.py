@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from scipy import stats
 from ..core import UserError
 from ..machine import project
 from .arm import Arm
@@ -83,45 +84,58 @@ CLAIMS = dict(
                   'pretrain_long', _AUGMENTED))
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #4d127615
-def papers(table) -> pd.DataFrame:
+def papers(table, of='paper') -> pd.DataFrame:
     """A table of the paper with its label counts and numbers of synthesised images in words.
 
     Parameters
     ----------
     table : key of `published.TABLES`
+    of : 'paper', or 'released': the authors' released runs (`published.RELEASED`)
 
     Returns
     -------
     DataFrame : of `published`, and `labels` (none, few: the fewest of its domain, all: the most, some) and `fake` (1x,
         2x, ..., infinite)
     """
-    rows = published(table)
+    rows = published(table, of)
     own = rows[rows.n_real > 0].groupby('domain').n_real
     fewest, most = (rows.domain.map(v) for v in (own.min(), own.max()))
     labels = np.select([rows.n_real == 0, rows.n_real == fewest, rows.n_real == most], ['none', 'few', 'all'], 'some')
     times = (rows.n_fake//rows.n_real.clip(1)).astype(str) + 'x'
     return rows.assign(labels=labels, fake=times.where(rows.n_fake > 0, 'infinite'))
 
+def _paper_lines(claim, side, place):
+    "The paper's line on a side of a claim in a domain; none where it has none."
+    wanted, rows = claim.paper[side], papers(claim.table) if claim.table else pd.DataFrame()
+    if not claim.table or not wanted: return rows[:0]
+    if 'n_fake' in place: wanted = dict(wanted, fake=place['n_fake'])
+    for column, value in dict(wanted, domain=place['domain']).items(): rows = rows[rows[column] == value]
+    return rows[:1]
+
 def _paper_mean(claim, side, place):
     "The paper's mean of a side of a claim in a domain; nan where it has none."
-    wanted = claim.paper[side]
-    if not claim.table or not wanted: return np.nan
-    if 'n_fake' in place: wanted = dict(wanted, fake=place['n_fake'])
-    rows = papers(claim.table)
-    for column, value in dict(wanted, domain=place['domain']).items(): rows = rows[rows[column] == value]
-    return float(rows['mean'].iloc[0]) if len(rows) else np.nan
+    lines = _paper_lines(claim, side, place)
+    return float(lines['mean'].iloc[0]) if len(lines) else np.nan
+
+def _paper_sign(claim, place):
+    "The sign of the paper's gain; 0 where its means do not tell one (Welch's test, 5 %), nan where it has none."
+    sides = [_paper_lines(claim, side, place) for side in (0, 1)]
+    if not all(map(len, sides)): return np.nan
+    a, b = (lines[['mean', 'sd', 'n']].iloc[0] for lines in sides)
+    told = stats.ttest_ind_from_stats(*b, *a, equal_var=False)
+    return np.sign(told.statistic)*(told.pvalue < .05)
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #d44c1080
-def paper_table(table, columns, **where) -> pd.DataFrame:
+def paper_table(table, columns, of='paper', **where) -> pd.DataFrame:
     """A table of the paper as it is shown beside ours: mean ± sample sd, in points.
 
     Parameters
     ----------
-    table : key of `published.TABLES`
+    table, of : of `papers`
     columns : column of `papers` that names its columns
     **where : column -> value of the lines that are shown
     """
-    rows = papers(table)
+    rows = papers(table, of)
     for column, value in where.items(): rows = rows[rows[column] == value]
     told = [f'{m:.1f} (n={n})' if np.isnan(s) else f'{m:.1f} ± {s:.1f} (n={n})' for m, s, n in
             rows[['mean', 'sd', 'n']].itertuples(index=False)]
@@ -185,8 +199,10 @@ def _judged(claim, place, gain, scores, paper, surrogate):
     "The verdict of a place; a domain that is not in the paper has no sign that depends on it."
     kind = claim.kind
     if kind == 'depends':
-        if np.isnan(paper['paper_gain']): return dict(verdict='', why='the paper has no such domain')
-        kind = 'more' if paper['paper_gain'] > 0 else 'less'
+        sign = _paper_sign(claim, place)
+        if np.isnan(sign): return dict(verdict='', why='the paper has no such domain')
+        if not sign: return dict(verdict='', why="the paper's means tell no sign here")
+        kind = 'more' if sign > 0 else 'less'
     own = paper['paper_b'] == paper['paper_b']
     return verdict(gain, kind, paper=paper['paper_b'] if own else None, level=prediction_interval(scores),
                    surrogate=own and surrogate)
@@ -257,21 +273,21 @@ def whole(claim:Claim, found) -> dict:
 
     Returns
     -------
-    dict : mean, low, high (`statistics.overall` of the gains, 95 %, of `equal` and `at_least` 90 %), iqm (of the gains,
-        `suite`), better (how likely a run of b beats one of a, in [0,1], `improvement`), n (runs; one that stands in
-        several places counts once), places, verdict, why
+    dict : mean, low, high (`statistics.overall` of the gains, 95 %, of `equal` and `at_least` 90 %), iqm (`suite` of
+        the gains), better (`improvement`: how likely a run of b beats one of a), n (runs; one that stands in several
+        places counts once), places, verdict, why
     """
     if found is None or not len(found):
         reason = f'no rows of {claim.b} and {claim.a} in study {claim.study}'
-        nothing = dict.fromkeys(('mean', 'low', 'high', 'iqm', 'better'), np.nan)
-        return dict(nothing, n=0, places=0, **verdict(None, reason=reason))
+        nothing = dict.fromkeys(('mean', 'low', 'high'), np.nan)
+        return dict(nothing, iqm=None, better=None, n=0, places=0, **verdict(None, reason=reason))
     gains, a, b = (_runs_of(found, what) for what in ('dots', 'runs_a', 'runs_b'))
     over = overall(gains, .9 if claim.kind in ('equal', 'at_least') else .95)
     judged = _depends(found) if claim.kind == 'depends' else verdict(over, claim.kind)
     if judged['verdict'] == 'direction only' and claim.kind != 'depends':
         why = _same_level(found) if claim.table else 'no value of the paper to compare'
         judged = dict(verdict='direction only' if why else 'reproduced', why=why or judged['why'])
-    return dict(over, iqm=suite(gains)['iqm'], better=improvement(a, b)['probability'], places=len(found), **judged)
+    return dict(over, iqm=suite(gains), better=improvement(a, b), places=len(found), **judged)
 
 def agreed(found) -> str:
     """How many places have which verdict, in words.
@@ -444,6 +460,13 @@ def judge_all(folder='', *, strict=True) -> dict:
         judged |= judge(name, *begun(STUDIES[name], studies_file(name, folder), strict=strict))
     return judged
 
+def _of_suite(over):
+    "What a table says of the interquartile mean and of the probability of improvement, with their intervals."
+    iqm, better = over['iqm'], over['better']
+    if iqm is None: return '', ''
+    return (f"{iqm['iqm']:+.1f} ({iqm['low']:+.1f} to {iqm['high']:+.1f})",
+            f"{100*better['probability']:.0f} % ({100*better['low']:.0f} to {100*better['high']:.0f})")
+
 def claims_table(judged) -> pd.DataFrame:
     """All claims, a line each.
 
@@ -453,15 +476,17 @@ def claims_table(judged) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame : claim, compared, domains, gain (mean over domains, its interval, runs), interquartile mean, better (how
-        likely a run of the one beats one of the other), verdict, why, by place, not run, command
+    DataFrame : claim, compared, domains, gain (mean over domains, its interval, runs), interquartile mean (of the
+        gains) and better (how likely a run of the one beats one of the other) with a bootstrap's intervals, verdict,
+        why, by place, not run, command
     """
     def line(name):
         claim, (over, found, rest) = CLAIMS[name], judged[name]
         gain = f"{over['mean']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f}, n={over['n']})" if over['n'] else ''
         domains = ', '.join(dict.fromkeys(found.domain)) if over['n'] else ''
-        iqm, better = (f"{over['iqm']:+.1f}", f"{100*over['better']:.0f} %") if over['n'] else ('', '')
+        iqm, better = _of_suite(over)
         return {'claim': claim.says, 'compared': f'{claim.b} - {claim.a}', 'domains': domains, 'gain': gain,
-                'interquartile mean': iqm, 'better': better, 'verdict': over['verdict'], 'why': over['why'], 'by place': agreed(found) if over['n'] else '',
-                'not run': rest, 'command': f'synthdet-study {claim.study}'}
+                'interquartile mean': iqm, 'better': better, 'verdict': over['verdict'], 'why': over['why'],
+                'by place': agreed(found) if over['n'] else '', 'not run': rest,
+                'command': f'synthdet-study {claim.study}'}
     return pd.DataFrame([line(name) for name in judged], index=pd.Index(judged, name=''))

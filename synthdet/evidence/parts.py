@@ -55,7 +55,8 @@ def _listed(labels):
     return ', '.join(first) + ' and '*bool(first) + last
 
 def about(*some) -> str:
-    """Parts of a study in words: domains, label counts and starts, those that have the same together.
+    """Parts of a study in words: domains, numbers of labels and of synthesised images, and starts; those that have the
+    same together.
 
     Parameters
     ----------
@@ -64,9 +65,10 @@ def about(*some) -> str:
     found = {}
     for part in some:
         grid, = part.grids
-        labels, start = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start'))
+        labels, start, fake = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start', 'n_fake'))
         alone = f", {_listed(grid['arm'])}" if len(grid.get('arm', ())) == 1 else ''
-        told = (f', {labels} labels' if labels else '') + (f', from {start}' if start else '') + alone
+        told = ''.join((f', {labels} labels'*bool(labels), f', {fake} synthesised images'*bool(fake),
+                        f', from {start}'*bool(start), alone))
         found.setdefault(told, []).extend(grid.get('domain', [part.name]))
     return '; '.join(', '.join(dict.fromkeys(names)) + told for told, names in found.items())
 

@@ -35,7 +35,7 @@ from ..objects.labelled import LabelledObjects
 from ..objects.objects import make_objects
 from ..objects.settings import LABELLED
 from ..ranks import agree, equal_share, heard, main, rank, ranks
-from ..settings import identity, to_row
+from ..settings import contents, identity, to_row
 from ..synthesis.settings import Synthesis
 from ..synthesis.stream import make_samples
 
@@ -243,6 +243,7 @@ def _about(arm, loaded):
     "What a row says of the data."
     d, row = loaded.domain, dict(arm=arm.arm, domain=loaded.domain.name, settings=to_row(arm))
     for k in ('train', 'val', 'test', 'class_images', 'backgrounds'): row[f'data_{k}'] = fingerprint(getattr(d, k))
+    if files := contents(arm): row['files'] = files
     own, kinds = _cut_of_labelled(arm, loaded), {type(p.sees) for p in ARMS[arm.arm](arm)}
     if own or kinds != {Synthesis}:
         part = taken(arm.labels, d.train)[0]

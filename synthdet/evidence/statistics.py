@@ -19,7 +19,7 @@ from ..settings import columns
 # %% ../../nbs/6_evidence/12_statistics.ipynb #865354da
 _MEASURED = re.compile(r'(val_)?a[pr]\d*(_\w+)?|easy|medium|hard|curve|best_step|seconds|weights_file|boxes_spent|'
                        r'ranks|id|digest|commit|synthdet|python|cpus|threads|memory_mb|'
-                       r'predictions|artefacts')            # what a run gave, and where; no setting
+                       r'predictions|artefacts|files')      # what a run gave, and where; no setting
 _TOLD = {*columns(Arm()).values(), 'versions', 'torch', 'device'} # by every row
 
 def _said(row, on): return ', '.join(f'{c}={row[c]}' for c in on)

@@ -49,6 +49,8 @@ labels_curve = Study('labels_curve', BASE, [
 
 mixed_vs_pretrain = Study('mixed_vs_pretrain', BASE, [
     dict(domain=BUTTERFLIES, n_real=[100], arm=['pretrain', 'mixed'], n_fake=_fakes(100), seed=FIVE),
+    dict(domain=BUTTERFLIES, n_real=[100], arm=['pretrain', 'mixed'], n_fake={'2x': 'n_fake=200', '4x': 'n_fake=400'},
+         seed=FIVE),
     dict(domain=_of(['birds', 'faces', 'kangaroos']), n_real=[20], arm=['pretrain', 'mixed'], n_fake=_fakes(20),
          seed=THREE)], claims=('C4', 'C5'))
 

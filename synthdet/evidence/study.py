@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import NamedTuple
 from ..core import choose, short, UserError
 from .arm import Arm, command
-from .identity import arm_of, by_run, check_alike, check_row, content_key, run_key, settled
-from .rows import read_rows
+from .identity import (arm_of, by_run, check_alike, check_row, content_key, differing, run_key,
+                                        settled)
+from .rows import flattened, read_rows
 from .runner import run_study
 from ..settings import elsewhere, override
 
@@ -221,6 +222,17 @@ def _check_data(name, rows):
             raise UserError(f"study {name}: rows {x['id']} and {r['id']} of {r.get('domain')} differ in {what} "
                             f"({x.get(what)}, {r.get(what)}); run those of other data again")
 
+def _check_files(name, rows):
+    "Raise `UserError` for rows that name a file alike and had another one; rows of before do not say what was in it."
+    first = {}
+    for r in rows:
+        named = flattened(r['settings'])
+        for path, content in r.get('files', {}).items():
+            x = first.setdefault((path, named.get(path)), r)
+            if x['files'][path] == content: continue
+            raise UserError(f"study {name}: rows {x['id']} and {r['id']} had different files as {path}="
+                            f"{named.get(path)} ({x['files'][path]}, {content}); run those of the other file again")
+
 def _seed(r): return arm_of(r).seed
 
 _MANY = 10                                             # labels that two folds do not draw alike by chance
@@ -242,6 +254,16 @@ def _check_apart(name, rows):
                             "its arm again")
 
 # %% ../../nbs/6_evidence/11_study.ipynb #f2b25888
+def _instead(study, cell, rows):
+    "What to say of a row that would be a cell's, but for settings that the study does not vary; '' where there is none."
+    varied = set().union(*(differing(c.arm, cell.arm) for c in study.cells()))
+    for row in rows:
+        other = {} if arm_of(row) is None else differing(arm_of(row), cell.arm)
+        if not other or other.keys() & varied: continue
+        told = ', '.join(f'{path} {short(theirs)} and not {short(ours)}' for path, (theirs, ours) in other.items())
+        return f"; row {row['id']} has {told}"
+    return ''
+
 def one_each(study:Study, rows, where) -> list:
     """The one row of each cell, in the order of the cells.
 
@@ -259,12 +281,12 @@ def one_each(study:Study, rows, where) -> list:
     there, lacking = by_run(rows), study.missing(rows)
     if lacking:
         raise UserError(f'study {study.name}: {len(lacking)} of its runs have no row in {where}, the first at '
-                        f'{lacking[0].at}; run {command(lacking[0].arm)}')
+                        f'{lacking[0].at}; run {command(lacking[0].arm)}{_instead(study, lacking[0], rows)}')
     for cell in study.cells():
         ids = [r['id'] for r in there[run_key(cell.arm)]]
         if len(ids) > 1:
             raise UserError(f"study {study.name}: {len(ids)} rows for {cell.at} in {where} ({', '.join(ids)}); delete "
                             'all but one')
     found = [there[run_key(c.arm)][0] for c in study.cells()]
-    for check in (_check_rows, check_alike, _check_data, _check_apart): check(study.name, found)
+    for check in (_check_rows, check_alike, _check_data, _check_files, _check_apart): check(study.name, found)
     return found
