@@ -255,7 +255,7 @@ def _check_apart(name, rows):
 
 # %% ../../nbs/6_evidence/11_study.ipynb #f2b25888
 def _instead(study, cell, rows):
-    "What to say of a row that would be a cell's, but for settings that the study does not vary; '' where there is none."
+    "What to say of a row that is a cell's, but for settings that the study does not vary; '' where there is none."
     varied = set().union(*(differing(c.arm, cell.arm) for c in study.cells()))
     for row in rows:
         other = {} if arm_of(row) is None else differing(arm_of(row), cell.arm)
@@ -288,5 +288,6 @@ def one_each(study:Study, rows, where) -> list:
             raise UserError(f"study {study.name}: {len(ids)} rows for {cell.at} in {where} ({', '.join(ids)}); delete "
                             'all but one')
     found = [there[run_key(c.arm)][0] for c in study.cells()]
-    for check in (_check_rows, check_alike, _check_data, _check_files, _check_apart): check(study.name, found)
+    checks = _check_rows, check_alike, _check_data, _check_files, _check_apart
+    for check in checks: check(study.name, found)
     return found
