@@ -163,7 +163,7 @@ def score_dots(rows, group, hue=None, score='ap50', ax=None):
     sns.stripplot(**how, size=4, jitter=False, dodge=bool(hue))
     wide = .8 - .8/len(kinds) if hue else False
     sns.pointplot(**how, errorbar=None, linestyle='none', marker='|', markersize=10, dodge=wide)
-    ax.set(ylabel='', xlabel=f'test {score.upper()}', xlim=(0, 101))
+    ax.set(ylabel='', xlabel=f'test {score.upper()}', xlim=(0, 101), ylim=(len(groups) - .4, -.6))
     ax.set_yticks(range(len(groups)), groups, **AS_IT_IS)
     ax.grid(axis='x', color='.93')
     ax.set_axisbelow(True)
