@@ -335,6 +335,16 @@ def test_a_study_goes_on_with_the_threads_of_its_rows(made, wanted, checkout, tm
     assert given == [wanted]
 
 
+def test_rows_of_other_threads_are_not_copied(checkout, tmp_path):
+    mine, also = on_flies('naive_paste', masks='grabcut', n_real=25, seed=[0, 1]), [tmp_path/'labels_curve.jsonl']
+    copied = lambda: len(runner.prepared(mine, tmp_path/'out', tmp_path/'own.jsonl', '', also)[2])
+    here = [c._replace(arm=resolved(c.arm)) for c in mine.cells()]
+    checkout('labels_curve', here, threads=2)
+    assert copied() == 2, 'nothing is there that differs'
+    checkout('own', here[:1], threads=1)
+    assert copied() == 0
+
+
 def test_each_process_has_the_threads_that_are_asked_for_or_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(jobs, 'cores', lambda: 6)
     assert jobs.Processes(2, 1).threads == 1 and jobs.Processes(2).threads == 3 and jobs.Processes(9).threads == 1

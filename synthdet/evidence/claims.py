@@ -106,10 +106,10 @@ def papers(table, of='paper') -> pd.DataFrame:
 
 def _paper_lines(claim, side, place):
     "The paper's line on a side of a claim in a domain; none where it has none."
-    wanted, rows = claim.paper[side], papers(claim.table) if claim.table else pd.DataFrame()
-    if not claim.table or not wanted: return rows[:0]
-    if 'n_fake' in place: wanted = dict(wanted, fake=place['n_fake'])
-    for column, value in dict(wanted, domain=place['domain']).items(): rows = rows[rows[column] == value]
+    if not claim.table or not claim.paper[side]: return pd.DataFrame()
+    rows, wanted = papers(claim.table), dict(claim.paper[side], domain=place['domain'])
+    if 'n_fake' in place: wanted['fake'] = place['n_fake']
+    for column, value in wanted.items(): rows = rows[rows[column] == value]
     return rows[:1]
 
 def _paper_mean(claim, side, place):

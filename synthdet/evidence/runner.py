@@ -116,14 +116,22 @@ def _like(cells, rows, offered):
     usual = {resolved(cells[0].arm).schedule.precision}
     return {kind}, given or (found if len(found) == 1 else usual)        # every machine knows both
 
+def _threads(rows):
+    "Threads of each run: those that made a study's rows, since sums differ with them; 0: as many as there are."
+    found = {row['threads'] for row in rows if 'threads' in row}
+    return found.pop() if len(found) == 1 else 0
+
 def _elsewhere(cells, rows, also) -> tuple:
     """What other files have for cells of a study that has some rows, and the precision in which the rest is run: one
     for a study, on whatever machines it is run. A run of which files have different rows is left to be run."""
     known = by_run(row for path in also for row in read_rows(path) if row.get('versions') == VERSIONS)
     offered = [known[key] for key in (run_key(c.arm) for c in cells) if key in known]
     if not offered and not rows: return [], 'auto'
-    kinds, precisions = _like(cells, rows, offered)
-    fit = [[row for row in some if _kind(row) in kinds and made(row)['precision'] in precisions] for some in offered]
+    (kinds, precisions), threads = _like(cells, rows, offered), _threads(rows)
+    def fits(row):
+        alike = _kind(row) in kinds and made(row)['precision'] in precisions
+        return alike and row.get('threads') in (None, threads or row.get('threads'))
+    fit = [[*filter(fits, some)] for some in offered]
     taken = [some[0] for some in fit if len({row['id'] for row in some}) == 1]
     return taken, precisions.pop() if len(precisions) == 1 else 'auto'
 
@@ -291,11 +299,6 @@ def _jobs(n, jobs, client):
     "How many arms run at the same time: as many as asked for, or as a client has workers."
     from synthdet.evidence.jobs import usual_jobs
     return len(client.nthreads()) if client else jobs or usual_jobs(n)
-
-def _threads(rows):
-    "Threads of each run: those that made a study's rows, since sums differ with them; 0: as many as there are."
-    found = {row['threads'] for row in rows if 'threads' in row}
-    return found.pop() if len(found) == 1 else 0
 
 @contextmanager
 def _beside(jobs, threads, client, how):
