@@ -39,14 +39,26 @@ def few(over):
     return [*map(few, over)] if isinstance(over, list) else over
 
 
-@pytest.mark.parametrize("name", HERE)
-def test_a_study_in_small(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(STUDIES, name, replace(STUDIES[name], over=few(STUDIES[name].over)))
+@pytest.fixture
+def few_butterflies(monkeypatch):
     for split, n in dict(train=120, val=10, test=20).items():
         monkeypatch.setitem(butterflies.SPLITS, split, (butterflies.SPLITS[split][0], n))
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_study_in_small(name, few_butterflies, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(STUDIES, name, replace(STUDIES[name], over=few(STUDIES[name].over)))
     run_here(experiment_notebook(name), quick=True)
     check(name, capsys.readouterr().out)
+    assert not any(tmp_path.iterdir()), "thrown away"
+
+
+def test_table_v_in_small(few_butterflies, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_here(experiment_notebook("wider"), quick=True)
+    text = capsys.readouterr().out
+    assert all(re.search(rf"{arm} +4 +0 +original +[0-9.]+ +2 ", text) for arm in ("scratch", "pretrain"))
     assert not any(tmp_path.iterdir()), "thrown away"
 
 
