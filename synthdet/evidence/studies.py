@@ -81,9 +81,11 @@ masks_matter = Study('masks_matter', BASE, [
     dict(domain=_of(['airplanes', 'birds', 'cars']), n_real=[20], seed=THREE, arm=['pretrain', 'pretrain_only'],
          masks=dict(frame='segmenter=frame', grabcut='', supervised=f'segmenter=alpha {_GATE}'))])
 
-reuse = Study('reuse', BASE, dict(
-    domain=BUTTERFLIES, n_real=[25], seed=THREE, arm=['pretrain', 'pretrain_only'],
-    objects={n: f'objects=gan n_objects={n}' for n in (10, 100, 1000)} | {'new ones': 'objects=gan n_objects=0'}))
+reuse = Study('reuse', BASE, [
+    dict(domain=BUTTERFLIES, n_real=[25], seed=THREE, arm=['pretrain', 'pretrain_only'], objects={
+        n: f'objects=gan n_objects={n}' for n in (10, 100, 1000)} | {'new ones': 'objects=gan n_objects=0'}),
+    dict(domain=_of(['kangaroos']), n_real=[20], seed=THREE, arm=['pretrain', 'pretrain_only'], objects={
+        n: f'n_objects={n}' for n in (10, 30)} | {'all': ''})])                     # class images
 
 val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', 'kangaroos'),
                                              arm=['scratch', 'pretrain'], val=['full', 'budget']))
@@ -91,6 +93,7 @@ val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', '
 _COCO = 'model.weights=weights/ssd_mobilenetv1_100_coco.safetensors' # whoever has such a detector puts it there
 
 transfer = Study('transfer', BASE, [
+    dict(domain=BUTTERFLIES, n_real=[25], seed=FIVE, start={'random': 'arm=scratch', 'random + synthdet': 'arm=pretrain'}),
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
         random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain')),
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start={
