@@ -93,7 +93,8 @@ val_budget = Study('val_budget', BASE, _both([20], [25, 100], photos=('birds', '
 _COCO = 'model.weights=weights/ssd_mobilenetv1_100_coco.safetensors' # whoever has such a detector puts it there
 
 transfer = Study('transfer', BASE, [
-    dict(domain=BUTTERFLIES, n_real=[25], seed=FIVE, start={'random': 'arm=scratch', 'random + synthdet': 'arm=pretrain'}),
+    dict(domain=BUTTERFLIES, n_real=[25], seed=FIVE, start={
+        'random': 'arm=scratch', 'random + synthdet': 'arm=pretrain'}),
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start=dict(
         random='arm=scratch model.weights=none', imagenet='arm=scratch', synthdet='arm=pretrain')),
     dict(domain=PHOTOS, n_real=[20], seed=THREE, start={
