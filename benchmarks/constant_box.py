@@ -27,8 +27,8 @@ def main():
         if cell.at['domain'] in found: continue
         loaded = load(placed(cell.arm, a.data))
         score = constant_score(loaded.val, loaded.test)
-        found[cell.at['domain']] = dict(ap50=round(score, 6), images=len(loaded.test), image_size=cell.arm.model.image_size,
-                                        data_test=fingerprint(loaded.domain.test))
+        found[cell.at['domain']] = dict(ap50=round(score, 6), images=len(loaded.test),
+                                        image_size=cell.arm.model.image_size, data_test=fingerprint(loaded.domain.test))
         print(f"{cell.at['domain']} AP50 {100*score:.1f}", flush=True)
     told = dict(command='python benchmarks/constant_box.py --data FOLDER', domains=found, run=run_info())
     write_atomic(Path(a.out), json.dumps(told, indent=1) + '\n')

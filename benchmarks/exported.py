@@ -3,10 +3,10 @@
     python benchmarks/exported.py            # prints a table, writes results/exported.json
 
 The generator is the package's own, exported to TorchScript; `ratio` is the time of a batch through the process over
-that of the same compiled program here, the two taken in turns, medians of the clock. `start_s` is how long it takes until
-a file is read and a length of noise is found. Another one, with the picture's side of 128 px and wide layers, tells
-what a real generator needs: `resident_gib` and `mapped_gib` are
-the most that its process has held and mapped, imports and the shared block of 1 GiB included.
+that of the same compiled program here, the two taken in turns, medians of the clock. `start_s` is how long it takes
+until a file is read and a length of noise is found. Another one, with the picture's side of 128 px and wide layers,
+tells what a real generator needs: `resident_gib` and `mapped_gib` are the most that its process has held and mapped,
+imports and the shared block of 1 GiB included.
 """
 import argparse, json, statistics, sys, tempfile, time, warnings
 from pathlib import Path
@@ -75,5 +75,6 @@ def main(rounds, out):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=20, help='timed batches of each')
-    parser.add_argument('--out', default=str(ROOT/'results'/'exported.json'), help="where the numbers go; '' writes none")
+    parser.add_argument('--out', default=str(ROOT/'results'/'exported.json'),
+                        help="where the numbers go; '' writes none")
     main(*vars(parser.parse_args()).values())

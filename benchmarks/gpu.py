@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --minutes 4             # what is worth most comes first
     python benchmarks/gpu.py --device cpu --tiny     # the same sections in small sizes: a test of this file
 
-Sections: training steps at 300 px in batches of 32 beside torchvision's detectors (and whether ours wait for the GPU, by
-CUDA's sync debug mode); the live stream of generator and ReDO beside ready tensors; ReDO's own
-training at 128 px; 1,000 + 1,000 steps on butterflies at 300 px with time and AP50; compiled steps. After each, what is
-known is written to results/gpu.json; a section that fails says why there, and the next one goes on.
+Sections: training steps at 300 px in batches of 32 beside torchvision's detectors (and whether ours wait for the GPU,
+by CUDA's sync debug mode); the live stream of generator and ReDO beside ready tensors; ReDO's own training at 128 px;
+1,000 + 1,000 steps on butterflies at 300 px with time and AP50; compiled steps. After each, what is known is written
+to results/gpu.json; a section that fails says why there, and the next one goes on.
 """
 import argparse, gc, json, resource, signal, statistics, sys, tempfile, time
 from dataclasses import replace
@@ -124,8 +124,9 @@ def smaller(domain):
 
 
 SECTIONS = {  # in order of worth
-    'steps, bf16': partial(steps, precision='bf16'), 'live stream': live, 'steps, fp32': partial(steps, precision='fp32'),
-    'ReDO training': redo, 'pretrain and fine-tune': arm, 'objects alone': alone,
+    'steps, bf16': partial(steps, precision='bf16'), 'live stream': live,
+    'steps, fp32': partial(steps, precision='fp32'), 'ReDO training': redo,
+    'pretrain and fine-tune': arm, 'objects alone': alone,
     'steps, compiled': partial(steps, precision='bf16', only='ours, compiled', compiled=True)}
 
 
@@ -168,7 +169,8 @@ def main():
     torch.set_num_threads(1)
     if a.tiny: torch.compiler.set_stance('force_eager') # a compiler's minutes tell nothing of this file
     signal.signal(signal.SIGALRM, _late)
-    about = dict(command=' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]]), tiny=a.tiny, sizes=a.size, **run_info())
+    about = dict(command=' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]]),
+                 tiny=a.tiny, sizes=a.size, **run_info())
     about = dict(about, sections={})
     for name, section in SECTIONS.items():
         about['sections'][name] = guarded(section, a, until)

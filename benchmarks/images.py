@@ -35,7 +35,7 @@ def main():
     assert list(scores[:ANEW]) == again
     rows = [dict(name='matched once', seconds_per_set=round(ours/DRAWN, 5), of_ours=1.),
             dict(name='every set anew', seconds_per_set=round(anew/ANEW, 5), of_ours=round(anew/ANEW/(ours/DRAWN), 1))]
-    print(*(f"{r['name']:16} {1000*r['seconds_per_set']:8.2f} ms per drawn set {r['of_ours']:6.1f}x" for r in rows), sep='\n')
+    for r in rows: print(f"{r['name']:16} {1000*r['seconds_per_set']:8.2f} ms per drawn set {r['of_ours']:6.1f}x")
     result = dict(command='python benchmarks/images.py', images=IMAGES, detections=sum(len(f['scores']) for f in found),
                   drawn=DRAWN, rows=rows, info=run_info())
     write_atomic(OUT, json.dumps(result, indent=1).encode() + b'\n')

@@ -28,7 +28,7 @@ def measure():
 
 
 if __name__ == '__main__':
-    found = dict(command='python benchmarks/install.py', system=f'{platform.system()}, {platform.machine()}', **measure(),
-                 run=run_info())
+    found = dict(command='python benchmarks/install.py', system=f'{platform.system()}, {platform.machine()}',
+                 **measure(), run=run_info())
     print(f"{found['packages']} packages, {found['mb']} MB, {found['cuda_mb']} MB of them for CUDA")
     write_atomic(OUT, json.dumps(found, indent=1) + '\n')

@@ -140,9 +140,9 @@ def main(steps, reuses, weights, out):
     parts = {s: alone(s, weights, sizes) for s in ('redo', 'grabcut')}
     for s, p in parts.items(): print(f'{s}, ms alone:', p, flush=True)
     rows = compared(parts, reuses, weights, steps, where)
-    about = dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), protocol='quick', steps=steps,
-                 weights=Path(weights or '').name, batch_size=SCHEDULE.batch_size, goal=GOAL, enough=enough(rows),
-                 object_ms=parts, rows=rows, **run_info())
+    about = dict(command=' '.join(['python', 'benchmarks/live_stream.py', *sys.argv[1:]]), protocol='quick',
+                 steps=steps, weights=Path(weights or '').name, batch_size=SCHEDULE.batch_size, goal=GOAL,
+                 enough=enough(rows), object_ms=parts, rows=rows, **run_info())
     if out: write_atomic(out, json.dumps(about, indent=1) + '\n')
     for r in rows: print(*(f'{k} {v}' for k, v in r.items()))
     print(f'at most {GOAL} times ready tensors with reuse of at least', about['enough'])

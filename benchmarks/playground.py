@@ -52,9 +52,9 @@ def main():
     for kind, moves in MOVES.items():
         took = [timed(moved, panel, *move) for move in moves]
         plain = [timed(anew, domain, override(arm.synthesis, {path: value})) for path, value in moves]
-        found[kind] = dict(ms=statistics.median(took), anew_ms=statistics.median(plain), within=sum(t < 300 for t in took)/len(took))
-        found[kind]['ratio'] = found[kind]['anew_ms']/found[kind]['ms']
-        print(f"{kind:8} {found[kind]['ms']:6.0f} ms   anew {found[kind]['anew_ms']:6.0f} ms   {found[kind]['ratio']:.1f} x")
+        ms, anew_ms = statistics.median(took), statistics.median(plain)
+        found[kind] = dict(ms=ms, anew_ms=anew_ms, within=sum(t < 300 for t in took)/len(took), ratio=anew_ms/ms)
+        print(f"{kind:8} {ms:6.0f} ms   anew {anew_ms:6.0f} ms   {anew_ms/ms:.1f} x")
     write_atomic(OUT, json.dumps(dict(moves=found, **run_info()), indent=1) + '\n')
 
 

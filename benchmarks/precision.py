@@ -28,7 +28,8 @@ def compared(rows):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--seeds', type=int, default=3, help='seeds, each with its fold of the labels (default: %(default)s)')
+    p.add_argument('--seeds', type=int, default=3,
+                   help='seeds, each with its fold of the labels (default: %(default)s)')
     p.add_argument('--arms', default='scratch,pretrain', help='arms (default: %(default)s)')
     p.add_argument('--out', default='runs/precision', help='folder of artefacts (default: %(default)s)')
     p.add_argument('--results', default=str(OUT), help='file of the rows (default: %(default)s)')
@@ -38,7 +39,8 @@ def main():
         for precision in ('fp32', 'bf16'):
             for arm in make_arms(a.arms, a.more, precision=precision, seed=seed, fold=seed):
                 row = run(arm, a.out, a.results, loaded=load(arm))
-                print(f"{arm.arm:14} {precision} seed {seed}: AP50 {100*row['ap50']:.1f}, {row['seconds']} s", flush=True)
+                told = f"AP50 {100*row['ap50']:.1f}, {row['seconds']} s"
+                print(f'{arm.arm:14} {precision} seed {seed}: {told}', flush=True)
     for line in compared(load_rows(a.results)): print(*(f'{k} {v}' for k, v in line.items()), sep='; ')
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/ranks.py             # prints two tables, writes results/ranks.json; uses two cores
 
-Both train the quick protocol's detector (SSD, small ResNet, 128 px, batches of 16) on the same 64 composed images held in
-memory. Drift: the greatest difference of a weight after some steps, beside how far the weights moved and beside what one
-process with two threads in place of one differs by, which is the order of the sums alone. Speed: seconds per step of two
-ranks with one thread each over those of one process with two threads, in turns in the same run, the fastest turn of each.
+Both train the quick protocol's detector (SSD, small ResNet, 128 px, batches of 16) on the same 64 composed images held
+in memory. Drift: the greatest difference of a weight after some steps, beside how far the weights moved and beside
+what one process with two threads in place of one differs by, which is the order of the sums alone. Speed: seconds per
+step of two ranks with one thread each over those of one process with two threads, in turns in the same run, the
+fastest turn of each.
 """
 import argparse, json, os, sys, tempfile
 os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR') # advice to programmers, once per rank
@@ -24,7 +25,8 @@ from synthdet.ranks import rank, ranks
 
 OUT = Path(__file__).resolve().parents[1]/'results'/'ranks.json'
 BATCH = 16
-CASES = {'sgd, frozen batch norm': dict(optimizer='sgd', frozen=True), 'adam, frozen batch norm': dict(optimizer='adam', frozen=True),
+CASES = {'sgd, frozen batch norm': dict(optimizer='sgd', frozen=True),
+         'adam, frozen batch norm': dict(optimizer='adam', frozen=True),
          'adam, trained batch norm': dict(optimizer='adam', frozen=False)}
 
 
@@ -48,7 +50,8 @@ def learn(held, out, steps, frozen, optimizer):
     "This rank's part of a training."
     model = model_of(frozen)
     def feed(start): return batches(held, BATCH, start, part=(rank(), ranks()), prepare=matcher_of(model))
-    train(model, feed, steps, out, batch_size=BATCH, optimizer=optimizer, lr=1e-3, eval_every=10**6, precision='fp32', device='cpu')
+    train(model, feed, steps, out, batch_size=BATCH, optimizer=optimizer, lr=1e-3, eval_every=10**6,
+          precision='fp32', device='cpu')
 
 
 def of_rank(r, n, threads, folder, steps, case):
@@ -105,12 +108,14 @@ def main():
     a = p.parse_args()
     os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
     with tempfile.TemporaryDirectory() as d:
-        place, samples = Path(d), synthdet.samples(synthdet.domain('butterflies'), recipe=synthdet.Recipe(image_size=128))
+        place = Path(d)
+        samples = synthdet.samples(synthdet.domain('butterflies'), recipe=synthdet.Recipe(image_size=128))
         drawn = [samples[i] for i in range(64)]
         torch.save([(image, unwrap(target)) for image, target in drawn], place/'held.pt')
         found = dict(drift=drift(place, a.steps), speed=speed(place, min(a.steps, 25), a.rounds))
-    for r in found['drift']: print('{case:26} moved {moved:.1e}  threads {threads:.1e}  ranks {ranks:.1e}  loss {loss:.4f} '
-                                   '{loss_threads:.4f} {loss_ranks:.4f}'.format(**r))
+    for r in found['drift']:
+        print('{case:26} moved {moved:.1e}  threads {threads:.1e}  ranks {ranks:.1e}  loss {loss:.4f} '
+              '{loss_threads:.4f} {loss_ranks:.4f}'.format(**r))
     for r in found['speed']: print('{name:28}{ms_per_step:8} ms/step{of_one_process:6.2f}'.format(**r))
     write_atomic(OUT, json.dumps(dict(command=' '.join(['python', *sys.argv]), **found, run=run_info()), indent=1)+'\n')
 

@@ -4,9 +4,9 @@
     python benchmarks/scale.py classes cutting       # only these parts; the others stay in the file as they were
     python benchmarks/scale.py pools --cutouts 20000 --folder /scratch
 
-Cut-outs are 24 to 40 px of RGBA. Those of a pool read from disk and those held in memory are pasted in turns in one run,
-so their rates can be compared; the file has just been written, so reads come from the cache of the operating system
-unless it is smaller than the file. Seconds are of processor time but for `cutting` and where `wall` is said.
+Cut-outs are 24 to 40 px of RGBA. Those of a pool read from disk and those held in memory are pasted in turns in one
+run, so their rates can be compared; the file has just been written, so reads come from the cache of the operating
+system unless it is smaller than the file. Seconds are of processor time but for `cutting` and where `wall` is said.
 """
 import argparse, gc, json, os, resource, shutil, sys, tempfile, time
 from functools import partial
@@ -101,7 +101,8 @@ def pool_row(folder, n):
     cuts = in_turns({'disk': lambda i: read[picks[i]], 'memory': lambda i: held[picks[i]]}, 2000)
     rates = {f'images_per_second_{k}': round(1/v, 1) for k, v in images.items()}
     costs = {f'us_per_cutout_{k}': round(v*1e6, 1) for k, v in cuts.items()}
-    return dict(cutouts=n, write_wall_s=round(write, 2), pixels_mb=round(path.with_suffix('.rgba').stat().st_size/MB, 1),
+    return dict(cutouts=n, write_wall_s=round(write, 2),
+                pixels_mb=round(path.with_suffix('.rgba').stat().st_size/MB, 1),
                 table_mb=round(path.stat().st_size/MB, 2), open_s=round(opened, 3), content_s=round(named, 3),
                 open_mb=round(memory, 1), load_s=round(loaded, 2), load_mb=round(in_memory, 1), **rates, **costs,
                 disk_of_memory=round(images['memory']/images['disk'], 3))
@@ -261,8 +262,8 @@ def records(a):
             seconds = min(timed(lambda: append_jsonl(folder/f'{n}.jsonl', row), time.perf_counter)[1] for _ in range(9))
             lines.append(dict(rows=n, append_wall_ms=round(seconds*1e3, 2)))
         about = dict(parameters=sum(p.numel() for p in model.parameters()), steps=steps,
-                     metrics_bytes_per_step=round(size('metrics.jsonl')/steps, 1), state_mb=round(size('state.pt')/MB, 1),
-                     weights_mb=round(size('last.safetensors')/MB, 1))
+                     metrics_bytes_per_step=round(size('metrics.jsonl')/steps, 1),
+                     state_mb=round(size('state.pt')/MB, 1), weights_mb=round(size('last.safetensors')/MB, 1))
     results = [line for f in (OUT.parent/'studies').glob('*.jsonl') for line in f.read_text().splitlines()]
     return dict(training=[about], lines=lines,
                 results=[dict(rows=len(results), bytes_per_row=round(sum(map(len, results))/len(results)))])

@@ -4,13 +4,14 @@
     python benchmarks/step.py --only resnet_small --rounds 3 # shorter
     python benchmarks/step.py --compile                      # compiled steps on the CPU, too (the GPU's always are)
 
-`ours` is the step of `synthdet.train`: uint8 batch and matched targets in, losses, gradients, optimiser. `network alone`
-is the least a step can cost: backbone and heads on floats, the mean square of what they say as loss, gradients, the same
-optimiser. `matching` is what `ours` does where batches are made, in worker processes; torchvision's detectors do it inside
-the step. `torchvision SSD` is torchvision's SSD on the same backbone (four anchors per cell where ours has three, as it
-cannot have three), `ssdlite320` its small detector at this size; both run in the same loop with the same optimiser. All of
-them take turns; a CPU's number is the fastest turn in CPU time, since other programs can only add time, a GPU's the median
-turn by the clock. Rates are left out of it: batches are made beforehand.
+`ours` is the step of `synthdet.train`: uint8 batch and matched targets in, losses, gradients, optimiser.
+`network alone` is the least a step can cost: backbone and heads on floats, the mean square of what they say as loss,
+gradients, the same optimiser. `matching` is what `ours` does where batches are made, in worker processes;
+torchvision's detectors do it inside the step. `torchvision SSD` is torchvision's SSD on the same backbone (four
+anchors per cell where ours has three, as it cannot have three), `ssdlite320` its small detector at this size; both run
+in the same loop with the same optimiser. All of them take turns; a CPU's number is the fastest turn in CPU time, since
+other programs can only add time, a GPU's the median turn by the clock. Rates are left out of it: batches are made
+beforehand.
 """
 import argparse, itertools, json, statistics, sys, tempfile, time
 from collections import OrderedDict

@@ -4,13 +4,14 @@
     python benchmarks/stream.py --memory    # resident memory over 20,000 samples, added to the same file
 
 All of it runs on 300 x 300 images with three feathered objects and assets in memory. `floor` is the least that draws
-such images with NumPy and OpenCV: resize, soften the mask, blend, note the box. `floor, augmented` turns and recolours the
-objects as well. Both know no occlusion, nothing beyond the border, and draw no reproducible stream. `stream, same pastes`
-has everything switched off that the floor does not do; `stream, augmented` adds flip, rotation, shear, colours, truncation
-and the rules of visibility, and is held against the floor that does the same to its objects; `default recipe` is what
-training uses: all of it, and distractors, shadows, light, blur, noise and JPEG; `in batches` the same drawn straight into
-the memory of batches of 32, as training reads it. The stages are those of the default recipe, in batches: `rest` is what
-is in none of them, and `inside OpenCV` the part of all of them that no change of Python's could save.
+such images with NumPy and OpenCV: resize, soften the mask, blend, note the box. `floor, augmented` turns and recolours
+the objects as well. Both know no occlusion, nothing beyond the border, and draw no reproducible stream.
+`stream, same pastes` has everything switched off that the floor does not do; `stream, augmented` adds flip, rotation,
+shear, colours, truncation and the rules of visibility, and is held against the floor that does the same to its
+objects; `default recipe` is what training uses: all of it, and distractors, shadows, light, blur, noise and JPEG;
+`in batches` the same drawn straight into the memory of batches of 32, as training reads it. The stages are those of
+the default recipe, in batches: `rest` is what is in none of them, and `inside OpenCV` the part of all of them that no
+change of Python's could save.
 """
 import argparse, contextlib, importlib, inspect, json, resource, sys, time
 from collections import Counter
@@ -65,7 +66,8 @@ def floor_loop(cutouts, backgrounds, augmented=False):
             colour, alpha = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB), cv2.extractChannel(patch, 3)
             alpha = cv2.cvtColor(cv2.blur(alpha, (2*FEATHER+1,)*2), cv2.COLOR_GRAY2RGB)
             region = image[y:y+h, x:x+w]
-            drawn, kept = cv2.multiply(colour, alpha, scale=1/255), cv2.multiply(region, cv2.bitwise_not(alpha), scale=1/255)
+            drawn = cv2.multiply(colour, alpha, scale=1/255)
+            kept = cv2.multiply(region, cv2.bitwise_not(alpha), scale=1/255)
             cv2.add(drawn, kept, dst=region)
             boxes.append((x, y, x+w, y+h))
         return image, np.array(boxes, np.float32)

@@ -18,7 +18,8 @@ SEEN = """() => {
     return {
         errors: all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').map(e => e.innerText),
         red: all('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').map(e => e.innerText),
-        pictures: all('.jp-OutputArea-output img').map(e => [e.naturalWidth, Math.round(e.getBoundingClientRect().width)]),
+        pictures: all('.jp-OutputArea-output img').map(
+            e => [e.naturalWidth, Math.round(e.getBoundingClientRect().width)]),
         widgets: all('.jupyter-widgets').length}
 }"""
 

@@ -7,7 +7,9 @@ root = Path(__file__).resolve().parents[1]
 bin = Path(sys.executable).parent
 
 
-def snapshot(): return {p: p.read_bytes() for d, g in (("nbs", "*.ipynb"), ("paper_figures", "*.ipynb"), ("synthdet", "*.py")) for p in sorted((root/d).rglob(g)) if "out" not in p.parts}
+def snapshot():
+    return {p: p.read_bytes() for d, g in (("nbs", "*.ipynb"), ("paper_figures", "*.ipynb"), ("synthdet", "*.py"))
+            for p in sorted((root/d).rglob(g)) if "out" not in p.parts}
 
 
 before = snapshot()

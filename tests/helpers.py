@@ -68,8 +68,8 @@ def ended(process, seconds=250):
 def python(code, *args, env=(), **options):
     "A Python of its own that runs some code, and can import the tests; the system ends it after some minutes."
     env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}', 'OMP_NUM_THREADS': '1', **dict(env)}
-    return subprocess.Popen([sys.executable, '-c', f'import signal; signal.alarm(250)\n{code}', *map(str, args)], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True,
-                            cwd=ROOT, env=env, **options)
+    return subprocess.Popen([sys.executable, '-c', f'import signal; signal.alarm(250)\n{code}', *map(str, args)],
+                            stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, cwd=ROOT, env=env, **options)
 
 
 def take(n, *args, **options):
@@ -80,7 +80,7 @@ def take(n, *args, **options):
 
 
 def right_or_refused(path, w, h):
-    "Is a damaged set of pictures of one size read? What is read holds together, and else there is one line and no other word."
+    "Is a damaged set of pictures of one size read? What is read holds together; else there is one line, no other word."
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         warnings.filterwarnings('ignore', category=UserWarning, message=LEFT_OUT)

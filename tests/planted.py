@@ -5,9 +5,10 @@ import json
 import matplotlib.pyplot as plt
 from synthdet.core import digest, generator, VERSIONS
 from synthdet.evidence.parts import studies_file
-from synthdet.evidence.rows import run_id, write_row
+from synthdet.evidence.rows import named_row, run_id
 from synthdet.evidence.identity import run_key
 from synthdet.evidence.studies import STUDIES
+from synthdet.paths import append_jsonl
 from synthdet.settings import to_row
 
 WORTH = dict(scratch=30, scratch_long=40, pretrain=60, pretrain_only=25, mixed=55)
@@ -23,15 +24,18 @@ def row(cell, points=None, **more):
     about = dict(id=run_id(arm, run, test, VERSIONS["score"]), arm=arm, domain=at["domain"], data_test=test)
     about |= dict(settings=json.loads(json.dumps(to_row(cell.arm))), weights_file=f"{about['id']}.safetensors")
     if arm != "pretrain_only": about |= dict(labels=digest(at["domain"], n, at["seed"]), n_labels=n)
-    found = dict(ap50=round(points/100, 6), curve=[[s, round(points/100*(k + 1)/len(steps), 6)] for k, s in enumerate(steps)])
-    where = dict(versions=VERSIONS, torch="2", device="cpu", commit="planted", class_images_from="planted", boxes_spent=0, handed=[])
-    return about | found | where | dict(seconds=60, memory_mb=400, best_step=300, predictions=f"{run}.npz", artefacts=[run]) | more
+    found = dict(ap50=round(points/100, 6),
+                 curve=[[s, round(points/100*(k + 1)/len(steps), 6)] for k, s in enumerate(steps)])
+    where = dict(versions=VERSIONS, torch="2", device="cpu", commit="planted", class_images_from="planted",
+                 boxes_spent=0, handed=[])
+    left = dict(seconds=60, memory_mb=400, best_step=300, predictions=f"{run}.npz", artefacts=[run])
+    return about | found | where | left | more
 
 
 def plant(folder, name, study=None):
     "Rows of a study, or of a part of it, in its results file in a folder; the file."
     path = studies_file(name, folder)
-    for cell in (study or STUDIES[name]).missing([]): write_row(path, row(cell))
+    append_jsonl(path, *(named_row(row(cell)) for cell in (study or STUDIES[name]).missing([])), sync=False)
     return path
 
 

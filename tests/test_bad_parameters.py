@@ -57,16 +57,19 @@ def kinds(here, low, high):
     "Kind of oddness -> values."
     places = odd_places(here)
     return dict(
-        type=[None, True, False, 3.5, 1+2j, b"x", object(), int, print, {1}, range(3), Path("x"), frozenset(), Ellipsis],
-        bound=[low - 1, high + 1, -1, 0, 10**12, -10**12, math.nan, math.inf, -math.inf, -0.0, 1.0, 1e-300, 2**63, 2**64],
+        type=[None, True, False, 3.5, 1+2j, b"x", object(), int, print,
+              {1}, range(3), Path("x"), frozenset(), Ellipsis],
+        bound=[low - 1, high + 1, -1, 0, 10**12, -10**12,
+               math.nan, math.inf, -math.inf, -0.0, 1.0, 1e-300, 2**63, 2**64],
         huge=[10**5000, -10**400, "9"*5000, "x"*100_000, 1e308, list(range(100_000)), "=" * 70_000, (.1,)*10_000],
         unicode=["１２", "²", "图", "e\u0301", "\ud800", "\u202e", "\u200b", "\xa0", "naïve", "\udcff"],
         control=["a\nb", "\x1b[31mred", "a\0b", "\r", "\t", "\x7f", "1\n2", "\x00"],
-        path=[*places, *map(Path, places), "/proc/self/mem", "/dev/zero", "/dev/stdin", "/proc", "~", "~nobody/x", "/", ".",
-              "..", "x/"*3000, "x"*300, " ", "text ", " text", "a\\b"],
-        nested=[{"a": {"b": 1}}, [[1, 2], [3]], deep(), itself(), {"": 1}, {3: 4}, [{}], [None], ["x", 1], {"weights": itself()}],
-        number=["1_000", "1e3", "0x10", " 12 ", "1.0", "--1", "None", "auto", "nan", "inf", "-0", "True", "yes", "1,2", "(1,2",
-                "[.2,.8]", "((((", "1,,2", ",", "1e999", "0.1.2", "١٢", "+5", "1/2", "1 2"],
+        path=[*places, *map(Path, places), "/proc/self/mem", "/dev/zero", "/dev/stdin", "/proc", "~", "~nobody/x", "/",
+              ".", "..", "x/"*3000, "x"*300, " ", "text ", " text", "a\\b"],
+        nested=[{"a": {"b": 1}}, [[1, 2], [3]], deep(), itself(), {"": 1}, {3: 4},
+                [{}], [None], ["x", 1], {"weights": itself()}],
+        number=["1_000", "1e3", "0x10", " 12 ", "1.0", "--1", "None", "auto", "nan", "inf", "-0", "True", "yes", "1,2",
+                "(1,2", "[.2,.8]", "((((", "1,,2", ",", "1e999", "0.1.2", "١٢", "+5", "1/2", "1 2"],
         empty=["", (), [], {}, "''", "()"])
 
 
@@ -152,13 +155,15 @@ def settings_outcomes(r, here):
     "(kind, outcome) of odd values for every setting, by every way."
     names = columns(Arm())
     for leaf in leaves(Arm()):
-        low, high = (d if b is None else b for b, d in ((leaf.field.metadata["low"], -MOST), (leaf.field.metadata["high"], MOST)))
+        bounds = (leaf.field.metadata["low"], -MOST), (leaf.field.metadata["high"], MOST)
+        low, high = (d if b is None else b for b, d in bounds)
         for kind, values in kinds(here/leaf.path, low, high).items():
             way, give = r.choice([*ways(leaf.path, names[leaf.path]).items()])
             v = r.choice(values)
             told = f"{leaf.path} {kind} by {way}: {ascii(short(v))}"
             judge = lambda arm: is_right(attrgetter(leaf.path)(arm), leaf.field) and checked_arm(arm)
-            yield kind, told, lambda: outcome(lambda: give(v), (leaf.field.name, names[leaf.path], leaf.path, "words", "arms"), judge)
+            called = leaf.field.name, names[leaf.path], leaf.path, "words", "arms"
+            yield kind, told, lambda: outcome(lambda: give(v), called, judge)
 
 
 def option_outcomes(r, here):
@@ -167,12 +172,13 @@ def option_outcomes(r, here):
         for k in takes(DOMAINS[domain]):
             if k == "root": continue
             field = OPTIONS.get(k) or next(f for f in fields(DataSource) if f.name == k)
-            for kind, values in kinds(here/f"{domain}.{k}", field.metadata["low"] or 0, field.metadata["high"] or 0).items():
+            low, high = (field.metadata[b] or 0 for b in ("low", "high"))
+            for kind, values in kinds(here/f"{domain}.{k}", low, high).items():
                 v = r.choice(values)
                 root = "" if domain == "butterflies" else str(here)
                 call = lambda: place_of(DataSource(domain, root, options={k: v}))
-                told = f"{domain}.{k} {kind}: {ascii(short(v))}"
-                yield "option " + kind, told, lambda: outcome(call, (k, "options", str(here), "words"), lambda place: True)
+                told, called = f"{domain}.{k} {kind}: {ascii(short(v))}", (k, "options", str(here), "words")
+                yield "option " + kind, told, lambda: outcome(call, called, lambda place: True)
 
 
 def own_outcomes(r, here):
@@ -207,7 +213,8 @@ def test_odd_parameters_are_refused_in_a_line_or_right(tmp_path):
     assert not found["torch"] and not run.stderr, run.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "x"*300, "x/"*3000, "\ud800", ""], ids=["NUL", "long", "deep", "half", "empty"])
+@pytest.mark.parametrize("name", ["a\0b", "x"*300, "x/"*3000, "\ud800", ""],
+                         ids=["NUL", "long", "deep", "half", "empty"])
 def test_what_cannot_be_a_folder_is_no_output(name, tmp_path, monkeypatch):
     from synthdet.core import refused
     from synthdet.paths import alone, writable, write_atomic
@@ -222,7 +229,8 @@ def test_what_cannot_be_a_folder_is_no_output(name, tmp_path, monkeypatch):
         refused(write_domain, domain, name, 1, 1, 1)
         refused(run, make_arms("scratch", "steps=1")[0], name)
     refused(write_stream, samples, name, 1)
-    for write in (writable, lambda path: write_atomic(path, "x"), lambda path: alone(path, "waits").__enter__()): refused(write, name)
+    for write in (writable, lambda path: write_atomic(path, "x"), lambda path: alone(path, "waits").__enter__()):
+        refused(write, name)
     assert not any(tmp_path.iterdir())
 
 

@@ -180,13 +180,16 @@ if __name__ == '__main__':
     ask()
 """
     (tmp_path/'mine.py').write_text(code)
-    out = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, check=True, timeout=300).stdout
-    line, fine = out.splitlines()
-    assert 'workers=2: a process started by spawn runs' in line and 'mine.py again, up to line 7' in line and fine == 'None'
+    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path,
+                          check=True, timeout=300)
+    line, fine = done.stdout.splitlines()
+    assert 'workers=2: a process started by spawn runs' in line and 'mine.py again, up to line 7' in line
+    assert fine == 'None'
     whole = "import multiprocessing\nmultiprocessing.set_start_method('forkserver')\nfrom tests.test_batches import *\n"
     (tmp_path/'mine.py').write_text(whole + 'print(refused(take, 1, Numbers(), 2, workers=1))\n')
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get('PYTHONPATH', '')])}
-    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300)
+    places = os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get('PYTHONPATH', '')])
+    done = subprocess.run([sys.executable, 'mine.py'], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': places}, timeout=300)
     assert 'runs' in done.stdout and 'mine.py again, up to line 4' in done.stdout, done.stderr
 
 

@@ -30,8 +30,8 @@ TINY = dict(arms="'scratch,pretrain'", n_real="4", jobs="1", steps="'2'", domain
 def lacking():
     "What is not on this machine; '' when a browser can be driven."
     if not shutil.which("chromium"): return "no chromium: apt-get install chromium"
-    has = subprocess.run([PLAYWRIGHT, "-c", "import playwright.sync_api"], capture_output=True, timeout=60).returncode == 0
-    return "" if has else "no playwright: name a Python that has it as SYNTHDET_PLAYWRIGHT"
+    done = subprocess.run([PLAYWRIGHT, "-c", "import playwright.sync_api"], capture_output=True, timeout=60)
+    return "no playwright: name a Python that has it as SYNTHDET_PLAYWRIGHT" if done.returncode else ""
 
 
 def with_parameters(path, **values):
@@ -39,7 +39,8 @@ def with_parameters(path, **values):
     nb = json.loads(path.read_text())
     cell = next(c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))
     source = "".join(cell["source"])
-    for name, value in values.items(): source = re.sub(rf"^({name}:\w+ = ).*$", lambda m: m[1] + value, source, flags=re.M)
+    for name, value in values.items():
+        source = re.sub(rf"^({name}:\w+ = ).*$", lambda m: m[1] + value, source, flags=re.M)
     cell["source"] = source
     path.write_text(json.dumps(nb))
 
@@ -51,7 +52,8 @@ def lab(root, tmp_path):
     for name in ("index.ipynb", "experiments/playground.ipynb", "experiments/run_experiment.ipynb"):
         shutil.copy(ROOT/"nbs"/name, tmp_path)
     with_parameters(tmp_path/"run_experiment.ipynb", root=repr(str(root)), out=repr(str(tmp_path/"runs")), **TINY)
-    for name, said in (("notebook-extension/tracker", '{"windowingMode": "none"}'), ("apputils-extension/notification", '{"fetchNews": "false"}')):
+    for name, said in (("notebook-extension/tracker", '{"windowingMode": "none"}'),
+                       ("apputils-extension/notification", '{"fetchNews": "false"}')):
         path = tmp_path/f"settings/@jupyterlab/{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(said)
@@ -59,10 +61,13 @@ def lab(root, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {k: v for k, v in os.environ.items() if k not in ("SYNTHDET_QUIET", "IN_TEST")}
-    env.update(JUPYTERLAB_SETTINGS_DIR=str(tmp_path/"settings"), PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(tmp_path/"config"))
-    told = ("--allow-root", "--no-browser", "--expose-app-in-browser", f"--port={port}", "--IdentityProvider.token=token", "--ServerApp.port_retries=0")
+    env.update(JUPYTERLAB_SETTINGS_DIR=str(tmp_path/"settings"), PYTHONPATH=str(ROOT),
+               JUPYTER_CONFIG_DIR=str(tmp_path/"config"))
+    told = ("--allow-root", "--no-browser", "--expose-app-in-browser", f"--port={port}",
+            "--IdentityProvider.token=token", "--ServerApp.port_retries=0")
     with open(tmp_path/"lab.log", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *told], cwd=tmp_path, env=env, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *told], cwd=tmp_path, env=env,
+                                  stdout=log, stderr=log)
         try:
             yield _answering(f"http://127.0.0.1:{port}/lab", server, tmp_path/"lab.log"), "token"
         finally:
@@ -85,7 +90,8 @@ def test_notebooks_in_a_browser_run_show_and_can_be_moved(lab, tmp_path):
     shots = Path(os.environ.get("SYNTHDET_SHOTS", tmp_path/"shots"))
     shots.mkdir(exist_ok=True)
     names = "index.ipynb", "playground.ipynb", "run_experiment.ipynb"
-    done = subprocess.run([PLAYWRIGHT, str(ROOT/"tests/browser.py"), *lab, str(shots), *names], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([PLAYWRIGHT, str(ROOT/"tests/browser.py"), *lab, str(shots), *names],
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout)
     print(json.dumps(seen, indent=1))

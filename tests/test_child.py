@@ -167,10 +167,11 @@ class Drops(Plain):
 
 
 HOSTILE = [(Attends, "draws noise of its own"), (Drops, "draws noise of its own"),
-           (Remainder, "SIGFPE: a whole number is divided by zero"), pytest.param(Overflow, "SIGFPE", marks=slow), (Divided, "division by 0"),
-           (Whole, "ZeroDivisionError"), (Loops, "it took more than"), (Takes, "needs more than"),
-           (Hoards, "needs more than"), (Wide, "more than 1024 MiB"), (Grey, "expected pictures [B,3,H,W]"),
-           (Nan, "returned NaN"), (Listed, "returned a list"), (Complex, "complex64"), (Counts, "changes what it holds")]
+           (Remainder, "SIGFPE: a whole number is divided by zero"), pytest.param(Overflow, "SIGFPE", marks=slow),
+           (Divided, "division by 0"), (Whole, "ZeroDivisionError"), (Loops, "it took more than"),
+           (Takes, "needs more than"), (Hoards, "needs more than"), (Wide, "more than 1024 MiB"),
+           (Grey, "expected pictures [B,3,H,W]"), (Nan, "returned NaN"), (Listed, "returned a list"),
+           (Complex, "complex64"), (Counts, "changes what it holds")]
 
 
 @pytest.mark.parametrize("kind,word", HOSTILE)
@@ -219,7 +220,8 @@ def test_branches_nested_ten_thousand_times_are_one_line(plain, tmp_path, shared
 def test_functions_that_double_each_other_end(plain, tmp_path, monkeypatch, shared):
     "Forty functions, each of which calls the one before twice: written out there are 2^40 calls."
     monkeypatch.setattr(child, "SECONDS", 1)
-    doubled = "".join(f"def f{k}(z: Tensor) -> Tensor:\n  return __torch__.f{k - 1}(__torch__.f{k - 1}(z))\n" for k in range(1, 40))
+    doubled = "".join(f"def f{k}(z: Tensor) -> Tensor:\n  return __torch__.f{k - 1}(__torch__.f{k - 1}(z))\n"
+                      for k in range(1, 40))
     helpers = ("def f0(z: Tensor) -> Tensor:\n  return torch.relu(z)\n" + doubled).encode()
     with zipfile.ZipFile(plain) as z:
         name, = [n.partition("/")[2] for n in z.namelist() if n.endswith(".py") and b"class Plain" in z.read(n)]
@@ -337,8 +339,8 @@ def alive(pid):
     pytest.param("raise SystemExit(0)", id="exit", marks=slow)])
 def test_the_process_ends_with_its_parent_and_in_silence(end, plain, tmp_path):
     (tmp_path/"main.py").write_text(SCRIPT.format(end)) # no guard for __main__
-    done = subprocess.run([sys.executable, "-W", "error::ResourceWarning", tmp_path/"main.py", plain], capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run([sys.executable, "-W", "error::ResourceWarning", tmp_path/"main.py", plain],
+                          capture_output=True, text=True, timeout=120)
     assert "Warning" not in re.sub("FutureWarning.*", "", done.stderr) and "Error" not in done.stderr, done.stderr
     pid, until = int(done.stdout), time.time() + 10
     while alive(pid) and time.time() < until: time.sleep(.1)
@@ -381,8 +383,9 @@ def test_the_process_can_open_and_write_nothing(plain):
     assert re.search(r"Max address space +\d+", limits) and re.search(r"Max cpu time +\d+", limits)
 
 
-LIES = [b"", b"[]\n", b"junk\n", b"["*100_000 + b"\n", b'{"about": "x"}\n', b'{"about": [["a"]]}\n', b'{"about": [1e999]}\n',
-        b'{"error": ["a\\nb"]}\n', b'{"failed": {}}\n', b"{}\n", b'{"other": null}\n', b"x"*(1 << 21)]
+LIES = [b"", b"[]\n", b"junk\n", b"["*100_000 + b"\n", b'{"about": "x"}\n', b'{"about": [["a"]]}\n',
+        b'{"about": [1e999]}\n', b'{"error": ["a\\nb"]}\n', b'{"failed": {}}\n', b"{}\n", b'{"other": null}\n',
+        b"x"*(1 << 21)]
 
 
 @pytest.mark.parametrize("answer", LIES, ids=range(len(LIES)))
@@ -444,11 +447,11 @@ ODD = dict(
     deep=(lambda p, s: written(p, message((7, nested(5000)))), "in each other"),
     group=(lambda p, s: written(p, s + b"\x0b"*5000), "a field of kind 3"),
     domain=(lambda p, s: onnx(p, [FOREIGN], [value("z", "B", 5)], [value("y")]), "com.somebody::Run"),
-    contrib=(lambda p, s: onnx(p, [FOREIGN.replace(b"com.somebody", b"ai.onnx.ml..")], [value("z", "B", 5)], [value("y")]),
-             "ai.onnx.ml..::Run"),
+    contrib=(lambda p, s: onnx(p, [FOREIGN.replace(b"com.somebody", b"ai.onnx.ml..")],
+                               [value("z", "B", 5)], [value("y")]), "ai.onnx.ml..::Run"),
     scan=(lambda p, s: onnx(p, [node("Scan", "z", "y")], [value("z", "B", 5)], [value("y")]), "uses Scan"),
-    cycle=(lambda p, s: onnx(p, [node("Add", "zb", "a"), node("Neg", "a", "b"), node("Neg", "a", "y")], [value("z", "B", 5)],
-                             [value("y")]), "cannot be read"),
+    cycle=(lambda p, s: onnx(p, [node("Add", "zb", "a"), node("Neg", "a", "b"), node("Neg", "a", "y")],
+                             [value("z", "B", 5)], [value("y")]), "cannot be read"),
     ort=(lambda p, s: written(p, b"\x18\0\0\0ORTM" + s), "onnxruntime's own format"),
     divides=(lambda p, s: divides(p), ""))
 

@@ -293,7 +293,8 @@ def test_the_folder_data_of_fiftyone_is_a_usual_place(tmp_path):
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
-def masked(counts, size=(H, W), **more): return data(annotation=dict(bbox=..., segmentation=dict(size=list(size), counts=counts), **more))
+def masked(counts, size=(H, W), **more):
+    return data(annotation=dict(bbox=..., segmentation=dict(size=list(size), counts=counts), **more))
 
 
 def lengths(mask):
@@ -337,10 +338,10 @@ GOOD = [0, 5, H*W-5]
 
 
 @pytest.mark.parametrize('counts, size', [
-    (GOOD, (W, H)), (GOOD, (10**9, 10**9)), (GOOD, (-H, -W)), (GOOD, (0, 0)), (GOOD, (H,)), (GOOD, 'x'), (GOOD, (True, H*W)),
-    ([0, 5], (H, W)), ([0, 5, H*W], (H, W)), ([5, -5, H*W], (H, W)), ([.5, H*W-.5], (H, W)), (['5', 'a'], (H, W)),
-    ([], (H, W)), ({}, (H, W)), (None, (H, W)), ('', (H, W)), ('ooooooooooooooo0', (H, W)), ('1P', (H, W)), ('é', (H, W)),
-    ('0'*99, (H, W)), ('Pl\x000', (H, W)), ([2**70, 1], (H, W)), ([2*H*W], (2*H, W))])
+    (GOOD, (W, H)), (GOOD, (10**9, 10**9)), (GOOD, (-H, -W)), (GOOD, (0, 0)), (GOOD, (H,)), (GOOD, 'x'),
+    (GOOD, (True, H*W)), ([0, 5], (H, W)), ([0, 5, H*W], (H, W)), ([5, -5, H*W], (H, W)), ([.5, H*W-.5], (H, W)),
+    (['5', 'a'], (H, W)), ([], (H, W)), ({}, (H, W)), (None, (H, W)), ('', (H, W)), ('ooooooooooooooo0', (H, W)),
+    ('1P', (H, W)), ('é', (H, W)), ('0'*99, (H, W)), ('Pl\x000', (H, W)), ([2**70, 1], (H, W)), ([2*H*W], (2*H, W))])
 def test_a_mask_that_is_none_is_one_line(tmp_path, counts, size):
     content = masked(counts, () if size == 'x' else size)
     if size == 'x': content['annotations'][0]['segmentation']['size'] = 'large'

@@ -279,8 +279,10 @@ def test_what_is_a_picture(tmp_path):
     assert [p.name for p in image_files(tmp_path, below=True)] == ['a.jfif', 'b.png', 'd', 'c.tif']
     assert [p.name for p in listing(tmp_path)[1]] == ['classes.yaml', 'folder.png', 'notes.txt', 'sub']
     assert is_image(tmp_path/'d') and is_image(tmp_path/'a.jfif') and not is_image(tmp_path/'notes.txt')
-    assert not is_image(tmp_path/'folder.png') and not is_image(tmp_path/'gone.png') and not is_image(tmp_path/'._a.png')
-    for content, told in ((b'', 'empty'), (b'<html>', 'a web page'), (b'%!PS-Adobe', 'PostScript'), (b'BMW', 'not an image')):
+    assert not is_image(tmp_path/'folder.png') and not is_image(tmp_path/'gone.png')
+    assert not is_image(tmp_path/'._a.png')
+    for content, told in ((b'', 'empty'), (b'<html>', 'a web page'), (b'%!PS-Adobe', 'PostScript'),
+                          (b'BMW', 'not an image')):
         (tmp_path/'f.JPG').write_bytes(content)
         assert told in refused(image_files, tmp_path) and 'f.JPG' in refused(image_files, tmp_path)
     (tmp_path/'f.JPG').unlink()

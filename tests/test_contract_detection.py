@@ -228,6 +228,6 @@ def test_auto_is_filled_and_a_given_backbone_is_kept():
 
 def test_settings_are_plain_data():
     for s in (Model(), resolved(Model()), Schedule()): assert json.loads(json.dumps(identity(s)))
-    assert {l.path for l in leaves(Schedule())} == {'batch_size', 'lr', 'optimizer', 'decay', 'eval_every', 'select', 'precision',
-                                                    'compile'}
+    assert {l.path for l in leaves(Schedule())} == {'batch_size', 'lr', 'optimizer', 'decay', 'eval_every', 'select',
+                                                    'precision', 'compile'}
     assert override(Model(), 'detector=retinaface test_size=long640').test_size == 'long640'

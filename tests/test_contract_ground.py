@@ -135,8 +135,8 @@ def test_a_forward_pass_in_any_precision_leaves_the_weights(name):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_rows_that_were_added_are_no_change_of_the_code(tmp_path, monkeypatch):
-    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True,
-                                         timeout=60)
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                                        check=True, timeout=60)
     for name in ("code.py", "results/studies/rows.jsonl"):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).write_text("1")
@@ -252,7 +252,8 @@ def test_help_of_the_face_says_what_goes_in_what_comes_out_and_what_is_refused(n
     f = getattr(synthdet, name)
     told, signature = inspect.getdoc(f), inspect.signature(f)
     assert all(f"{section}\n---" in told for section in ("Parameters", "Returns", "Raises"))
-    documented = {w.lstrip("*") for line in told.splitlines() if " : " in line and line[0] != " " for w in line.split(" : ")[0].split(", ")}
+    documented = {w.lstrip("*") for line in told.splitlines() if " : " in line and line[0] != " "
+                  for w in line.split(" : ")[0].split(", ")}
     assert set(signature.parameters) <= documented and len(str(signature)) < 500, "defaults of whole branches are short"
 
 
@@ -264,7 +265,8 @@ def test_help_of_settings_says_what_they_may_be():
         assert all(str(w) in line for w in choices(field)) and field.metadata["help"] in line
         low = field.metadata["low"]
         assert low is None or f"{low} or more" in line or f"{low} to " in line
-    assert repr(synthdet.Recipe(blend="paste")) == "Recipe(blend='paste')" and eval(repr(synthdet.Recipe(blend="paste")), vars(synthdet)) == synthdet.Recipe(blend="paste")
+    assert repr(synthdet.Recipe(blend="paste")) == "Recipe(blend='paste')"
+    assert eval(repr(synthdet.Recipe(blend="paste")), vars(synthdet)) == synthdet.Recipe(blend="paste")
     arm = synthdet.Arm(seed=3)
     assert pickle.loads(pickle.dumps(arm)) == copy.deepcopy(arm) == arm != synthdet.Arm()
 

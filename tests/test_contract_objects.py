@@ -92,15 +92,18 @@ def test_settings_in_class_images_out(source, root):
 def test_the_first_n_are_a_sequence_with_an_end(source, root):
     objects, first = (make_objects(Objects(source, n_objects=n), domain(root)) for n in (0, 3))
     assert len(first) == 3 == sum(1 for _ in first) and digest(first.content) != digest(objects.content)
-    assert all(torch.equal(x.image, objects[k].image) for k, x in enumerate(first)) and torch.equal(first[-1].image, first[2].image)
+    assert all(torch.equal(x.image, objects[k].image) for k, x in enumerate(first))
+    assert torch.equal(first[-1].image, first[2].image)
     with pytest.raises(IndexError): first[3]
 
 
 @pytest.mark.parametrize("source", [s for s in COUNTED if s in FINITE])
 def test_pictures_that_are_there_have_a_length_and_no_seed(source, root):
     a, b = (make_objects(source, domain(root), seed=s) for s in (0, 1))
-    assert len(a) == 6 and all(torch.equal(x.image, y.image) for x, y in zip(a, b)) and digest(a.content) == digest(b.content)
-    assert "there are 6 class images and n_objects=7" in refused(make_objects, Objects(source, n_objects=7), domain(root))
+    assert len(a) == 6 and all(torch.equal(x.image, y.image) for x, y in zip(a, b))
+    assert digest(a.content) == digest(b.content)
+    told = refused(make_objects, Objects(source, n_objects=7), domain(root))
+    assert "there are 6 class images and n_objects=7" in told
     assert f"objects={source} takes no psi=0.0" in refused(make_objects, Objects(source, psi=0), domain(root))
 
 
@@ -112,10 +115,12 @@ def test_generators_draw_from_weights_seed_and_number(source, root):
     b, kind = objects.images.block, resolved(Objects(source), mine).source
     ks = [0, b - 1, b, 3*b + 1]
     first, second = [objects[k] for k in ks], [again[k] for k in reversed(ks)][::-1]
-    assert all(torch.equal(x.image, y.image) for x, y in zip(first, second)) and [x.origin for x in first] == [f"{kind} 5/{k}" for k in ks]
+    assert all(torch.equal(x.image, y.image) for x, y in zip(first, second))
+    assert [x.origin for x in first] == [f"{kind} 5/{k}" for k in ks]
     assert len({x.image.numpy().tobytes() for x in [*first, other[0]]}) == 5
     assert digest(objects.content) == digest(again.content) != digest(other.content)
-    assert [hash_file(f) for f in weight_files(kind, mine)] in objects.images.key, "named by what is in its files, not by where they lie"
+    hashes = [hash_file(f) for f in weight_files(kind, mine)]
+    assert hashes in objects.images.key, "named by what is in its files, not by where they lie"
 
 
 @pytest.mark.parametrize("source", SIDES)
@@ -126,7 +131,8 @@ def test_generators_refuse_what_they_cannot_do(source, root, tmp_path):
     for told in (refused(make_objects, source, domain(tmp_path)), refused(make_objects, source, domain())):
         assert files in told and told.endswith(advice) and "\n" not in told
     assert "draws one class, domain 'mine' has 2" in refused(make_objects, source, domain(root, ("a", "b")))
-    if name not in TRUNCATED: assert f"leave it out for {name}" in refused(make_objects, Objects(source, psi=.7), domain(root))
+    if name not in TRUNCATED:
+        assert f"leave it out for {name}" in refused(make_objects, Objects(source, psi=.7), domain(root))
 
 
 @pytest.mark.parametrize("source", TRUNCATED)
@@ -142,7 +148,8 @@ def test_psi_is_kept_whatever_it_is(source, root):
 def test_gan_is_the_papers_generator_of_a_preset(preset, root):
     kind = DEFAULTS.get(preset, "gan64")
     objects = make_objects("gan", domain(root, preset=preset))
-    assert objects[0].origin == f"{kind} 0/0" and digest(objects.content) == digest(make_objects(kind, domain(root, preset=preset)).content)
+    assert objects[0].origin == f"{kind} 0/0"
+    assert digest(objects.content) == digest(make_objects(kind, domain(root, preset=preset)).content)
 
 
 def test_a_source_of_ones_own_is_one_more_entry(root, monkeypatch):
@@ -161,12 +168,16 @@ class Data(torch.utils.data.Dataset):
 TENSORS = [x.image for x in PICTURES]
 
 
-@pytest.mark.parametrize("given", [PICTURES, tuple(PICTURES), TENSORS, Data(PICTURES), Data(TENSORS), [tuple(x) for x in PICTURES],
-                                   [torch.cat([x, x[:1]]) for x in TENSORS]], ids=range(7))
+@pytest.mark.parametrize("given", [
+    PICTURES, tuple(PICTURES), TENSORS, Data(PICTURES), Data(TENSORS), [tuple(x) for x in PICTURES],
+    [torch.cat([x, x[:1]]) for x in TENSORS]], ids=range(7))
 def test_ones_own_pictures_stay_as_they_are(given):
     objects = make_objects(given, domain())
-    assert len(objects) == 6 and all(torch.equal(objects[k].image[:3], x) and objects[k].label == 1 for k, x in enumerate(TENSORS))
-    assert digest(objects.content) == digest(make_objects(given, domain()).content) != digest(make_objects(given[:5] if isinstance(given, (list, tuple)) else Data(given.items[:5]), domain()).content)
+    assert len(objects) == 6
+    assert all(torch.equal(objects[k].image[:3], x) and objects[k].label == 1 for k, x in enumerate(TENSORS))
+    fewer = given[:5] if isinstance(given, (list, tuple)) else Data(given.items[:5])
+    again, other = make_objects(given, domain()), make_objects(fewer, domain())
+    assert digest(objects.content) == digest(again.content) != digest(other.content)
 
 
 def test_a_thing_that_names_itself_is_not_read_to_be_named():
@@ -179,13 +190,14 @@ def test_a_thing_that_names_itself_is_not_read_to_be_named():
 def test_a_function_draws_without_an_end_and_has_the_name_it_carries():
     def draw(ks, seed): return torch.stack([TENSORS[k % 6][:, :30, :] + seed for k in ks])
     nameless = make_objects(draw, domain(), seed=1)
-    assert not has_end(nameless) and nameless.content is None and torch.equal(nameless[100].image, TENSORS[4][:, :30] + 1)
+    assert not has_end(nameless) and nameless.content is None
+    assert torch.equal(nameless[100].image, TENSORS[4][:, :30] + 1)
     draw.content = "mine"
     assert digest(make_objects(draw, domain(), seed=1).content) != digest(make_objects(draw, domain(), seed=2).content)
 
 
 def test_the_middle_of_a_picture_is_an_object_too():
-    "As the released code takes its cars: brought to 256 x 256, of which the middle 128 x 128 are kept; from a generator as well."
+    "As the released code takes its cars: brought to 256 x 256, the middle 128 x 128 kept; from a generator as well."
     pictures = load_domain("butterflies", n_class_images=2)
     whole, middle = (make_objects(Objects(centre_crop=side), pictures) for side in (0, 256))
     assert middle[0].image.shape == (4, 128, 128) and middle[0].origin == whole[0].origin

@@ -378,7 +378,8 @@ def test_real_photographs_are_mostly_accepted(name):
 @pytest.mark.parametrize('cache', [True, False])
 def test_a_class_that_lost_all_its_cut_outs_is_named(cache):
     made = [*objects(5), BLANK._replace(label=2)]
-    with pytest.warns(UserWarning, match=r'no cut-out of bee, so no scene shows one \(grabcut: . of 6 cut-outs kept; .*empty'):
+    lost = r'no cut-out of bee, so no scene shows one \(grabcut: . of 6 cut-outs kept; .*empty'
+    with pytest.warns(UserWarning, match=lost):
         assert {c.label for c in make_cutouts(made, cache=cache, classes=('ant', 'bee'))} == {1}
     with warnings.catch_warnings():
         warnings.simplefilter('error')

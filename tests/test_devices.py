@@ -1,4 +1,4 @@
-"""Forward passes of everything that is trained, on tensors that say they lie on a GPU: what mixes devices raises here."""
+"""Forward passes of all that is trained, on tensors that say they lie on a GPU: what mixes devices raises here."""
 import pytest, torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from synthdet.detection.detectors import detector
@@ -46,7 +46,8 @@ def test_redo(gpu, attention):
 def test_gan(gpu):
     c = GanConfig()
     G, D = gpu(lambda: Generator64(c.nz, widths_of(c))), gpu(lambda: Discriminator64(widths_of(c)))
-    judged = D(differentiable_augment(G(torch.rand(4, c.nz, device='cuda')), None)) # numbers drawn on the CPU, as always
+    z = torch.rand(4, c.nz, device='cuda')
+    judged = D(differentiable_augment(G(z), None)) # numbers drawn on the CPU, as always
     assert judged.device.type == 'cuda'
 
 

@@ -295,7 +295,8 @@ def split_coco(root, n=5, more=('train', 'val', 'test')):
 
 
 PATHS = 'train: images/train\nval: images/val\nnames: [bird]\n'
-OURS = {'yolo': split_yolo, 'coco': split_coco, 'yolo with paths': lambda root, **how: split_yolo(root, yaml=PATHS, **how)}
+OURS = {'yolo': split_yolo, 'coco': split_coco,
+        'yolo with paths': lambda root, **how: split_yolo(root, yaml=PATHS, **how)}
 
 
 @pytest.mark.parametrize('added', ['yolo', 'coco', 'voc'])
@@ -314,7 +315,8 @@ def test_corrected_labels_in_a_folder_of_their_own_are_read_with_the_others(tmp_
                    for im, t in pictures(5, 'ours', 'train') + pictures(2, 'added'))
     with pytest.warns(UserWarning, match='read as one set'): parts = read_detection(mine, split='train')
     if added == 'yolo' or ours != 'coco':
-        with pytest.warns(UserWarning, match='read as one set'): assert set(read_detection(mine).files) == set(parts.files)
+        with pytest.warns(UserWarning, match='read as one set'):
+            assert set(read_detection(mine).files) == set(parts.files)
 
 
 @pytest.mark.filterwarnings('ignore:.*train .5 images., val .5 images. are read as one set')
@@ -327,7 +329,8 @@ def test_of_sets_with_several_parts_all_is_read_or_it_is_said(tmp_path):
     assert 'holds the sets val.json, train; expected one' in refused(read_detection, tmp_path/'d')
     split_yolo(tmp_path/'y', yaml=PATHS)
     write_detection(pictures(2, 'added'), tmp_path/'y'/'train', 'coco', ['bird'])
-    with pytest.warns(UserWarning, match='y/train/annotations.json .2 images. are read as one set'): whole = read_detection(tmp_path/'y')
+    with pytest.warns(UserWarning, match='y/train/annotations.json .2 images. are read as one set'):
+        whole = read_detection(tmp_path/'y')
     assert len(whole) == 12, 'data.yaml names train and val'
     for name in ('train', 'valid'): labelled(tmp_path/'r'/name, ['bird'], dict(train='coco', valid='yolo')[name])
     assert 'holds the sets train, valid; expected one' in refused(read_detection, tmp_path/'r')
@@ -336,7 +339,8 @@ def test_of_sets_with_several_parts_all_is_read_or_it_is_said(tmp_path):
 def test_a_picture_in_two_places_is_an_error_that_names_both(tmp_path):
     "Labelled by hand and by the detector; by its content, for names say nothing."
     split_yolo(tmp_path/'detection')
-    write_detection([*pictures(1, 'added'), *pictures(2, 'ours', 'train')[1:]], tmp_path/'detection'/'train', 'yolo', ['bird'])
+    added = [*pictures(1, 'added'), *pictures(2, 'ours', 'train')[1:]]
+    write_detection(added, tmp_path/'detection'/'train', 'yolo', ['bird'])
     told = refused(load_domain, 'folder', tmp_path)
     assert 'detection/images/train/000001.png of ' in told and 'detection/train/images/000001.png of ' in told
     assert told == refused(read_detection, tmp_path/'detection', split='train') and 'keep the better labels' in told
@@ -353,11 +357,13 @@ def test_what_another_split_reads_is_not_said_to_be_left_out(tmp_path, yaml):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         assert [len(read_detection(tmp_path, split=s)) for s in ('train', 'val')] == [7, 5]
-    assert [str(w.message).partition(' images) ')[2] for w in said] == [f'and {tmp_path}/train (2 images) are read as one set']
+    told = [str(w.message).partition(' images) ')[2] for w in said]
+    assert told == [f'and {tmp_path}/train (2 images) are read as one set']
 
 
 def test_of_what_a_data_yaml_names_in_part_the_rest_is_left_out_with_a_word(tmp_path):
-    split_yolo(tmp_path, more=['train', 'val'], yaml='train: [images/train, train/images]\nval: images/val\nnames: [bird]\n')
+    split_yolo(tmp_path, more=['train', 'val'],
+               yaml='train: [images/train, train/images]\nval: images/val\nnames: [bird]\n')
     write_detection(pictures(2, 'added'), tmp_path/'train', 'yolo', ['bird'])
     write_detection(pictures(1, 'more'), tmp_path/'train_2', 'yolo', ['bird'])
     for split, n in dict(train=7, val=5).items():
@@ -388,8 +394,10 @@ def flat(root, n=30, format='yolo'):
 @pytest.mark.parametrize('format', ['yolo', 'coco', 'voc'])
 def test_a_set_without_splits_is_divided_where_it_is_said_into_what(tmp_path, format):
     hint = 'holds a labelled set without parts; expected train, val and test, so divide it with split=70/15/15'
-    with pytest.warns(UserWarning, match=f'{hint}.*it is left out') as said: d = load_domain('folder', flat(tmp_path/'mine', format=format))
-    assert len(said) == 1 and len(d.class_images) == 3 and all(hint in refused(len, getattr(d, s)) for s in ('train', 'val', 'test'))
+    with pytest.warns(UserWarning, match=f'{hint}.*it is left out') as said:
+        d = load_domain('folder', flat(tmp_path/'mine', format=format))
+    assert len(said) == 1 and len(d.class_images) == 3
+    assert all(hint in refused(len, getattr(d, s)) for s in ('train', 'val', 'test'))
     d = load_domain('folder', tmp_path/'mine', split='70/15/15')
     assert d.classes == ('kangaroo',) and [len(p) for p in (d.train, d.val, d.test)] == [21, 5, 4]
     content = lambda part: {digest(image) for image, _ in part}
@@ -398,13 +406,15 @@ def test_a_set_without_splits_is_divided_where_it_is_said_into_what(tmp_path, fo
     named = {digest(image): target['boxes'] for image, target in pictures(30, 'flat')}
     assert all(torch.allclose(t['boxes'], named[digest(i)], atol=.01) for p in (d.train, d.val, d.test) for i, t in p)
     write_detection(pictures(2, 'added'), tmp_path/'mine'/'detection'/'train', 'yolo', ['kangaroo'])
-    with pytest.warns(UserWarning, match=r'\(30 images\) and .*detection/train \(2 images\) are read as one set') as said:
+    both = r'\(30 images\) and .*detection/train \(2 images\) are read as one set'
+    with pytest.warns(UserWarning, match=both) as said:
         e = load_domain('folder', tmp_path/'mine', split='70/15/15')
     assert len(said) == 1 and [content(p) for p in (e.val, e.test)] == parts[1:], 'as without what was added'
     assert content(e.train) == parts[0] | {digest(image) for image, _ in pictures(2, 'added')} and len(e.train) == 23
     shutil.copytree(tmp_path/'mine'/'detection'/'train', tmp_path/'mine'/'detection'/'train_2026')
     assert 'are the same picture' in refused(load_domain, 'folder', tmp_path/'mine', split='70/15/15')
-    write_detection(pictures(30, 'flat')[::-1], tmp_path/'other'/'detection', 'yolo', ['kangaroo'])  # other names and order
+    reverse = pictures(30, 'flat')[::-1] # other names and order
+    write_detection(reverse, tmp_path/'other'/'detection', 'yolo', ['kangaroo'])
     e = load_domain('folder', tmp_path/'other')
     assert e.train.files == e.val.files, 'as its data.yaml says'
     e = load_domain('folder', tmp_path/'other', split='70/15/15')
@@ -420,9 +430,11 @@ def test_shares_that_cannot_be(tmp_path):
     for odd in ('70', '70/30', '0/50/50', 'a/b/c', '70/15/-15', '.7/.2/.1', 'official', '70/15/15/0'):
         told = refused(load_domain, 'folder', root, split=odd)
         assert "shares of train, val and test for a folder: '70/15/15'" in told, odd
-    assert 'holds 2 pictures, too few for train and val and test' in refused(load_domain, 'folder', flat(tmp_path/'few', n=2), split='1/1/1')
+    told = refused(load_domain, 'folder', flat(tmp_path/'few', n=2), split='1/1/1')
+    assert 'holds 2 pictures, too few for train and val and test' in told
     whole = lay_out(tmp_path/'whole')
-    assert 'no labelled set without parts that could be divided, found train, val, test' in refused(load_domain, 'folder', whole, split='70/15/15')
+    told = refused(load_domain, 'folder', whole, split='70/15/15')
+    assert 'no labelled set without parts that could be divided, found train, val, test' in told
     write_detection(pictures(6, 'flat'), tmp_path/'flat', 'yolo', ['bird'])
     (tmp_path/'flat'/'data.yaml').write_text('names: [bird]')
     for f in (tmp_path/'flat').iterdir(): f.rename(whole/'detection'/f.name)
@@ -462,7 +474,8 @@ def test_the_layout_of_the_development_kit_is_a_domain(tmp_path):
 def test_a_folder_of_your_own_that_is_called_like_a_public_set(tmp_path):
     root = lay_out(tmp_path/'birds')
     told = refused(load_domain, 'birds', root)
-    assert 'holds class_images/ and detection/, as a folder of your own pictures does' in told and 'choose domain=folder' in told
+    assert 'holds class_images/ and detection/, as a folder of your own pictures does' in told
+    assert 'choose domain=folder' in told
 
 
 def test_labels_in_other_folders_are_not_left_out_without_a_word(tmp_path):
@@ -471,7 +484,8 @@ def test_labels_in_other_folders_are_not_left_out_without_a_word(tmp_path):
         train = tmp_path/name/'detection'/'train'
         write_detection(pictures(3, 'ours'), train, format, ['bird'])
         write_detection(pictures(2, 'added'), train/'labelled', format, ['bird'])
-    with pytest.warns(UserWarning, match='2 labelled pictures are for no split and left out, the first: labelled/images/000000.png'):
+    left = '2 labelled pictures are for no split and left out, the first: labelled/images/000000.png'
+    with pytest.warns(UserWarning, match=left):
         assert len(load_domain('folder', tmp_path/'y').train) == 3
     with pytest.warns(UserWarning, match='holds another set, labelled/annotations.json, which is left out'):
         assert len(load_domain('folder', tmp_path/'c').train) == 3

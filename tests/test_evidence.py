@@ -68,8 +68,8 @@ def said(capsys, command, *argv):
 # names
 
 
-LOADED = load(Arm(), domain=replace(load_domain("butterflies", n_class_images=3, n_backgrounds=2),
-                                    val=load_domain("butterflies").val, train=load_domain("butterflies").train))._replace(val=None, test=None)
+MANY, FEW = load_domain("butterflies"), load_domain("butterflies", n_class_images=3, n_backgrounds=2)
+LOADED = load(Arm(), domain=replace(FEW, val=MANY.val, train=MANY.train))._replace(val=None, test=None)
 OTHER = {"backbone": "resnet18", "source": "gan64", "weights": "", "domain": "folder"}
 
 
@@ -111,7 +111,8 @@ def sees(arm, leaf):
     for p in ARMS[arm.arm](arm):
         kind = type(p.sees).__name__
         handed = head in ("model", "schedule", "seed")
-        handed |= head == "labels" and kind in ("Labels", "Mixture") or head == "synthesis" and kind in ("Synthesis", "Mixture")
+        handed |= head == "labels" and kind in ("Labels", "Mixture")
+        handed |= head == "synthesis" and kind in ("Synthesis", "Mixture")
         handed |= head == "share" and kind == "Mixture"
         handed |= leaf.path == "labels.val"                                  # on what checkpoints are chosen
         handed |= head == "pretrain_steps" and (kind != "Labels" or arm.arm == "scratch_long")
@@ -165,7 +166,8 @@ def test_a_behaviour_version_renames_what_passes_through_its_stage(monkeypatch):
     keys.cache_clear()
     after = {a: keys(Arm(a, share=.5)) for a in ARMS}
     keys.cache_clear()
-    assert before["scratch"] == after["scratch"] and before["pretrain"][0] != after["pretrain"][0] and before["mixed"] != after["mixed"]
+    assert before["scratch"] == after["scratch"] and before["pretrain"][0] != after["pretrain"][0]
+    assert before["mixed"] != after["mixed"]
 
 
 def test_the_class_of_an_image_is_part_of_what_names_a_result(tmp_path):
@@ -219,19 +221,23 @@ def test_run_from_another_folder_then_again(root, tmp_path):
     weights = next(r["weights_file"] for r in rows if r["arm"] == "pretrain")
     assert {"learning_curves.png", "synthesised.png", "detections.png"} <= set(os.listdir(tmp_path/"here"/"figures"))
     assert "here/birds.ipynb" in done.stdout and weights in done.stdout
-    assert f"\n{len(rows)} of {len(rows)} runs were there already\n" in done.stdout and re.search("(?m)^birds .*class images", done.stdout)
+    assert f"\n{len(rows)} of {len(rows)} runs were there already\n" in done.stdout
+    assert re.search("(?m)^birds .*class images", done.stdout)
     assert all(0 <= r["ap50"] <= 1 and r["torch"] and str(tmp_path) not in json.dumps(r) for r in rows)
     model = synthdet.detector(tmp_path/"here"/weights)
-    assert model.classes == ("butterfly",) and model(list(torch.rand(1, 3, 96, 96)))[0].keys() == {"boxes", "scores", "labels"}
+    assert model.classes == ("butterfly",)
+    assert model(list(torch.rand(1, 3, 96, 96)))[0].keys() == {"boxes", "scores", "labels"}
 
 
 @pytest.mark.slow
 def test_papermill_without_our_command(root, tmp_path):
     notebook = Path(__file__).parents[1]/"nbs"/"experiments"/"run_experiment.ipynb"
     plain = {k: v for k, v in SMALL.items() if "." not in k}
-    given = dict(plain, domain="folder", root=root, arms="pretrain_only", out=tmp_path/"out", more="model.image_size=96")
+    given = dict(plain, domain="folder", root=root, arms="pretrain_only", out=tmp_path/"out",
+                 more="model.image_size=96")
     pairs = [w for k, v in given.items() for w in ("-p", k, str(v))]
-    papermill = lambda *more: subprocess.run([BIN/"papermill", notebook, tmp_path/"out.ipynb", *pairs, *more], capture_output=True, text=True, timeout=300)
+    papermill = lambda *more: subprocess.run([BIN/"papermill", notebook, tmp_path/"out.ipynb", *pairs, *more],
+                                             capture_output=True, text=True, timeout=300)
     done = papermill()
     assert done.returncode == 0, done.stderr[-2000:]
     row, = read_jsonl(tmp_path/"out"/"results.jsonl")
@@ -248,7 +254,8 @@ def test_papermill_without_our_command(root, tmp_path):
     (dict(domain="brids"), "domain 'brids' is unknown; choose from butterflies, folder"),
     (dict(detector="yolo"), "detector 'yolo' is unknown; choose from ssd, "),
     ({"recipe.blend": "glue"}, "blend 'glue' is unknown; choose from paste, "),
-    (dict(weights="/nowhere.pth"), "weights '/nowhere.pth': no such file; choose none or imagenet or the path of a file"),
+    (dict(weights="/nowhere.pth"),
+     "weights '/nowhere.pth': no such file; choose none or imagenet or the path of a file"),
     (dict(steps=-3), "steps=-3 should be 1 or more"),
     (dict(protocol="paper"), "protocol 'paper' has no recipe for domain 'butterflies'; choose one of the paper's"),
     (dict(arms="mixed"), "arm 'mixed' of an endless stream needs the share of photographs"),
@@ -284,7 +291,8 @@ def test_streams_are_refused_in_one_line(capsys, root, tmp_path):
     assert "segmenter 'sam' is unknown" in said(capsys, cli.preview, *tiny, "segmenter=sam")
     assert "-n 0 should be 1 or more" in said(capsys, cli.preview, *tiny, "-n", 0)
     assert "a stream has none" in said(capsys, cli.preview, *tiny, "arms=pretrain")
-    assert "format 'csv' is unknown" in said(capsys, cli.synth, *tiny, "-n", 2, "--format", "csv", "--output", tmp_path/"set")
+    told = said(capsys, cli.synth, *tiny, "-n", 2, "--format", "csv", "--output", tmp_path/"set")
+    assert "format 'csv' is unknown" in told
     assert not (tmp_path/"set").exists()
 
 
@@ -331,7 +339,8 @@ def test_no_checkpoint_is_chosen_on_test_images(root):
     arm, = small("scratch", root)
     domain = load_domain(arm.data)
     same = load(arm, domain=replace(domain, test=domain.val))
-    with pytest.raises(UserError, match="are its test images, and a checkpoint chosen on them would flatter"): fit(arm, "never", same)
+    with pytest.raises(UserError, match="are its test images, and a checkpoint chosen on them would flatter"):
+        fit(arm, "never", same)
     assert make_arms("scratch", domain="wider")[0].schedule.select == "last"
 
 
@@ -358,7 +367,8 @@ TINY = {**SMALL, "model.weights": "none", "batch_size": 2, "steps": 2, "pretrain
 @pytest.mark.parametrize("values, lines", [
     (dict(domain="birds"), ("dmgan for domain 'birds' needs", "objects=real")),
     (dict(domain="birds", objects="real"), ("no ReDO weights", "segmenter=grabcut")),
-    (dict(domain="birds", objects="real", segmenter="grabcut"), ("has no class images of 'birds'", "class_images=crops")),
+    (dict(domain="birds", objects="real", segmenter="grabcut"),
+     ("has no class images of 'birds'", "class_images=crops")),
 ])
 def test_the_papers_protocols_stop_and_name_what_can_be_had_instead(trees, tmp_path, values, lines):
     for protocol in ("paper", "released"):
@@ -371,9 +381,11 @@ def test_the_papers_protocols_stop_and_name_what_can_be_had_instead(trees, tmp_p
 def test_what_was_taken_instead_is_in_the_row(trees, tmp_path):
     asked = dict(domain="birds", objects="real", segmenter="grabcut", class_images="crops", root=str(trees), **TINY)
     row = run(*make_arms("pretrain_only", protocol="paper", **asked), tmp_path)
-    assert row["class_images_from"] == "crops" and row["boxes_spent"] == sum(len(t["boxes"]) for t in load_domain("birds", trees).train.targets)
+    assert row["class_images_from"] == "crops"
+    assert row["boxes_spent"] == sum(len(t["boxes"]) for t in load_domain("birds", trees).train.targets)
     assert row["settings"]["synthesis"]["recipe"]["compositor"] == "paper"
-    assert not any(row["settings"]["synthesis"]["masks"]["gate"][k] for k in ("min_area", "min_score", "keep")), "every mask is believed"
+    gate = row["settings"]["synthesis"]["masks"]["gate"]
+    assert not any(gate[k] for k in ("min_area", "min_score", "keep")), "every mask is believed"
 
 
 def test_codes_are_drawn_with_their_masks(trees, tmp_path):
@@ -384,7 +396,8 @@ def test_codes_are_drawn_with_their_masks(trees, tmp_path):
 def test_the_released_ablation_pretrains_half_as_long_on_the_first_labels():
     mixed, = make_arms("mixed", domain="faces", protocol="released", n_fake=100)
     pretrain, = make_arms("pretrain", domain="faces", protocol="released", n_fake=100)
-    assert [p.steps for p in ARMS["mixed"](mixed)] == [1000] and [p.steps for p in ARMS["pretrain"](pretrain)] == [500, 500]
+    assert [p.steps for p in ARMS["mixed"](mixed)] == [1000]
+    assert [p.steps for p in ARMS["pretrain"](pretrain)] == [500, 500]
     assert (mixed.labels.order, mixed.schedule.select) == ("first", "ap50_authors")
     assert make_arms("pretrain", domain="faces", protocol="released")[0].labels.order == "released"
     assert make_arms("pretrain", domain="cars", protocol="released")[0].synthesis.objects.centre_crop == 256
@@ -428,7 +441,8 @@ def test_a_row_says_where_objects_came_from_and_what_they_cost(root, tmp_path):
 
 
 def test_rows_of_experiments_that_share_a_file_all_arrive(tmp_path):
-    call = f"from synthdet.paths import append_jsonl\nfor i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))"
+    call = ("from synthdet.paths import append_jsonl\n"
+            f"for i in range(100): append_jsonl({str(tmp_path/'rows.jsonl')!r}, dict(id=i))")
     for process in [subprocess.Popen([sys.executable, "-c", call]) for _ in range(3)]: assert process.wait(300) == 0
     assert len(read_jsonl(tmp_path/"rows.jsonl")) == 300
 
@@ -437,7 +451,8 @@ def test_rows_of_experiments_that_share_a_file_all_arrive(tmp_path):
 def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
     longer = {**SMALL, "steps": 12, "pretrain_steps": 12, "eval_every": 3, "domain": "folder", "root": str(root)}
     call = f"from synthdet import make_arms, run; run(make_arms('pretrain', **{longer!r})[0], OUT)"
-    start = lambda out: subprocess.Popen([sys.executable, "-c", call.replace("OUT", repr(str(out)))], stderr=subprocess.PIPE)
+    start = lambda out: subprocess.Popen([sys.executable, "-c", call.replace("OUT", repr(str(out)))],
+                                         stderr=subprocess.PIPE)
     whole = start(tmp_path/"whole")
     assert whole.wait(300) == 0, whole.stderr.read()
     killed = 0
@@ -448,7 +463,8 @@ def test_killed_and_started_again_ends_with_the_same_weights(root, tmp_path):
             time.sleep(.02)
         killed += process.returncode == -signal.SIGKILL
     assert killed == 2 and start(tmp_path/"killed").wait(300) == 0
-    weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob("best.safetensors")} for d in ("whole", "killed")]
+    weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob("best.safetensors")}
+               for d in ("whole", "killed")]
     assert len(weights[0]) == 2 and weights[0] == weights[1]
     a, b = (read_jsonl(tmp_path/d/"results.jsonl") for d in ("whole", "killed"))
     assert len(a) == len(b) == 1 and a[0]["ap50"] == b[0]["ap50"] and a[0]["curve"] == b[0]["curve"]
@@ -487,7 +503,8 @@ def test_things_instead_of_names(root, tmp_path):
     samples = synthdet.samples(domain, masks=cut, objects=objects, recipe=synthdet.Recipe(image_size=64))
     assert samples[0][0].shape == (3, 64, 64)
 
-    def build(num_classes, **options): return detector("ssd", num_classes=num_classes, image_size=96, backbone="mobilenetv1_025")
+    def build(num_classes, **options):
+        return detector("ssd", num_classes=num_classes, image_size=96, backbone="mobilenetv1_025")
     build.content = "a small one"
     row = run(*small("pretrain_only", root), tmp_path, masks=cut, detector=build)
     assert row["ap50"] >= 0 and row["id"] != run(*small("pretrain_only", root), tmp_path)["id"]
@@ -516,7 +533,8 @@ def test_rows_of_the_first_version_are_still_read(tmp_path):
     assert len(rows) == 2 and not table(rows).empty
     first = rows.iloc[0]
     assert first["count"] == [1, 2] and first["source"] == "real" and first["model.image_size"] == 160
-    assert first["recipe.image_size"] == 160 and first["model.weights"].startswith("mobilenet") and first["min_area"] == .03
+    assert first["recipe.image_size"] == 160 and first["model.weights"].startswith("mobilenet")
+    assert first["min_area"] == .03
 
 
 @pytest.mark.parametrize("has", [True, False])

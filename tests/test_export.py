@@ -30,7 +30,8 @@ def stirred(model, by):
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if any(part in name for part in ("heads", "Head")) and p.ndim > 1: p.copy_(torch.randn(p.shape, generator=g)*by)
+            if any(part in name for part in ("heads", "Head")) and p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=g)*by)
     return model.eval()
 
 
@@ -52,7 +53,8 @@ MAKE = dict(ssd=ssd_of_three, retinaface=faces)
 
 
 @pytest.fixture(scope="module", ids="-".join, params=[
-    ("ssd", "onnx"), *(pytest.param((m, k), marks=pytest.mark.slow) for m, k in (("ssd", "torch.export"), ("retinaface", "onnx"), ("retinaface", "torch.export")))])
+    ("ssd", "onnx"), *(pytest.param((m, k), marks=pytest.mark.slow)
+                       for m, k in (("ssd", "torch.export"), ("retinaface", "onnx"), ("retinaface", "torch.export")))])
 def made(request, tmp_path_factory):
     "A detector, its file, and what its export said."
     name, kind = request.param
@@ -67,12 +69,15 @@ def test_the_same_boxes_as_the_detector_for_any_batch(made):
     run, size = runner(path), model.size
     images = torch.stack([sized(scene(i)[0], size) for i in range(5)])
     whole = run(images)
-    shapes = {k: tuple(v.shape) for k, v in whole.items()}
-    assert shapes == dict(boxes=(5, 100, 4), scores=(5, 100), labels=(5, 100), counts=(5,)) | ({} if len(model.classes) > 1 else dict(landmarks=(5, 100, 5, 2)))
-    for i in range(5): assert all(torch.allclose(run(images[i:i+1])[k][0].double(), v[i].double(), atol=.01) for k, v in whole.items())
+    shapes = dict(boxes=(5, 100, 4), scores=(5, 100), labels=(5, 100), counts=(5,))
+    if len(model.classes) == 1: shapes["landmarks"] = 5, 100, 5, 2
+    assert {k: tuple(v.shape) for k, v in whole.items()} == shapes
+    for i in range(5):
+        assert all(torch.allclose(run(images[i:i+1])[k][0].double(), v[i].double(), atol=.01) for k, v in whole.items())
     for i, found in enumerate(predict(model, images)):
         n = min(100, len(found["boxes"]))
-        assert whole["counts"][i] == n > 0 and whole["labels"].dtype == torch.int64 and not whole["boxes"][i, n:].any() and not whole["labels"][i, n:].any()
+        assert whole["counts"][i] == n > 0 and whole["labels"].dtype == torch.int64
+        assert not whole["boxes"][i, n:].any() and not whole["labels"][i, n:].any()
         assert torch.allclose(whole["scores"][i, :n], found["scores"][:n], atol=1e-4)
         h, w = size
         assert (whole["boxes"][i] >= 0).all() and (whole["boxes"][i] <= torch.tensor([w, h, w, h])).all()
@@ -102,10 +107,13 @@ def test_the_file_says_what_it_is(made):
         torch.export.load(path, extra_files=extra)
         about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(extra["synthdet.json"]).items()}
     h, w = model.size
-    assert json.loads(about["classes"]) == list(model.classes) and about["input"] == f"uint8 RGB [batch,3,{h},{w}]" and (about["height"], about["width"]) == (str(h), str(w))
-    assert "bilinear" in about["resize"] and f"{w} x {h}" in about["resize"] and "INTER_LINEAR" in about["resize"] and about["score_shown"] == "0.3"
+    assert json.loads(about["classes"]) == list(model.classes) and about["input"] == f"uint8 RGB [batch,3,{h},{w}]"
+    assert (about["height"], about["width"]) == (str(h), str(w))
+    assert "bilinear" in about["resize"] and f"{w} x {h}" in about["resize"] and "INTER_LINEAR" in about["resize"]
+    assert about["score_shown"] == "0.3"
     told = json.loads(about["outputs"])
-    assert list(told) == ["boxes", "scores", "labels", "counts", *["landmarks"]*(model.classes == ("face",))] and "[batch,100,4]" in told["boxes"]
+    assert list(told) == ["boxes", "scores", "labels", "counts", *["landmarks"]*(model.classes == ("face",))]
+    assert "[batch,100,4]" in told["boxes"]
     assert float(about["score_threshold"]) == (.02 if model.classes == ("face",) else .01) and about["most"] == "100"
 
 
@@ -115,7 +123,8 @@ def test_onnx_needs_no_operator_of_its_own(made):
     if path.suffix != ".onnx": return
     graph = onnx.load(path)
     onnx.checker.check_model(graph)
-    assert {n.domain for n in graph.graph.node} <= {""} and not graph.functions and [n.op_type for n in graph.graph.node].count("NonMaxSuppression") == 1
+    assert {n.domain for n in graph.graph.node} <= {""} and not graph.functions
+    assert [n.op_type for n in graph.graph.node].count("NonMaxSuppression") == 1
 
 
 def test_suppression_is_that_of_the_detectors():
@@ -154,10 +163,15 @@ def test_a_file_that_finds_other_boxes_is_not_handed_over(tmp_path):
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch):
     model = ssd_of_three()
-    for args, told in (((detector("ssdlite320"), "onnx", tmp_path/"a.onnx"), "cannot be exported here; expected detector ssd or retinaface"),
-                       ((detector("retinaface", image_size="original"), "onnx", tmp_path/"a.onnx"), "sizes pictures by rule (original); say at which size the file takes them: image_size=640"),
-                       ((model, "torchscript", tmp_path/"a.pt"), "kind of export 'torchscript' is unknown; choose from onnx, torch.export"),
-                       ((model, "onnx", tmp_path/"a.pt2"), "choose a name that ends in .onnx"), ((model, "onnx"), "path is missing"), (("ssd", "onnx", tmp_path/"a.onnx"), "has learned nothing")):
+    for args, told in (((detector("ssdlite320"), "onnx", tmp_path/"a.onnx"),
+                        "cannot be exported here; expected detector ssd or retinaface"),
+                       ((detector("retinaface", image_size="original"), "onnx", tmp_path/"a.onnx"),
+                        "sizes pictures by rule (original); say at which size the file takes them: image_size=640"),
+                       ((model, "torchscript", tmp_path/"a.pt"),
+                        "kind of export 'torchscript' is unknown; choose from onnx, torch.export"),
+                       ((model, "onnx", tmp_path/"a.pt2"), "choose a name that ends in .onnx"),
+                       ((model, "onnx"), "path is missing"),
+                       (("ssd", "onnx", tmp_path/"a.onnx"), "has learned nothing")):
         assert told in refused(export, *args)
     assert "score=-1" in refused(export, model, "onnx", tmp_path/"a.onnx", score=-1)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
@@ -165,7 +179,8 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-LINES = next(b for b in re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1]/"README.md").read_text(), re.S) if "onnxruntime" in b)
+README = (Path(__file__).parents[1]/"README.md").read_text()
+LINES = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "onnxruntime" in b)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -179,11 +194,11 @@ def test_the_lines_of_the_readme_find_what_detect_finds(made, tmp_path, monkeypa
     exec(LINES.replace("birds.onnx", str(path)).replace("photos/a.jpg", str(picture)), here)
     (wanted,) = detect(model, picture, .3)
     assert not {m.split(".")[0] for m in re.findall(r"import (.*)", LINES)[0].split(", ")} & {"synthdet", "torch"}
-    n = min(len(wanted["names"]), 100)                                                     # more a file does not give
+    n = min(len(wanted["names"]), 100)                                              # more a file does not give
     assert [name for name, *_ in here["found"]] == wanted["names"][:n] and n > 3
     assert [score for _, score, _ in here["found"]] == pytest.approx(wanted["scores"][:n].tolist(), abs=1e-4)
     boxes = torch.tensor(np.array([box for *_, box in here["found"]])).float()
-    apart = (boxes[:, None] - wanted["boxes"][None]).abs().amax(2).amin(1)                 # equal scores come in any order
+    apart = (boxes[:, None] - wanted["boxes"][None]).abs().amax(2).amin(1)          # equal scores come in any order
     assert apart.max() < .05, "in pixels of the picture"
 
 
@@ -191,7 +206,8 @@ def test_a_wrong_name_is_said_before_anything_is_loaded(tmp_path, monkeypatch, c
     (tmp_path/"file").write_text("no folder")
     file = tmp_path/"it.safetensors"
     monkeypatch.setitem(sys.modules, "synthdet.detection.export", None)                    # not even imported
-    for argv, told in (((file, "onnx", "--output", tmp_path/"a.pt2"), "--output "), ((file, "onnx", "--output", tmp_path/"file"/"a.onnx"), "cannot write below "),
+    for argv, told in (((file, "onnx", "--output", tmp_path/"a.pt2"), "--output "),
+                       ((file, "onnx", "--output", tmp_path/"file"/"a.onnx"), "cannot write below "),
                        ((file, "tflite"), "kind of export 'tflite' is unknown"), (("onnx", file), "onnx and ")):
         with pytest.raises(SystemExit) as e: cli.export([str(a) for a in argv])
         err = capsys.readouterr().err
@@ -215,7 +231,9 @@ def test_the_command_and_a_process_that_knows_onnxruntime_alone(tmp_path, capsys
     cli.export([str(file), "onnx", "--score", ".2"])
     out = capsys.readouterr().out
     assert str(tmp_path/"it.onnx") in out and "images/s" in out and "on 50 pictures" in out
-    done = subprocess.run([sys.executable, "-c", ALONE, tmp_path/"it.onnx"], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", ALONE, tmp_path/"it.onnx"], capture_output=True, text=True,
+                          timeout=100, cwd=tmp_path)
     assert done.stdout == "(3, 100, 4) (3,) False False\n", done.stderr
     with pytest.raises(SystemExit): cli.export([str(file), "tflite"])
-    assert capsys.readouterr().err.startswith("error: kind of export 'tflite' is unknown; choose from onnx, torch.export")
+    told = "error: kind of export 'tflite' is unknown; choose from onnx, torch.export"
+    assert capsys.readouterr().err.startswith(told)

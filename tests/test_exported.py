@@ -330,16 +330,19 @@ NO_GENERATORS = dict(
 
 
 def flag(name, on): return message((2, 9), (8, name), (9, bytes([on])))
-def constant(name, on): return node("Constant", [], [name]) + message((5, message((1, "value"), (5, flag("", on)), (20, 4))))
+def constant(name, on):
+    return node("Constant", [], [name]) + message((5, message((1, "value"), (5, flag("", on)), (20, 4))))
 NOT = node("Not", ["off"], ["on"])
 CALL = node("Drop", ["r", "", "on"], "y") + message((7, "somebody"))
 FUNCTION = message((1, "Drop"), (10, "somebody"), *((4, k) for k in ("x", "p", "off")), (5, "d"),
                    (7, node("Dropout", ["x", "p", "off"], "d")))
 # name -> (nodes, tensors, functions, does it draw noise?)
 DROPS = dict(
-    initializer=([], [flag("on", 1)], [], True), off=([], [flag("on", 0)], [], False), node=([constant("on", 1)], [], [], True),
+    initializer=([], [flag("on", 1)], [], True), off=([], [flag("on", 0)], [], False),
+    node=([constant("on", 1)], [], [], True),
     node_off=([constant("on", 0)], [], [], False), computed=([NOT], [flag("off", 0)], [], True),
-    twice=([constant("on", 1)], [flag("on", 0)], [], True), function=([CALL], [flag("on", 1), flag("off", 0)], [FUNCTION], True))
+    twice=([constant("on", 1)], [flag("on", 0)], [], True),
+    function=([CALL], [flag("on", 1), flag("off", 0)], [FUNCTION], True))
 
 
 @pytest.mark.parametrize("name", DROPS)

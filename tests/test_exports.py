@@ -1,4 +1,4 @@
-"Exports as other tools read them: parts, masks and outlines, the development kit's layout; grown, killed, asked for anew."
+"Exports as other tools read them: parts, masks, outlines, the development kit's layout; grown, killed, asked for anew."
 import contextlib
 import io
 
@@ -82,7 +82,8 @@ def test_coco_is_read_with_its_masks(sets, truth):
             assert np.array_equal([c.annToMask(a) for a in c.loadAnns(c.getAnnIds(k))], masks)
             assert np.array_equal(target['masks'], masks) and same_boxes(target['boxes'], truth[i], 0)
     ds = sv.DetectionDataset.from_coco(f"{sets['coco']}/images", f"{sets['coco']}/train.json", force_masks=True)
-    for i, a in by_number(ds).items(): assert np.array_equal(a.mask, truth[i]['masks']) and same_boxes(a.xyxy, truth[i], 0)
+    for i, a in by_number(ds).items():
+        assert np.array_equal(a.mask, truth[i]['masks']) and same_boxes(a.xyxy, truth[i], 0)
 
 
 @pytest.mark.parametrize('name', ['yolo', 'outlines'])
@@ -98,7 +99,8 @@ def test_yolo_is_read_by_its_folders(sets, truth, name):
             if not masks: continue
             for theirs, ours in zip(a.mask.astype(np.uint8), truth[i]['masks'].numpy().astype(np.uint8)):
                 inner, outer = cv2.erode(ours, np.ones((3, 3))), cv2.dilate(ours, np.ones((3, 3)))
-                assert not (inner > theirs).any() and (theirs > outer).sum() <= LINES, 'only borders, and lines between parts'
+                missed, more = inner > theirs, theirs > outer
+                assert not missed.any() and more.sum() <= LINES, 'only borders, and lines between parts'
 
 
 def test_the_development_kit_is_opened_by_its_year(sets, truth):

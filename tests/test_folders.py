@@ -28,7 +28,8 @@ def text(folder, name, content):
     (folder/name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-VOC = '<annotation><object><name>bird</name><bndbox><xmin>11</xmin><ymin>7</ymin><xmax>30</xmax><ymax>24</ymax></bndbox></object></annotation>'
+VOC = ('<annotation><object><name>bird</name><bndbox><xmin>11</xmin><ymin>7</ymin><xmax>30</xmax><ymax>24</ymax>'
+       '</bndbox></object></annotation>')
 
 
 def annotated(folder, format, names, start=''):
@@ -40,8 +41,9 @@ def annotated(folder, format, names, start=''):
         for n in names: text(folder, f'Annotations/{os.path.splitext(n)[0]}.xml', VOC)
     if format != 'coco': return
     rows = [dict(id=i, image_id=i, category_id=1, bbox=[10.5, 6, 20, 18]) for i in range(len(names))]
-    text(folder, 'annotations/instances.json', dict(images=[dict(id=i, file_name=start + n) for i, n in enumerate(names)],
-                                                    annotations=rows, categories=[dict(id=1, name='bird')]))
+    text(folder, 'annotations/instances.json',
+         dict(images=[dict(id=i, file_name=start + n) for i, n in enumerate(names)],
+              annotations=rows, categories=[dict(id=1, name='bird')]))
 
 
 @pytest.mark.parametrize('format', FORMATS)
@@ -59,7 +61,8 @@ def test_linked_folders_of_pictures_are_read(tmp_path, format, linked):
         folder.symlink_to('elsewhere')
     data = read_detection(folder)
     assert [f.name for f in data.files] == ['a.png', 'b.png', 'c.png']
-    assert all(len(t['boxes']) == 1 and abs(t['boxes'][0] - t['boxes'].new([10.5, 6, 30.5, 24])).max() <= .5 for t in data.targets)
+    assert all(len(t['boxes']) == 1 and abs(t['boxes'][0] - t['boxes'].new([10.5, 6, 30.5, 24])).max() <= .5
+               for t in data.targets)
 
 
 @pytest.mark.parametrize('format', FORMATS)
@@ -135,9 +138,10 @@ def strange(path, kind):
         finally: os.chdir(here)
 
 
-@pytest.mark.parametrize('kind, name', [('a pipe', 'labels/p.txt'), ('a socket', 'labels/p.txt'), ('a device', 'labels/p.txt'), ('a pipe', 'images/q.png'),
-                                        ('a device', 'images/p.png'), ('a pipe', 'data.yaml'), ('a socket', 'old/agent'), ('a pipe', 'x.json'),
-                                        ('a pipe', 'Annotations/p.xml')])
+@pytest.mark.parametrize('kind, name', [
+    ('a pipe', 'labels/p.txt'), ('a socket', 'labels/p.txt'), ('a device', 'labels/p.txt'),
+    ('a pipe', 'images/q.png'), ('a device', 'images/p.png'), ('a pipe', 'data.yaml'),
+    ('a socket', 'old/agent'), ('a pipe', 'x.json'), ('a pipe', 'Annotations/p.xml')])
 def test_a_pipe_among_data_is_named_and_never_waited_for(tmp_path, kind, name):
     "It counted as a picture without label. Where something else of the name is there, it is in its place."
     d = tmp_path/'detection'/'train'

@@ -114,7 +114,8 @@ def test_coco_variants(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())  # some tools mark UTF-8
     ds = read_detection(path, classes=['bird'])
     assert [t['image_id'] for t in ds.targets] == [7, 3]
-    assert ds[0][1]['iscrowd'].tolist() == [True] and ds[1][1]['iscrowd'].tolist() == [False] and ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
+    assert ds[0][1]['iscrowd'].tolist() == [True] and ds[1][1]['iscrowd'].tolist() == [False]
+    assert ds[1][1]['boxes'].tolist() == [[0, 0, W, H]]
     assert '1 iscrowd' in repr(ds) and '1 boxes cut at the border' in repr(ds) and ds.classes == ('bird',)
 
 
@@ -179,7 +180,8 @@ COCO_MISTAKES = {
     'other size': (dict(images=img(width=W + 5)), 'is 85 x 60 there, but 80 x 60 as a picture'),
     'text id': (dict(images=img(id='first'), annotations=[]), "image id 'first' of 'a.png' is not an integer"),
     'no box': (dict(annotations=[dict(id=1, image_id=1)]), 'annotation 1: has no box'),
-    'no category': (dict(annotations=[dict(id=1, image_id=1, bbox=[1, 2, 3, 4])]), 'expected an object with category_id'),
+    'no category': (dict(annotations=[dict(id=1, image_id=1, bbox=[1, 2, 3, 4])]),
+                    'expected an object with category_id'),
     'no name': (dict(categories=[dict(id=1)]), 'expected an object with id, name'),
     'no file name': (dict(images=[dict(id=1)]), 'expected an object with id, file_name'),
     'no lists': (dict(images={}), 'expected lists'),
@@ -244,7 +246,8 @@ def test_voc_mistakes(tmp_path, text, expected):
 
 YOLO_MISTAKES = [
     ('0 .5 .5 .2\n', 'expected at least 5 numbers'), ('0 .5 .5 .2 high\n', 'not a YOLO annotation'),
-    ('bird .5 .5 .2 .2\n', 'word 1 is no finite number'), ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
+    ('bird .5 .5 .2 .2\n', 'word 1 is no finite number'),
+    ('3 .5 .5 .2 .2\n', 'class 3 is unknown; choose from 0 (bird)'),
     ('0 .5 .5 0 .2\n', '1 boxes without area'), ('0 .5 .5 -.2 .2\n', '1 boxes without area'),
     ('0 40 30 20 20\n', 'these look like pixels'), ('0 nan .5 .1 .1\n', 'not a YOLO annotation')]
 

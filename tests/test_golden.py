@@ -658,8 +658,8 @@ def arm_of(a):
     top = {k: getattr(a, k) for k in ("arm", "steps", "pretrain_steps", "seed", "protocol")}
     data = {k: getattr(a.data, k) for k in ("domain", "root", "class_images")} | dict(options=options)
     labels = {k: getattr(a.labels, k) for k in ("n_real", "fold", "augment")} | dict(val_labels=a.labels.val)
-    made = dict(objects=s.objects.source, object_weights=s.objects.weights, n_objects=s.objects.n_objects, n_fake=s.n_fake,
-                psi=s.objects.psi, segmenter=s.masks.segmenter, mask_weights=s.masks.weights)
+    made = dict(objects=s.objects.source, object_weights=s.objects.weights, n_objects=s.objects.n_objects,
+                n_fake=s.n_fake, psi=s.objects.psi, segmenter=s.masks.segmenter, mask_weights=s.masks.weights)
     schedule = {k: v for k, v in asdict(a.schedule).items() if k not in ("select", "precision", "compile")}
     usual = None if gate == asdict(own_gate(s.masks.segmenter)) else gate
     return dict(top, **data, **labels, **made, gate=usual, **asdict(a.model), **schedule)
@@ -686,7 +686,8 @@ def settings(name):
 def row(name):
     "The row of an arm, and the metrics of its phases one after the other."
     place, few = scratch("row"), "n_class_images=6 n_backgrounds=6"
-    arm, = make_arms(name, "model.image_size=96 eval_every=6 share=.5 precision=fp32", options=few, steps=12, pretrain_steps=12)
+    arm, = make_arms(name, "model.image_size=96 eval_every=6 share=.5 precision=fp32",
+                     options=few, steps=12, pretrain_steps=12)
     found = run(arm, place)
     phases = sorted(place.rglob("metrics.jsonl"), key=lambda p: p.stat().st_mtime_ns)
     return found, [r for p in phases for r in read_jsonl(p)]

@@ -12,7 +12,8 @@ KIT = Path(__file__).resolve().parents[1]/"benchmarks"/"gpu.py"
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_kit_says_so(tmp_path):
-    done = subprocess.run([sys.executable, KIT, "--out", tmp_path/"gpu.json"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, KIT, "--out", tmp_path/"gpu.json"],
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("no GPU here") and done.stderr.count("\n") == 1
     assert not (tmp_path/"gpu.json").exists()
 
@@ -31,5 +32,6 @@ def test_a_section_that_fails_or_comes_too_late_does_not_stop_the_next(tmp_path)
     command = [sys.executable, KIT, "--device", "cpu", "--tiny", "--minutes", ".2", "--out", tmp_path/"gpu.json"]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     sections = json.loads((tmp_path/"gpu.json").read_text())["sections"]
-    assert "ms" in sections["steps, bf16"]["ours"] or "minutes are over" in sections["steps, bf16"].get("error", "minutes are over")
+    first = sections["steps, bf16"]
+    assert "ms" in first["ours"] or "minutes are over" in first.get("error", "minutes are over")
     assert sections["steps, compiled"] == dict(skipped="no minutes left")

@@ -50,7 +50,9 @@ def killed_at(k, write, *args):
 def tree(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
-def as_read(data): return [(f.name, t['labels'].tolist(), t['boxes'].round(decimals=2).tolist()) for f, t in zip(data.files, data.targets)]
+def as_read(data):
+    return [(f.name, t['labels'].tolist(), t['boxes'].round(decimals=2).tolist())
+            for f, t in zip(data.files, data.targets)]
 
 
 def read_all(folder):

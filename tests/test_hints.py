@@ -19,9 +19,11 @@ from synthdet.settings import find
 PACKAGE = Path(synthdet.__file__).parent
 TOLD = ('UserError', 'Missing', 'NotHere', 'warn', 'choose', 'not_here', '_Failed')
 IN_PYTHON = { # module -> arguments of functions that no command and no domain calls
-    'annotations.py': {'classes'}, 'study.py': {'axis', 'base', 'claims', 'over', 'seeds'}, 'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'},
-    'cutouts.py': {'cache'}, 'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
-    'stylegan2.py': {'c_dim', 'embed_features'}, 'anchors.py': {'num_classes'}, 'contract.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
+    'annotations.py': {'classes'}, 'study.py': {'axis', 'base', 'claims', 'over', 'seeds'},
+    'statistics.py': {'margin', 'on'}, 'stream.py': {'n_fake', 'recipe'}, 'cutouts.py': {'cache'},
+    'gantrain.py': {'amp', 'batch'}, 'redo.py': {'amp', 'collapse'}, 'parts.py': {'data', 'quick', 'run'},
+    'stylegan2.py': {'c_dim', 'embed_features'}, 'anchors.py': {'num_classes'},
+    'contract.py': {'image_size', 'num_classes'}, 'retinaface.py': {'num_classes', 'weights'},
     'detectors.py': {'num_classes'}, 'segment.py': {'masks'}, 'domain.py': {'part'}, 'settings.py': {'name'},
     'public.py': {'name'}, 'door.py': {'name'}, 'detect.py': {'bad', 'classes'}}
 
@@ -73,12 +75,14 @@ def test_the_same_mistake_at_every_door(capsys, drawn, tmp_path, monkeypatch):
     official = "options='split=official'", 'recipe.image_size=64', '-n', '1'
     cli.preview(['domain=birds', f'root={tree}', *official])        # what was told, works
     for part in ('INRIAPerson', 'VOCdevkit', 'backgrounds'): shutil.rmtree(tree/part, ignore_errors=True)
-    assert 'any folder without the class as backgrounds=' in command(capsys, 'preview', 'domain=birds', f'root={tree}', *official)
+    told = command(capsys, 'preview', 'domain=birds', f'root={tree}', *official)
+    assert 'any folder without the class as backgrounds=' in told
 
 
 def test_what_only_python_takes_is_told_in_python_alone(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mine = write_domain(load_domain('butterflies', n_class_images=4, n_backgrounds=2), tmp_path/'mine', n_labelled=2, format='yolo')
+    mine = write_domain(load_domain('butterflies', n_class_images=4, n_backgrounds=2), tmp_path/'mine',
+                        n_labelled=2, format='yolo')
     (mine/'detection'/'train'/'images'/'000001.png').unlink()
     inside = refused(read_detection, mine/'detection'/'train')
     outside = command(capsys, 'preview', 'domain=folder', f'root={mine}')
@@ -88,13 +92,15 @@ def test_what_only_python_takes_is_told_in_python_alone(capsys, tmp_path, monkey
 def test_a_set_without_parts_is_told_how_it_is_divided(capsys, tmp_path, monkeypatch):
     "And what was told, works."
     monkeypatch.chdir(tmp_path)
-    mine = write_domain(load_domain('butterflies', n_class_images=4, n_backgrounds=2, image_size=64), tmp_path/'mine', n_labelled=10, format='yolo')
+    mine = write_domain(load_domain('butterflies', n_class_images=4, n_backgrounds=2, image_size=64), tmp_path/'mine',
+                        n_labelled=10, format='yolo')
     (mine/'detection'/'train').rename(tmp_path/'flat')
     shutil.rmtree(mine/'detection')
     (tmp_path/'flat').rename(mine/'detection')
     (mine/'detection'/'data.yaml').write_text('names: [butterfly]')
     few = 'domain=folder', f'root={mine}', 'recipe.image_size=64', '-n', '1'
-    with pytest.warns(UserWarning, match='holds a labelled set without parts.*it is left out'): cli.preview([*few, '--output', 'bare.png'])
+    with pytest.warns(UserWarning, match='holds a labelled set without parts.*it is left out'):
+        cli.preview([*few, '--output', 'bare.png'])
     assert (tmp_path/'bare.png').exists(), 'no box is needed for scenes'
     told = command(capsys, 'preview', *few, 'objects=labelled')
     assert "so divide it with options='split=70/15/15', or into folders train, val and test" in told
@@ -113,7 +119,7 @@ def test_a_set_that_grows_is_told_by_its_options(capsys, tmp_path, monkeypatch):
     assert 'was begun with another --masks (see' in command(capsys, 'synth', *synth, '-n', '4', '--val', '.5')
     assert 'was begun with another --val (see' in command(capsys, 'synth', *synth, '-n', '4', '--masks')
     assert '-n 2: out holds 4 images' in command(capsys, 'synth', *synth, '-n', '2', '--val', '.5', '--masks')
-    monkeypatch.setattr('synthdet.commands.stream._samples', None)                                  # what follows is said before anything is drawn
+    monkeypatch.setattr('synthdet.commands.stream._samples', None)  # what follows is said before anything is drawn
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'notes.txt').write_text('mine')
     assert 'was begun with another --format, --masks, --val (see' in command(capsys, 'synth', *synth[:-1], 'voc')

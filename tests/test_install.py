@@ -54,11 +54,12 @@ def metadata(): return packaged()
 
 def asked(metadata, *extras):
     "The requirements of the package and some of its extras."
-    return [Requirement(r) for part in (metadata["install_requires"], *(metadata["extras_require"][x] for x in extras)) for r in part]
+    parts = metadata["install_requires"], *(metadata["extras_require"][x] for x in extras)
+    return [Requirement(r) for part in parts for r in part]
 
 
 def installed(wanted):
-    "Everything that requirements bring along: name -> distribution; raises PackageNotFoundError for what is not installed."
+    "All that requirements bring along: name -> distribution; raises PackageNotFoundError for what is not installed."
     found, seen = {}, set()
     while wanted:
         r = wanted.pop()
@@ -68,7 +69,8 @@ def installed(wanted):
         found[key[0]] = distribution(r.name)
         for text in found[key[0]].requires or ():
             more = Requirement(text)
-            if any(more.marker is None or more.marker.evaluate(dict(extra=x)) for x in ("", *r.extras)): wanted.append(more)
+            if any(more.marker is None or more.marker.evaluate(dict(extra=x)) for x in ("", *r.extras)):
+                wanted.append(more)
     return found
 
 
@@ -89,9 +91,9 @@ def record(metadata):
     "Write constraints.txt; every extra has to be installed."
     dists = installed(asked(metadata, "dev"))
     lines = [f"{name}=={Version(d.version).public}{since(d)}" for name, d in sorted(dists.items())]
-    (ROOT/"constraints.txt").write_text("\n".join(["# versions that were tested together, on Python "
-                                                   f"{sys.version_info[0]}.{sys.version_info[1]}: CONTRIBUTING.md says how to renew them",
-                                                   *lines]) + "\n")
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    head = f"# versions that were tested together, on Python {python}: CONTRIBUTING.md says how to renew them"
+    (ROOT/"constraints.txt").write_text("\n".join([head, *lines]) + "\n")
 
 
 def test_a_version_is_pinned_for_everything_that_is_asked_for(metadata):
@@ -103,7 +105,8 @@ def test_a_version_is_pinned_for_everything_that_is_asked_for(metadata):
         assert pin.operator == "==" and pin.version in r.specifier, f"{r}, and constraints.txt says {pin}"
 
 
-@pytest.mark.skipif(not os.environ.get("CI"), reason="what is installed is the user's choice; under CI it is constraints.txt's")
+@pytest.mark.skipif(not os.environ.get("CI"),
+                    reason="what is installed is the user's choice; under CI it is constraints.txt's")
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the versions were tested together on Python 3.11")
 def test_what_is_installed_is_what_was_tested_together(metadata):
     known = pinned()
@@ -119,7 +122,8 @@ def test_links_survive_a_package_index(metadata):
     readme, shown = (ROOT/"README.md").read_text(), metadata["long_description"]
     assert len(LINK.findall(shown)) == len(LINK.findall(readme)) > 10
     assert all(to.startswith("https://") for to in LINK.findall(shown))
-    assert not re.search(r"<(img|a) |\]\[|^\[[^]]+\]: ", readme, re.M), "only [text](link) and ![text](link) are understood"
+    others = re.search(r"<(img|a) |\]\[|^\[[^]]+\]: ", readme, re.M)
+    assert not others, "only [text](link) and ![text](link) are understood"
     absolute, url = metadata["absolute"], metadata["url"]
     assert absolute("![a](nbs/images/b.jpg) [c](nbs/d.ipynb#e), [f](#g)") == \
         f"![a]({url}/raw/main/nbs/images/b.jpg) [c]({url}/blob/main/nbs/d.ipynb#e), [f]({url}#g)"
@@ -129,20 +133,24 @@ def test_links_survive_a_package_index(metadata):
 def test_links_within_the_checkout_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *(ROOT/"nbs"/"experiments").glob("*.ipynb"), ROOT/"nbs"/"index.ipynb"]:
         text = path.read_text()
-        if path.suffix == ".ipynb": text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        if path.suffix == ".ipynb":
+            text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        places = {h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
         for to in LINK.findall(text):
             if ":" not in to and to[0] != "#": assert (path.parent/to.partition("#")[0]).exists(), f"{path.name}: {to}"
-            if to[0] == "#": assert to[1:] in {h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}, f"{path.name}: {to}"
+            if to[0] == "#": assert to[1:] in places, f"{path.name}: {to}"
 
 
 def test_metadata_says_what_there_is(metadata):
     newest = re.search(r"^## (.+)$", (ROOT/"CHANGELOG.md").read_text(), re.M)[1]
     assert metadata["version"] == __version__ == newest and metadata["license_expression"] == "Apache-2.0"
     extras = metadata["extras_require"]
-    assert {"dev", "onnx", "cluster", "docs", "track"} <= extras.keys() and all(set(x) <= set(extras["dev"]) for x in extras.values())
+    assert {"dev", "onnx", "cluster", "docs", "track"} <= extras.keys()
+    assert all(set(x) <= set(extras["dev"]) for x in extras.values())
     known = [c.rpartition(" ")[2] for c in metadata["classifiers"] if re.search(r":: 3\.\d+$", c)]
     low, high = re.search(r"\((3,\d+)\) <= .* <= \((3,\d+)\)", (ROOT/"Makefile").read_text()).groups()
-    assert [known[0], known[-1]] == [low.replace(",", "."), high.replace(",", ".")] and metadata["python_requires"] == f">={known[0]}"
+    assert [known[0], known[-1]] == [low.replace(",", "."), high.replace(",", ".")]
+    assert metadata["python_requires"] == f">={known[0]}"
     for line in metadata["entry_points"]["console_scripts"]:
         name, _, place = line.partition("=")
         module, _, function = place.partition(":")
@@ -165,7 +173,8 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(experiment_notebook("scale"), where)
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path/"checkout", check=True, timeout=60)
-    for module in ("synthdet.machine", "synthdet.evidence.experiments"): monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
+    for module in ("synthdet.machine", "synthdet.evidence.experiments"):
+        monkeypatch.setattr(f"{module}.project", lambda: tmp_path/"checkout")
     return where/"scale.ipynb"
 
 
@@ -194,12 +203,15 @@ def test_a_notebook_says_that_it_was_edited(checkout, tmp_path):
 def test_copies_replace_no_file_that_differs(checkout, tmp_path):
     shutil.copy(checkout, checkout.with_name("another.ipynb"))
     copies = copy_notebooks(tmp_path/"mine")
-    assert [p.name for p in copies] == ["another.ipynb", "scale.ipynb"] and copies[1].read_bytes() == checkout.read_bytes()
+    assert [p.name for p in copies] == ["another.ipynb", "scale.ipynb"]
+    assert copies[1].read_bytes() == checkout.read_bytes()
     (tmp_path/"half").mkdir()
     changed(Path(shutil.copy(checkout, tmp_path/"half")), 0, source="# Mine")
     before = (tmp_path/"half"/"scale.ipynb").read_bytes()
-    assert "half/scale.ipynb is there and differs from synthdet's; choose another folder, or move it away" in refused(copy_notebooks, tmp_path/"half")
-    assert [p.name for p in (tmp_path/"half").iterdir()] == ["scale.ipynb"] and (tmp_path/"half"/"scale.ipynb").read_bytes() == before
+    told = refused(copy_notebooks, tmp_path/"half")
+    assert "half/scale.ipynb is there and differs from synthdet's; choose another folder, or move it away" in told
+    assert [p.name for p in (tmp_path/"half").iterdir()] == ["scale.ipynb"]
+    assert (tmp_path/"half"/"scale.ipynb").read_bytes() == before
     copies[0].unlink()
     copies[0].mkdir()
     assert "another.ipynb: is a folder" in refused(copy_notebooks, tmp_path/"mine")
@@ -214,14 +226,17 @@ def test_the_commands_say_which_version_they_are(metadata, capsys):
 def test_before_any_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SYNTHDET_CACHE", str(tmp_path))
     COMMANDS["runs"]([])
-    assert capsys.readouterr().out == f"nothing in {tmp_path/'studies'}, where synthdet-study keeps what it makes; name another folder: synthdet-runs runs\n"
+    assert capsys.readouterr().out == (f"nothing in {tmp_path/'studies'}, where synthdet-study keeps what it makes; "
+                                       "name another folder: synthdet-runs runs\n")
 
 
 def test_names_and_what_is_only_in_a_checkout(monkeypatch):
-    assert "notebook 'run_experimnt' is unknown; choose from augment_matters, claims, " in refused(experiment_notebook, "run_experimnt")
+    told = refused(experiment_notebook, "run_experimnt")
+    assert "notebook 'run_experimnt' is unknown; choose from augment_matters, claims, " in told
     assert "results/nope.json: no such file; expected recorded results" in refused(recorded, "nope.json")
     monkeypatch.setattr("synthdet.evidence.experiments.project", lambda: None)
-    assert "results/scale.json: recorded results are in a checkout of synthdet, and this is none; clone one" in refused(recorded, "scale.json")
+    told = refused(recorded, "scale.json")
+    assert "results/scale.json: recorded results are in a checkout of synthdet, and this is none; clone one" in told
 
 
 # a wheel
@@ -238,7 +253,8 @@ def checked_notebook(text):
     "A notebook that left the checkout shows nothing, and leads nowhere beside itself but to others like it."
     for cell in json.loads(text)["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
-        if cell["cell_type"] == "markdown": assert all(to.startswith("https://") for to in LINK.findall("".join(cell["source"])))
+        if cell["cell_type"] == "markdown":
+            assert all(to.startswith("https://") for to in LINK.findall("".join(cell["source"])))
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +266,8 @@ def built(tmp_path_factory):
         shutil.copy(ROOT/f, source/f)
     (source/"runs").mkdir()
     (source/"runs"/"mine.jpg").write_bytes(b"somebody's")
-    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", str(source)], capture_output=True, text=True, timeout=300,
-                          cwd=source, env={**os.environ, "PYTHONPATH": ""})
+    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", str(source)], capture_output=True,
+                          text=True, timeout=300, cwd=source, env={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
     assert "Warning: " not in done.stderr and "is absent from" not in done.stdout + done.stderr
     return source
@@ -272,21 +288,23 @@ def test_wheel_and_sdist_hold_what_they_should(built):
     with tarfile.open(source) as t:
         files = {m.name.partition("/")[2]: m for m in t.getmembers() if m.isfile()}
         for n in names: checked_notebook(t.extractfile(files[f"nbs/experiments/{n}"]).read())
-    top = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "PKG-INFO", "constraints.txt", "pyproject.toml",
-           "settings.ini", "setup.cfg", "setup.py"}
-    assert {f for f in files if not f.startswith("synthdet.egg-info/")} == package | {f"nbs/experiments/{n}" for n in names} | top
+    top = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md", "PKG-INFO",
+           "constraints.txt", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
+    wanted = package | {f"nbs/experiments/{n}" for n in names} | top
+    assert {f for f in files if not f.startswith("synthdet.egg-info/")} == wanted
     assert wheel.stat().st_size < 6e6 and source.stat().st_size < 6e6
-    assert (built/"nbs"/"experiments"/"run_experiment.ipynb").read_bytes() == (ROOT/"nbs"/"experiments"/"run_experiment.ipynb").read_bytes()
+    copied, own = (place/"nbs"/"experiments"/"run_experiment.ipynb" for place in (built, ROOT))
+    assert copied.read_bytes() == own.read_bytes()
 
 
-TINY = ["options=n_class_images=12 n_backgrounds=4",
-        *"arms=scratch,pretrain n_real=4 steps=4 pretrain_steps=4 eval_every=2 recipe.image_size=64 model.image_size=64 batch_size=4 jobs=1".split()]
+TINY = ["options=n_class_images=12 n_backgrounds=4", "arms=scratch,pretrain", "n_real=4", "steps=4",
+        "pretrain_steps=4", "eval_every=2", "recipe.image_size=64", "model.image_size=64", "batch_size=4", "jobs=1"]
 
 
 @pytest.mark.slow
 def test_the_main_experiment_from_an_empty_folder(built, tmp_path):
-    """With the wheel in an environment of its own, and no checkout. Its dependencies are those of the environment that runs the tests: which ones
-    a wheel brings along, and whether they fit together, is not tried here."""
+    """With the wheel in an environment of its own, and no checkout. Its dependencies are those of the environment
+    that runs the tests: which ones a wheel brings along, and whether they fit together, is not tried here."""
     wheel, = (built/"dist").glob("*.whl")
     home, work = tmp_path/"venv", tmp_path/"empty"
     work.mkdir()
@@ -295,8 +313,9 @@ def test_the_main_experiment_from_an_empty_folder(built, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True, **quiet)
     site, = home.glob("lib/python*/site-packages")
     parents = [p for p in sys.path if p.endswith("site-packages")]
-    (site/"dependencies.pth").write_text("\n".join(parents) + "\n")                 # .pth files within them are not followed
-    subprocess.run([sys.executable, "-m", "pip", "--python", home/"bin"/"python", "install", "-q", "--no-deps", "--no-index", wheel], check=True, **quiet)
+    (site/"dependencies.pth").write_text("\n".join(parents) + "\n")        # .pth files within them are not followed
+    pip = [sys.executable, "-m", "pip", "--python", home/"bin"/"python"]
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", wheel], check=True, **quiet)
     def said(command, *words):
         done = subprocess.run([home/"bin"/f"synthdet-{command}", *words], **quiet)
         return done.returncode, done.stdout, done.stderr
@@ -311,7 +330,8 @@ def test_the_main_experiment_from_an_empty_folder(built, tmp_path):
     changed(work/"mine"/"scale.ipynb", 0, source="# Mine")
     assert said("notebooks", "mine")[2].startswith("error: mine/scale.ipynb is there and differs")
     code, out, err = said("run", "--notebook", "mine/scale.ipynb")
-    assert code == 2 and out.startswith("mine/scale.ipynb is run as it was edited") and "recorded results are in a checkout" in err
+    assert code == 2 and out.startswith("mine/scale.ipynb is run as it was edited")
+    assert "recorded results are in a checkout" in err
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--record"]: record(packaged())

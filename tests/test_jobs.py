@@ -87,17 +87,21 @@ def test_a_killed_process_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize('wrong, says', [
-    ('n_real=99', 'n_real=99: the training set holds 8 images'), ('root={noback}', 'no such folder'), ('model.weights=imagenet', "no ImageNet weights for 'resnet_small'"),
-    ('root={notrain}', 'has no train set'), ('root={noboxes}', 'hold no box, and a checkpoint is chosen by them'), ('masks.gate.min_score=1', 'every mask of butterfly was rejected')])
+    ('n_real=99', 'n_real=99: the training set holds 8 images'), ('root={noback}', 'no such folder'),
+    ('model.weights=imagenet', "no ImageNet weights for 'resnet_small'"),
+    ('root={notrain}', 'has no train set'), ('root={noboxes}', 'hold no box, and a checkpoint is chosen by them'),
+    ('masks.gate.min_score=1', 'every mask of butterfly was rejected')])
 def test_what_can_be_known_is_said_before_anything_is_trained(root, tmp_path, wrong, says, monkeypatch):
     "The last arm was found to lack something when the others had been trained."
     for name, lost in dict(noback='backgrounds', notrain='detection/train', noboxes='').items():
         to = shutil.copytree(root, tmp_path/name)
         if lost: shutil.rmtree(to/lost) if (to/lost).is_dir() else (to/f'{lost}.json').unlink()
-    for file in (tmp_path/'noboxes'/'detection').glob('**/val*/*.json'): file.write_text(json.dumps({**json.loads(file.read_text()), 'annotations': []}))
+    for file in (tmp_path/'noboxes'/'detection').glob('**/val*/*.json'):
+        file.write_text(json.dumps({**json.loads(file.read_text()), 'annotations': []}))
     words = {w.partition('=')[0]: w for w in f'root={root} domain=folder {TINY}'.split()}
     words.pop(wrong.partition('=')[0], None)
-    arms = make_arms('scratch,pretrain', ' '.join([*words.values(), wrong.format(**{d: tmp_path/d for d in ('noback', 'notrain', 'noboxes')})]))
+    wrong = wrong.format(**{d: tmp_path/d for d in ('noback', 'notrain', 'noboxes')})
+    arms = make_arms('scratch,pretrain', ' '.join([*words.values(), wrong]))
     monkeypatch.setattr(jobs, 'run', lambda *_, **__: pytest.fail('it was trained'))
     told = refused(jobs.run_all, arms, tmp_path/'out', jobs=1, loaded=load(arms[0]))
     assert says in told and not told.startswith(('scratch', 'pretrain'))

@@ -33,7 +33,8 @@ def root(tmp_path_factory):
     return folder
 
 
-def arm_of(root, name, more=""): return make_arms(name, f"domain=folder root='{root}' {SMALL} {more}", usual="n_real=5")[0]
+def arm_of(root, name, more=""):
+    return make_arms(name, f"domain=folder root='{root}' {SMALL} {more}", usual="n_real=5")[0]
 
 
 def keys(root, name, more=""):
@@ -58,7 +59,8 @@ def test_cards_tell_of_class_images_that_were_seen(tmp_path):
     for name, seen in dict(scratch=False, pretrain_only=True).items():
         arm, = make_arms(name, SMALL, usual="n_real=5")
         row = run(arm, tmp_path, domain=domain)
-        assert row["class_images_from"] and ("class images from" in card_of(tmp_path/row["weights_file"]).read_text()) == seen
+        assert row["class_images_from"]
+        assert ("class images from" in card_of(tmp_path/row["weights_file"]).read_text()) == seen
 
 
 def test_only_labels_that_may_be_seen_are_pasted(root):
@@ -76,7 +78,8 @@ def test_which_labels_are_seen_names_what_is_made_of_them(source, root, tmp_path
     shutil.copytree(root, mine)
     shutil.copytree(root.parent/"class_images", mine/"class_images")
     asked = f"objects={source}"
-    found = [keys(mine, "pretrain_only", f"{asked} {more}")[0] for more in ("", "fold=1", "n_real=6", "val=budget", "segmenter=frame")]
+    found = [keys(mine, "pretrain_only", f"{asked} {more}")[0]
+             for more in ("", "fold=1", "n_real=6", "val=budget", "segmenter=frame")]
     assert len({*found, keys(mine, "pretrain_only")[0]}) == 6 and found[0] == keys(mine, "pretrain_only", asked)[0]
     for name in ("scratch", "scratch_long"): assert keys(mine, name) == keys(mine, name, asked)
     assert keys(mine, "pretrain_only", "fold=1") == keys(mine, "pretrain_only"), "class images know of no labels"
@@ -106,18 +109,23 @@ def test_an_object_is_cut_inside_its_box():
 
 
 def test_crowds_and_difficult_boxes_are_no_objects():
-    image, boxes = torch.zeros(3, 40, 40, dtype=torch.uint8), torch.tensor([[0., 0, 9, 9], [10, 10, 30, 30], [20, 5, 30, 30]])
+    image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    boxes = torch.tensor([[0., 0, 9, 9], [10, 10, 30, 30], [20, 5, 30, 30]])
     marks = {"difficult": torch.tensor([True, False, False]), "iscrowd": torch.tensor([False, False, True])}
     found = LabelledObjects([(image, {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), **marks})])
-    assert len(found) == 1 and found[0].label == 2 and found[0].box == (5, 5, 25, 25) and found[0].image.shape == (3, 30, 30)
+    assert len(found) == 1 and found[0].label == 2 and found[0].box == (5, 5, 25, 25)
+    assert found[0].image.shape == (3, 30, 30)
 
 
 @pytest.mark.parametrize("words,told", [
-    ("objects=labelled psi=.5", "objects=labelled takes no psi=0.5"), ("objects=both n_objects=3", "objects=both takes no n_objects=3"),
-    ("objects=labelled n_real=99", "n_real=99: the training set holds 8"), ("objects=both n_real=5", "class_images: no such folder"),
+    ("objects=labelled psi=.5", "objects=labelled takes no psi=0.5"),
+    ("objects=both n_objects=3", "objects=both takes no n_objects=3"),
+    ("objects=labelled n_real=99", "n_real=99: the training set holds 8"),
+    ("objects=both n_real=5", "class_images: no such folder"),
     ("objects=labelled n_real=5 segmenter=alpha", "needs images with an alpha channel")])
 def test_what_cannot_be_is_a_line(words, told, root, tmp_path, capsys):
-    with pytest.raises(SystemExit): preview([*f"domain=folder root={root} {words}".split(), "--output", str(tmp_path/"a.png")])
+    with pytest.raises(SystemExit):
+        preview([*f"domain=folder root={root} {words}".split(), "--output", str(tmp_path/"a.png")])
     line, = capsys.readouterr().err.strip().splitlines()
     assert told in line
 
@@ -136,7 +144,8 @@ def test_preview_of_a_folder_without_class_images(root, tmp_path, capsys):
 
 
 def test_protocols_of_cars_crop_no_labelled_object():
-    arms = {source: make_arms("pretrain", f"domain=cars protocol=released root=nowhere {source}")[0] for source in ("", "objects=labelled")}
+    arms = {source: make_arms("pretrain", f"domain=cars protocol=released root=nowhere {source}")[0]
+            for source in ("", "objects=labelled")}
     assert [a.synthesis.objects.centre_crop for a in arms.values()] == [256, 0]
 
 
@@ -175,9 +184,11 @@ def test_masks_name_what_is_cut_with_them_and_nothing_else(own):
 def test_pictures_without_a_mask_are_left_out_aloud(own):
     data = load_domain("folder", own)
     (own/"class_masks"/"2.png").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 4 class images have no mask there and are left out: 2.png"): left = masked(data)
+    with pytest.warns(UserWarning, match=r"1 of 4 class images have no mask there and are left out: 2.png"):
+        left = masked(data)
     assert [c.origin for c in left.class_images] == [f"class_images/{k}.png" for k in (0, 1, 3)]
     shutil.copy(own/"class_images"/"0.png", own/"class_images"/"0.jpg")
     assert "0.png: is the mask of 0.jpg and of 0.png; rename one" in refused(masked, load_domain("folder", own))
     shutil.rmtree(own/"class_masks"), (own/"class_masks").mkdir()
-    assert "holds no mask of a class image; expected NAME.png for NAME.jpg" in refused(masked, load_domain("folder", own))
+    told = refused(masked, load_domain("folder", own))
+    assert "holds no mask of a class image; expected NAME.png for NAME.jpg" in told

@@ -22,7 +22,8 @@ from synthdet.data.labelled import DetectionDataset, trainable
 from synthdet.data.labels import subset, taken
 from synthdet.data.public import Crops
 from synthdet.data.settings import Labels
-from synthdet.detection.evaluate import average_precision, coco_metrics, COCO_KEYS, evaluate, match_detections, validator
+from synthdet.detection.evaluate import (average_precision, coco_metrics, COCO_KEYS,
+                                         evaluate, match_detections, validator)
 
 SIZE = 96
 
@@ -155,7 +156,8 @@ def test_marks_survive_writing_and_reading(tmp_path, chain):
     for k, f in enumerate(chain):
         write_detection(back, tmp_path / str(k), f, ['moth', 'bee'])
         back = read_detection(tmp_path / str(k), classes=['moth', 'bee'])
-    assert ('5 difficult' if len(data[0][1]) == 4 else '8 difficult') in repr(back) and '(1 without a box)' in repr(back)
+    assert ('5 difficult' if len(data[0][1]) == 4 else '8 difficult') in repr(back)
+    assert '(1 without a box)' in repr(back)
     for (image, target), (im, t) in zip(data, back):
         for m in target.keys() - {'image_id'}: assert torch.equal(t[m].as_subclass(torch.Tensor), target[m]), m
         small = Resized(back, 32)
@@ -240,9 +242,11 @@ def kept_drawn(tmp_path, monkeypatch):
 
 
 WRAPPERS = dict(
-    drawn=lambda data: data, dataset=lambda data: DetectionDataset(['a.png']*6, [unwrap(t) for _, t in data], data.classes),
+    drawn=lambda data: data,
+    dataset=lambda data: DetectionDataset(['a.png']*6, [unwrap(t) for _, t in data], data.classes),
     resized=lambda data: Resized(data, 48), subset=lambda data: Subset(data, range(6)),
-    first=lambda data: subset(data, 0, order='first'), held=Held, joined=lambda data: ConcatDataset([data, Subset(data, [])]),
+    first=lambda data: subset(data, 0, order='first'), held=Held,
+    joined=lambda data: ConcatDataset([data, Subset(data, [])]),
     loop=lambda data: Loop(Subset(data, range(6))), mixed=lambda data: Mixed(data, data, .5),
     resized_subset=lambda data: Resized(Subset(data, range(6)), 48), collated=lambda data: list(zip(*collate([*data]))),
     ahead=lambda data: Bank(data.__getitem__, ahead=2), forked=lambda data: list(forked(data.__getitem__, range(6), 1)))
@@ -251,7 +255,8 @@ WRAPPERS = dict(
 @pytest.mark.parametrize('name', WRAPPERS)
 def test_no_wrapper_drops_a_mark(name, tmp_path, monkeypatch):
     data = kept_drawn(tmp_path, monkeypatch)
-    if name == 'dataset': monkeypatch.setattr('synthdet.data.labelled.read_image', lambda *_, **__: marked_everywhere(0)[0])
+    if name == 'dataset':
+        monkeypatch.setattr('synthdet.data.labelled.read_image', lambda *_, **__: marked_everywhere(0)[0])
     wrapped = WRAPPERS[name](data)
     found = {t['image_id']: t for _, t in (wrapped[i] for i in range(12 if name == 'mixed' else 6))}
     assert sorted(found) == [70 + i for i in range(6)], 'the numbers of images, too'
@@ -264,7 +269,8 @@ def test_no_wrapper_drops_a_mark(name, tmp_path, monkeypatch):
 
 def test_what_cannot_be_kept_as_columns_is_drawn_anew(tmp_path, monkeypatch):
     monkeypatch.setenv('SYNTHDET_CACHE', str(tmp_path))
-    odd = dict(text=lambda i, t: {**t, 'note': 'a'}, some=lambda i, t: t if i else {k: t[k] for k in ('boxes', 'labels')},
+    odd = dict(text=lambda i, t: {**t, 'note': 'a'},
+               some=lambda i, t: t if i else {k: t[k] for k in ('boxes', 'labels')},
                whole=lambda i, t: {**t, 'size': torch.tensor([1, 2, 3, 4, 5])})
     for name, change in odd.items():
         def draw(i):

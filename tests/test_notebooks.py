@@ -22,7 +22,8 @@ from synthdet.evidence.notebooks import sorted_out, typed
 from synthdet.evidence.execute import run_notebook
 
 
-def cell(source, *tags, kind="code", **more): return dict(cell_type=kind, metadata=dict(tags=list(tags)), source=source, **more)
+def cell(source, *tags, kind="code", **more):
+    return dict(cell_type=kind, metadata=dict(tags=list(tags)), source=source, **more)
 
 
 def notebook(path, *cells, **more):
@@ -31,15 +32,17 @@ def notebook(path, *cells, **more):
     return path
 
 
-def tiny(path, source="print(word, n)"): return notebook(path, cell("word:str = 'a'  # which\nn:int = 3", "parameters"), cell(source))
+def tiny(path, source="print(word, n)"):
+    return notebook(path, cell("word:str = 'a'  # which\nn:int = 3", "parameters"), cell(source))
 
 
 # what is a notebook
 
 P = ["parameters"]
-CELLS = {"x = f()": 1, "x: int": 1, "a = b = 1": 1, "a, b = 1, 2": 1, "(y := 3)": 1, "x = (y := 3)": 1, "x += 1": 1, "a.b = 1": 1, "x[0] = 1": 1,
-         "ok = 1\n%matplotlib inline": 2, "ok = 1\n!ls": 2, "import os": 1, "ok = 1\nfor i in (): pass": 2, "x = 'a": 1, "x = (": 1,
-         "x = " + "("*500 + ")"*500: 1, "x = " + "9"*5000: 1, "x = '\0'": 1, "x = '\ud800'": 1, "\tx = 1": 1, "x = f'{1}'": 1, "x = -y": 1}
+CELLS = {"x = f()": 1, "x: int": 1, "a = b = 1": 1, "a, b = 1, 2": 1, "(y := 3)": 1, "x = (y := 3)": 1, "x += 1": 1,
+         "a.b = 1": 1, "x[0] = 1": 1, "ok = 1\n%matplotlib inline": 2, "ok = 1\n!ls": 2, "import os": 1,
+         "ok = 1\nfor i in (): pass": 2, "x = 'a": 1, "x = (": 1, "x = " + "("*500 + ")"*500: 1,
+         "x = " + "9"*5000: 1, "x = '\0'": 1, "x = '\ud800'": 1, "\tx = 1": 1, "x = f'{1}'": 1, "x = -y": 1}
 
 
 @pytest.mark.parametrize("source", CELLS, ids=lambda s: repr(s[:20]))
@@ -52,23 +55,33 @@ def test_a_parameter_is_a_literal(tmp_path, source):
 def test_papermill_understands_every_parameter(notebook, caplog):
     from papermill.inspection import inspect_notebook
     found, known = inspect_notebook(str(notebook)), parameters(notebook)
-    told = [k for k, (default, _) in known.items() if "=" not in str(default)] # papermill cannot show words as a default
+    # papermill cannot show words as a default
+    told = [k for k, (default, _) in known.items() if "=" not in str(default)]
     assert set(told) <= set(found) and not any(f"'{k}:" in caplog.text for k in told)
 
 
 @pytest.mark.parametrize("content, line", [
-    ("[]", "is no notebook"), ("3", "is no notebook"), ("{}", "is no notebook"), ('{"cells": []}', "is no notebook"), ("", "cannot be read as JSON"),
-    ('{"nbformat": 3, "worksheets": []}', "is a notebook of format 3, and 4 is read"), ('{"nbformat": "4", "cells": []}', "is a notebook of format '4'"),
+    ("[]", "is no notebook"), ("3", "is no notebook"), ("{}", "is no notebook"), ('{"cells": []}', "is no notebook"),
+    ("", "cannot be read as JSON"),
+    ('{"nbformat": 3, "worksheets": []}', "is a notebook of format 3, and 4 is read"),
+    ('{"nbformat": "4", "cells": []}', "is a notebook of format '4'"),
     ('{"nbformat": 4}', "is a notebook of format 4"), ('{"nbformat": 4, "cells": {}}', "is a notebook of format 4"),
-    ('{"nbformat": 4, "cells": []}', "has no cell tagged `parameters`"), ('{"nbformat": 4, "cells": [3]}', "is no notebook"),
-    ('{"nbformat": 4, "cells": [{"source": "x = 1"}]}', "is no notebook"), ('{"nbformat": 4, "cells": [' + "["*5000, "cannot be read as JSON"),
-    (json.dumps(dict(nbformat=4, cells=[cell({"x = 1": 2}, *P)])), "is no notebook"), (json.dumps(dict(nbformat=4, cells=[cell([1], *P)])), "is no notebook"),
-    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", 3)])), "is no notebook"), (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)], metadata=[])), "is no notebook"),
+    ('{"nbformat": 4, "cells": []}', "has no cell tagged `parameters`"),
+    ('{"nbformat": 4, "cells": [3]}', "is no notebook"),
+    ('{"nbformat": 4, "cells": [{"source": "x = 1"}]}', "is no notebook"),
+    ('{"nbformat": 4, "cells": [' + "["*5000, "cannot be read as JSON"),
+    (json.dumps(dict(nbformat=4, cells=[cell({"x = 1": 2}, *P)])), "is no notebook"),
+    (json.dumps(dict(nbformat=4, cells=[cell([1], *P)])), "is no notebook"),
+    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", 3)])), "is no notebook"),
+    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)], metadata=[])), "is no notebook"),
     (json.dumps(dict(nbformat=4, cells=[dict(cell("x = 1"), metadata=None)])), "is no notebook"),
     (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P), cell("x = 2", *P)])), "has 2 cells tagged `parameters`"),
-    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P, kind="markdown")])), "the cell tagged `parameters` holds no code"),
-    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)], metadata=dict(kernelspec=dict(language="R")))), "is written in r; choose one in Python"),
-    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)]))[:60], "cannot be read as JSON"), (b"\xff\xd8\xff\xe0", "not a text"),
+    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P, kind="markdown")])),
+     "the cell tagged `parameters` holds no code"),
+    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)], metadata=dict(kernelspec=dict(language="R")))),
+     "is written in r; choose one in Python"),
+    (json.dumps(dict(nbformat=4, cells=[cell("x = 1", *P)]))[:60], "cannot be read as JSON"),
+    (b"\xff\xd8\xff\xe0", "not a text"),
 ])
 def test_what_is_no_notebook_is_said(tmp_path, content, line):
     path = tmp_path/"n.ipynb"
@@ -90,14 +103,17 @@ def test_notebooks_of_all_tools_are_read(tmp_path):
     lines = "# of this run\nx = 1 # of it\ny:list = [2,\n    3]\n\nz = 'a # b'  # last"
     for source in (lines, lines.splitlines(keepends=True)):
         for more in ({}, dict(id="a"), dict(execution_count=None, outputs=[])):
-            assert parameters(notebook(tmp_path/"n.ipynb", dict(cell_type="code"), cell(source, "other", *P, **more))) == known
-    old = cell("x = 5", "injected-parameters")
-    assert parameters(notebook(tmp_path/"n.ipynb", cell(lines, *P), old)) == known, "what papermill put in is no default"
+            book = notebook(tmp_path/"n.ipynb", dict(cell_type="code"), cell(source, "other", *P, **more))
+            assert parameters(book) == known
+    book = notebook(tmp_path/"n.ipynb", cell(lines, *P), cell("x = 5", "injected-parameters"))
+    assert parameters(book) == known, "what papermill put in is no default"
 
 
-ODD = [None, True, 3, -1, 1.5, "", "parameters", [], {}, [[]], ["parameters"], {"tags": ["parameters"]}, {"tags": 3}, "code", 10**400, "\ud800", "x = 1"]
-LINES = ["x = 1", "y:float = .5  # half", "z = f()", "s = 'text'", "t = (1, 2)", "u = {'a': [1]}", "v = w = 2", "%time", "", "# told", "x: int", "b = not True",
-         "n = None", "x = -3", "raw = b'a'", "p = 'a' 'b'", "q = 1 +", "r = '''a\nb'''", "  x = 2", "x = 1; y = 2", "é = 'ü'", "k = 1_000"]
+ODD = [None, True, 3, -1, 1.5, "", "parameters", [], {}, [[]], ["parameters"], {"tags": ["parameters"]}, {"tags": 3},
+       "code", 10**400, "\ud800", "x = 1"]
+LINES = ["x = 1", "y:float = .5  # half", "z = f()", "s = 'text'", "t = (1, 2)", "u = {'a': [1]}", "v = w = 2", "%time",
+         "", "# told", "x: int", "b = not True", "n = None", "x = -3", "raw = b'a'", "p = 'a' 'b'", "q = 1 +",
+         "r = '''a\nb'''", "  x = 2", "x = 1; y = 2", "é = 'ü'", "k = 1_000"]
 
 
 def mutated(g, whole):
@@ -127,11 +143,13 @@ def test_changed_notebooks_are_read_rightly_or_refused(tmp_path):
             assert "\n" not in str(e)
             continue
         read += 1
-        tagged, = (c for c in json.loads(path.read_text())["cells"] if "parameters" in c.get("metadata", {}).get("tags", ()))
+        tagged, = (c for c in json.loads(path.read_text())["cells"]
+                   if "parameters" in c.get("metadata", {}).get("tags", ()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             names = {}
-            exec("from __future__ import annotations\n" + "".join(tagged.get("source", "")), {}, names)   # types are not looked at
+            code = "from __future__ import annotations\n" + "".join(tagged.get("source", ""))
+            exec(code, {}, names)   # types are not looked at
         for k in ("__annotations__", "annotations"): names.pop(k, None)
         assert {k: v for k, (v, _) in found.items()} == names
     assert 200 < read < 1800
@@ -140,11 +158,13 @@ def test_changed_notebooks_are_read_rightly_or_refused(tmp_path):
 # values
 
 KNOWN = dict(s=("a", ""), i=(3, ""), f=(.5, ""), b=(True, ""))
-GOOD = [("s", 2024, "2024"), ("s", "007", "007"), ("s", ["a", 3], "a,3"), ("s", {"lr": .1, "scale": [1, 2]}, "lr=0.1 scale=1,2"), ("s", Path("x y"), "x y"),
-        ("s", "{a} $b \"c\" 'd' %e \\f\n", "{a} $b \"c\" 'd' %e \\f\n"), ("i", "12", 12), ("i", 5., 5), ("f", 2, 2.), ("f", "1e-3", .001),
-        ("b", "true", True), ("b", 0, False), ("b", "False", False)]
-BAD = [("s", None), ("s", True), ("s", 1.5), ("s", "\udcff"), ("s", [None]), ("i", 5.5), ("i", True), ("i", "x"), ("i", None), ("i", [3]), ("i", "9"*5000),
-       ("i", float("nan")), ("f", float("inf")), ("f", "nan"), ("f", 10**400), ("f", False), ("f", {}), ("b", "yes"), ("b", 2), ("b", None)]
+GOOD = [("s", 2024, "2024"), ("s", "007", "007"), ("s", ["a", 3], "a,3"),
+        ("s", {"lr": .1, "scale": [1, 2]}, "lr=0.1 scale=1,2"), ("s", Path("x y"), "x y"),
+        ("s", "{a} $b \"c\" 'd' %e \\f\n", "{a} $b \"c\" 'd' %e \\f\n"), ("i", "12", 12), ("i", 5., 5), ("f", 2, 2.),
+        ("f", "1e-3", .001), ("b", "true", True), ("b", 0, False), ("b", "False", False)]
+BAD = [("s", None), ("s", True), ("s", 1.5), ("s", "\udcff"), ("s", [None]), ("i", 5.5), ("i", True), ("i", "x"),
+       ("i", None), ("i", [3]), ("i", "9"*5000), ("i", float("nan")), ("f", float("inf")), ("f", "nan"),
+       ("f", 10**400), ("f", False), ("f", {}), ("b", "yes"), ("b", 2), ("b", None)]
 
 
 def test_values_are_what_they_plainly_mean_or_refused():
@@ -157,8 +177,8 @@ def test_values_are_what_they_plainly_mean_or_refused():
 
 def test_own_parameters_have_bounds(tmp_path):
     (tmp_path/"file").touch()
-    for given, line in ((dict(workers=10**6), "workers=1000000: expected a whole number from 0"), (dict(jobs=10**30), "jobs="),
-                        (dict(workers=-1), "workers=-1: expected"),
+    for given, line in ((dict(workers=10**6), "workers=1000000: expected a whole number from 0"),
+                        (dict(jobs=10**30), "jobs="), (dict(workers=-1), "workers=-1: expected"),
                         (dict(out=str(tmp_path/"file")), "is a file; choose a folder")):
         k, = given
         assert line in refused(sorted_out, {k: (type(given[k])(), "")}, given)
@@ -168,13 +188,15 @@ def test_own_parameters_have_bounds(tmp_path):
 
 
 def test_names_that_papermill_would_fill_in(tmp_path):
-    for name in ("{a}", "my birds $x", "100% {", "it's \"so\"", "a\nb", "café", unicodedata.normalize("NFD", "café"), "{{}}", "{0.__class__}", "-x", "s3:"):
+    for name in ("{a}", "my birds $x", "100% {", "it's \"so\"", "a\nb", "café", unicodedata.normalize("NFD", "café"),
+                 "{{}}", "{0.__class__}", "-x", "s3:"):
         folder = tmp_path/name
         folder.mkdir()
         book = tiny(folder/f"{name}.in.ipynb", "print(ascii(word), n)")
         before = contents(folder)
         assert run_notebook(book, folder/f"{name}.ipynb", dict(word=name, n="4")) == f"{ascii(name)} 4\n"
-        assert contents(folder).keys() - before.keys() == {f"{name}.ipynb"} and before.items() <= contents(folder).items()
+        assert contents(folder).keys() - before.keys() == {f"{name}.ipynb"}
+        assert before.items() <= contents(folder).items()
         assert nbformat.read(folder/f"{name}.ipynb", 4).metadata.papermill.output_path == f"{name}.ipynb"
 
 
@@ -184,7 +206,8 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch, spec):
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     for key in ("JUPYTER_DATA_DIR", "JUPYTER_PATH") if spec else ():
         (tmp_path/key/"kernels"/"python3").mkdir(parents=True)
-        told = dict(argv=[spec, "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python 3", language="python")
+        told = dict(argv=[spec, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                    display_name="Python 3", language="python")
         (tmp_path/key/"kernels"/"python3"/"kernel.json").write_text(json.dumps(told))
     book = tiny(tmp_path/"n.ipynb", "import sys; print(sys.executable)")
     assert run_notebook(book, tmp_path/"out.ipynb", {}).strip() == sys.executable
@@ -192,18 +215,23 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch, spec):
 
 def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipykernel.kernelspec", None)
-    assert "pip install papermill ipykernel" in refused(run_notebook, tiny(tmp_path/"n.ipynb"), tmp_path/"new"/"out.ipynb", {})
+    told = refused(run_notebook, tiny(tmp_path/"n.ipynb"), tmp_path/"new"/"out.ipynb", {})
+    assert "pip install papermill ipykernel" in told
     assert contents(tmp_path).keys() == {"n.ipynb"} and not (tmp_path/"new").exists()
 
 
 def test_cells_without_ids_metadata_or_outputs_run_and_what_they_say_is_said(tmp_path, recwarn, capfd):
     pasted = dict(cell("![](attachment:a.png)", kind="markdown"), attachments={"a.png": {"image/png": "aaaa"}})
+    loud = ("import warnings\nfrom synthdet.evidence.notebooks import typed\n"
+            "typed(globals())\nprint('counts')\nwarnings.warn('of data')")
     book = notebook(tmp_path/"n.ipynb", cell(["n = 1\n", "m = 2"], *P), pasted, dict(cell_type="raw", source="x"),
-                    cell("import warnings\nfrom synthdet.evidence.notebooks import typed\ntyped(globals())\nprint('counts')\nwarnings.warn('of data')"), dict(cell_type="code", source=["print(n+m)"]))
+                    cell(loud), dict(cell_type="code", source=["print(n+m)"]))
     assert run_notebook(book, tmp_path/"out.ipynb", dict(n=5)) == "7\n"
     assert capfd.readouterr() == ("counts\n7\n", "warning: of data\n"), "only a terminal was told"
-    assert nbformat.read(tmp_path/"out.ipynb", 4).cells[2].attachments and not [w for w in recwarn if "id" in str(w.message)]
-    assert run_notebook(tmp_path/"out.ipynb", tmp_path/"again.ipynb", {}) == "3\n", "an executed one starts from its defaults"
+    assert nbformat.read(tmp_path/"out.ipynb", 4).cells[2].attachments
+    assert not [w for w in recwarn if "id" in str(w.message)]
+    again = run_notebook(tmp_path/"out.ipynb", tmp_path/"again.ipynb", {})
+    assert again == "3\n", "an executed one starts from its defaults"
 
 
 # whose files
@@ -222,10 +250,13 @@ def test_what_was_not_written_here_is_not_replaced(tmp_path):
     os.link(book, tmp_path/"hard.ipynb")
     (tmp_path/"loop.ipynb").symlink_to("loop.ipynb")
     before = contents(tmp_path)
-    for name, line in {"thesis.docx": "is no name of a notebook", "thesis.ipynb": "was not written by a run", "by_hand.ipynb": "was not written by a run",
-                       "copy.ipynb": "was not written by a run", "folder.ipynb": "was not written by a run", "n.ipynb": "is the notebook itself",
-                       "link.ipynb": "is the notebook itself", "hard.ipynb": "is the notebook itself", "other.ipynb": "was not written by a run",
-                       f"../{tmp_path.name}/n.ipynb": "is the notebook itself", "loop.ipynb": "cannot write", "thesis.docx/n.ipynb": "cannot write", "/dev/null": "is no name of a notebook"}.items():
+    for name, line in {"thesis.docx": "is no name of a notebook", "thesis.ipynb": "was not written by a run",
+                       "by_hand.ipynb": "was not written by a run", "copy.ipynb": "was not written by a run",
+                       "folder.ipynb": "was not written by a run", "n.ipynb": "is the notebook itself",
+                       "link.ipynb": "is the notebook itself", "hard.ipynb": "is the notebook itself",
+                       "other.ipynb": "was not written by a run",
+                       f"../{tmp_path.name}/n.ipynb": "is the notebook itself", "loop.ipynb": "cannot write",
+                       "thesis.docx/n.ipynb": "cannot write", "/dev/null": "is no name of a notebook"}.items():
         assert line in refused(run_notebook, book, tmp_path/name, {}), name
     assert contents(tmp_path) == before
 
@@ -239,7 +270,8 @@ def test_an_earlier_notebook_stays_until_the_new_one_is_whole(tmp_path):
     assert contents(tmp_path) == before
     line = refused(run_notebook, bad, out, {})
     assert line.startswith("ZeroDivisionError: division by zero (cell 2 of ") and line.endswith("out.running.ipynb)")
-    assert contents(tmp_path).keys() - before.keys() == {"out.running.ipynb"} and before.items() <= contents(tmp_path).items()
+    assert contents(tmp_path).keys() - before.keys() == {"out.running.ipynb"}
+    assert before.items() <= contents(tmp_path).items()
     assert run_notebook(good, out, dict(n=7)) == "a 7\n"
     assert contents(tmp_path).keys() == before.keys() and "a 7" in out.read_text()
 
@@ -270,9 +302,12 @@ CALL = "import sys; from synthdet.evidence.execute import run_notebook; print(ru
 @pytest.mark.slow
 def test_killed_or_two_at_once(tmp_path):
     gate, out = tmp_path.with_name("gate"), tmp_path/"out.ipynb"
-    first, then = "import os, time\nprint(os.getpid(), flush=True)", f"while not os.path.exists({str(gate)!r}): time.sleep(.1)"
-    book = notebook(tmp_path/"n.ipynb", cell("word:str = 'a'  # which", "parameters"), cell(first), cell(then), cell("print(os.getpid())"))
-    start = lambda: subprocess.Popen([sys.executable, "-c", CALL, book, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = "import os, time\nprint(os.getpid(), flush=True)"
+    then = f"while not os.path.exists({str(gate)!r}): time.sleep(.1)"
+    book = notebook(tmp_path/"n.ipynb", cell("word:str = 'a'  # which", "parameters"),
+                    cell(first), cell(then), cell("print(os.getpid())"))
+    start = lambda: subprocess.Popen([sys.executable, "-c", CALL, book, out],
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running = lambda: sorted(p.name for p in tmp_path.glob("out.running*") if '"text": [' in p.read_text())
 
     def wait(names):

@@ -51,15 +51,19 @@ def test_dmgan_draws_captions_at_256(root):
 def test_the_bars_of_the_cars_are_cut_off(tmp_path):
     G = StyleGAN((4,)*8, (6, 8))
     for n in ("stylegan_car512.pth", "other.pth"): torch.save(G.state_dict(), tmp_path/n)
-    drawn = lambda source, file, preset="": make_objects(Objects(source, tmp_path/file, size=512), domain(preset=preset))[1].image
+    def drawn(source, file, preset=""):
+        return make_objects(Objects(source, tmp_path/file, size=512), domain(preset=preset))[1].image
     whole = drawn("stylegan", "other.pth")
     assert whole.shape == (3, 512, 512)
-    for source, file, preset in (("stylegan", "other.pth", "cars"), ("stylegan", "stylegan_car512.pth", ""), ("gan", "other.pth", "cars")):
+    for source, file, preset in (("stylegan", "other.pth", "cars"), ("stylegan", "stylegan_car512.pth", ""),
+                                 ("gan", "other.pth", "cars")):
         assert torch.equal(drawn(source, file, preset), whole[:, 64:448])
 
 
-@pytest.mark.parametrize("source,value,words", [("gan64", float("nan"), "gan64 drew object 0 in one colour"), ("gan64", 0., "in one colour"),
-                                                ("stylegan", float("nan"), "does not hold finite numbers"), ("stylegan", 0., "stylegan drew object 0 in one colour")])
+@pytest.mark.parametrize("source,value,words", [
+    ("gan64", float("nan"), "gan64 drew object 0 in one colour"), ("gan64", 0., "in one colour"),
+    ("stylegan", float("nan"), "does not hold finite numbers"),
+    ("stylegan", 0., "stylegan drew object 0 in one colour")])
 def test_broken_weights_are_told_when_they_show(source, value, words, tmp_path):
     broken = dict(gan64=Generator64(8, (8,)*5), stylegan=StyleGAN((8,)*4, (6, 8)))[source]
     for p in broken.parameters(): p.data.fill_(value)
@@ -75,7 +79,8 @@ def test_a_generator_that_draws_nan_is_told(root):
 
 
 @pytest.mark.parametrize("source,file,words", [
-    ("stylegan", "captions.pickle", "captions.pickle"), ("exported", "stylegan2_ffhq32.pt", "holds weights without a program"),
+    ("stylegan", "captions.pickle", "captions.pickle"),
+    ("exported", "stylegan2_ffhq32.pt", "holds weights without a program"),
     ("gan64", "stylegan_ffhq32.pth", "stylegan_ffhq32.pth"), ("dmgan", "bird_DMGAN.pth", "there is no folder")])
 def test_a_file_of_another_generator_is_told_in_a_line(source, file, words, root):
     told = refused(make_objects, Objects(source, root/"weights"/file), domain())
@@ -92,7 +97,8 @@ def test_files_are_read_once_for_their_name_and_again_when_one_changes(tmp_path,
     monkeypatch.setattr(module, "hash_file", hashed)
     name = lambda: digest(content(ClassImages(files, [1]*9, tmp_path)))
     first, fresh = name(), name()
-    assert first == fresh and len(read) == 18, "what has just been written may be written again within a tick of the clock"
+    assert first == fresh
+    assert len(read) == 18, "what has just been written may be written again within a tick of the clock"
     monkeypatch.setattr(module.time, "time_ns", lambda: files[0].stat().st_mtime_ns + 10**10)
     assert name() == name() == first and len(read) == 27
     old = files[4].stat()

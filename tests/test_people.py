@@ -28,13 +28,15 @@ def text(path, content, encoding='utf-8', bom=b''):
 
 def voc(name='a.png'):
     corners = '<xmin>11</xmin><ymin>7</ymin><xmax>30</xmax><ymax>24</ymax>'
-    return (f'<annotation>\n<filename>{name}</filename>\n<size><width>40</width><height>30</height><depth>3</depth></size>\n'
+    return (f'<annotation>\n<filename>{name}</filename>\n'
+            '<size><width>40</width><height>30</height><depth>3</depth></size>\n'
             f'<object><name>bird</name><bndbox>{corners}</bndbox></object>\n</annotation>')
 
 
 def coco(names, ids=(1, 2, 3), cats=((1, 'bird'),), cat=1):
     return dict(images=[dict(id=i, file_name=n, width=40, height=30) for i, n in zip(ids, names)],
-                annotations=[dict(id=k, image_id=i, category_id=cat, bbox=[10.5, 6, 20, 18]) for k, (i, _) in enumerate(zip(ids, names))],
+                annotations=[dict(id=k, image_id=i, category_id=cat, bbox=[10.5, 6, 20, 18])
+                             for k, (i, _) in enumerate(zip(ids, names))],
                 categories=[dict(id=i, name=n) for i, n in cats])
 
 
@@ -42,7 +44,7 @@ RIGHT, REFUSED = [], []
 
 
 def right(*stems):
-    "A set of one picture with one bird at BOX (Pascal VOC: whole pixels), or of pictures `stems` of which the last may be bare."
+    "A set of one picture with a bird at BOX (Pascal VOC: whole pixels), or of `stems`, the last of which may be bare."
     return lambda make: RIGHT.append((make, stems)) or make
 
 
@@ -52,20 +54,26 @@ def refusal(words): return lambda make: REFUSED.append((make, words)) or make
 @right()
 def cvat_images_11_xml_beside_coco(d):
     shown(d/'images/a.png')
-    text(d/'annotations.xml','<?xml version="1.0"?><annotations><version>1.1</version><image id="0" name="a.png" width="40" height="30"><box label="bird" xtl="1" ytl="2" xbr="3" ybr="4"/></image></annotations>')
+    text(d/'annotations.xml',
+         '<?xml version="1.0"?><annotations><version>1.1</version><image id="0" name="a.png" width="40" height="30">'
+         '<box label="bird" xtl="1" ytl="2" xbr="3" ybr="4"/></image></annotations>')
     text(d/'annotations/instances_default.json',coco(['a.png']))
 
 
 @refusal("root element is 'annotations'")
 def cvat_images_11_alone(d):
     shown(d/'images/a.png')
-    text(d/'annotations.xml','<?xml version="1.0"?><annotations><version>1.1</version><image id="0" name="a.png" width="40" height="30"/></annotations>')
+    text(d/'annotations.xml',
+         '<?xml version="1.0"?><annotations><version>1.1</version><image id="0" name="a.png" width="40" height="30"/>'
+         '</annotations>')
 
 
 @right()
 def via_csv_beside_coco(d):
     shown(d/'a.png')
-    text(d/'via_export_csv.csv','filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\na.png,1,"{}",1,0,"{}"')
+    text(d/'via_export_csv.csv',
+         'filename,file_size,file_attributes,region_count,region_id,region_shape_attributes\n'
+         'a.png,1,"{}",1,0,"{}"')
     text(d/'via_project.json',{'_via_settings':{},'_via_img_metadata':{}})
     text(d/'via_export_coco.json',coco(['a.png']))
 
@@ -73,7 +81,9 @@ def via_csv_beside_coco(d):
 @refusal('expected an object with images, annotations, categories')
 def supervisely(d):
     shown(d/'ds/img/a.png')
-    text(d/'ds/ann/a.png.json',{'size':{'height':30,'width':40},'objects':[{'classTitle':'bird','points':{'exterior':[[1,2],[30,20]],'interior':[]},'geometryType':'rectangle'}]})
+    points = {'exterior':[[1,2],[30,20]],'interior':[]}
+    objects = [{'classTitle':'bird','points':points,'geometryType':'rectangle'}]
+    text(d/'ds/ann/a.png.json',{'size':{'height':30,'width':40},'objects':objects})
     text(d/'meta.json',{'classes':[{'title':'bird'}]})
 
 
@@ -90,7 +100,8 @@ def roboflow_valid(d):
     for s,n in (('train','a'),('valid','b')):
         shown(d/s/f'images/{n}.png')
         text(d/s/f'labels/{n}.txt',Y)
-    text(d/'data.yaml','train: ../train/images\nval: ../valid/images\nnc: 1\nnames: [bird]\nroboflow:\n  workspace: x\n')
+    text(d/'data.yaml',
+         'train: ../train/images\nval: ../valid/images\nnc: 1\nnames: [bird]\nroboflow:\n  workspace: x\n')
 
 
 @right()

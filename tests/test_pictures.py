@@ -47,7 +47,8 @@ def kinds():
     tags[0x0112], tags[0x010e], tags[0x829a] = 6, "note", (1, 3)
     two = dict(save_all=True, append_images=[rgb.rotate(90)])
     made = dict(
-        jpeg=(rgb, "JPEG", dict(exif=tags, comment=b"hi")), progressive=(rgb, "JPEG", dict(progressive=True, exif=tags)),
+        jpeg=(rgb, "JPEG", dict(exif=tags, comment=b"hi")),
+        progressive=(rgb, "JPEG", dict(progressive=True, exif=tags)),
         cmyk=(rgb.convert("CMYK"), "JPEG", {}), mpo=(rgb, "MPO", two), png=(rgb, "PNG", dict(exif=tags)),
         palette=(rgb.quantize(8), "PNG", dict(transparency=bytes(range(8)))), la=(rgb.convert("LA"), "PNG", {}),
         grey16=(grey16, "PNG", {}), bits=(rgb.convert("1"), "PNG", {}), apng=(rgb, "PNG", two),
@@ -70,7 +71,8 @@ def mutated(g, data):
         if how == 1 and b: b[at] = g.choice([0, 255, 127, 128, g.randrange(256)])
         if how == 2: del b[at:at + g.choice([1, 4, 50])]
         if how == 3: b[at:at] = g.randbytes(g.choice([1, 4, 50]))
-        if how == 4: b[at:at + 4] = g.choice([b"\xff"*4, bytes(4), b"\x7f\xff\xff\xff", b"\0\0\xff\xff", b"\xff\xff\0\0"])
+        if how == 4:
+            b[at:at + 4] = g.choice([b"\xff"*4, bytes(4), b"\x7f\xff\xff\xff", b"\0\0\xff\xff", b"\xff\xff\0\0"])
         if how == 5: del b[at:]
     return bytes(b)
 
@@ -207,7 +209,8 @@ def test_keeping_is_nobody_elses_business(tmp_path):
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), np.uint8)), "JPEG")
     (tmp_path/"a").write_bytes(data[:len(data)//2])
     kept = []
-    keeping = threading.Thread(target=lambda: kept.extend(read_image(tmp_path/"a", truncated="keep") for _ in range(60)))
+    def keep(): kept.extend(read_image(tmp_path/"a", truncated="keep") for _ in range(60))
+    keeping = threading.Thread(target=keep)
     keeping.start()
     while keeping.is_alive(): assert "truncated" in refused(read_image, tmp_path/"a")
     assert len(kept) == 60 and not ImageFile.LOAD_TRUNCATED_IMAGES
@@ -217,7 +220,8 @@ def test_keeping_is_nobody_elses_business(tmp_path):
 
 LEFT = ["._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX/bee/._0.png", "@eaDir/bee/0.png",
         ".ipynb_checkpoints/0-checkpoint.png", "$RECYCLE.BIN/0.png", "System Volume Information/x", "lost+found/0.png",
-        ".Trash-1000/0.png", ".thumbnails/0.png", ".git/0.png", "0.png.part", "0.png.crdownload", "0.png~", "#recycle/0.png"]
+        ".Trash-1000/0.png", ".thumbnails/0.png", ".git/0.png", "0.png.part", "0.png.crdownload",
+        "0.png~", "#recycle/0.png"]
 
 
 def own(root, n=3, classes=("bee", "moth"), size=16):
@@ -249,11 +253,13 @@ def test_leftovers_are_neither_pictures_nor_classes(left, classes, tmp_path, rec
 
 def test_what_is_no_picture_is_told_and_what_should_be_one_is_refused(tmp_path):
     root = own(tmp_path/"set")
-    for name in ("README.md", "LICENSE", "bee/notes.txt", "bee/photo.heic"): put(root/"class_images"/name, b"some words")
+    for name in ("README.md", "LICENSE", "bee/notes.txt", "bee/photo.heic"):
+        put(root/"class_images"/name, b"some words")
     put(root/"backgrounds"/"list.csv", b"a,b")
     with pytest.warns(UserWarning) as told: d = folder(root)
     assert sorted(str(w.message).partition(": ")[2] for w in told) == [
-        "1 is no picture and passed over: list.csv", "4 are no picture and passed over: LICENSE, README.md, bee/notes.txt, ..."]
+        "1 is no picture and passed over: list.csv",
+        "4 are no picture and passed over: LICENSE, README.md, bee/notes.txt, ..."]
     assert d.classes == ("bee", "moth") and len(d.class_images) == 6 and len(d.backgrounds) == 3
     put(root/"class_images"/"bee"/"web.jpg", b"<!DOCTYPE html>")
     assert "web.jpg: a web page" in refused(folder, root)
@@ -272,8 +278,10 @@ def test_truncated_pictures_of_a_domain(tmp_path):
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)), "PNG")
     for place in ("class_images/bee", "backgrounds"): put(root/place/"torn.png", data[:len(data)*2//3])
     d = load_domain("folder", root)
-    assert "torn.png" in refused(lambda i: d.class_images[i], 3) and "torn.png" in refused(lambda i: d.backgrounds[i], 3)
-    asked = (DataSource("folder", str(root), truncated="keep"), DataSource("folder", str(root), options="truncated=keep"))
+    assert "torn.png" in refused(lambda i: d.class_images[i], 3)
+    assert "torn.png" in refused(lambda i: d.backgrounds[i], 3)
+    asked = (DataSource("folder", str(root), truncated="keep"),
+             DataSource("folder", str(root), options="truncated=keep"))
     for source in asked:
         with pytest.warns(UserWarning, match="2 of 11 picture files end too early"): d = load_domain(source)
         assert d.class_images[3].image.shape == (3, 40, 40) and d.backgrounds[3].any() and "2 of 11" in repr(d)
@@ -360,7 +368,8 @@ def test_names_are_text_and_no_formulas(chart, name, figures, monkeypatch):
 def bitmap(alpha):
     "A bitmap of 32 bits whose header says that the fourth byte is transparency."
     pixels = np.dstack([TRUTH[::-1, :, ::-1], np.full((H, W), alpha, np.uint8)]).tobytes()
-    info = struct.pack("<IiiHHIIiiII4I", 108, W, H, 1, 32, 3, len(pixels), 0, 0, 0, 0, 0xff0000, 0xff00, 0xff, 0xff000000)
+    info = struct.pack("<IiiHHIIiiII4I", 108, W, H, 1, 32, 3, len(pixels), 0, 0, 0, 0,
+                       0xff0000, 0xff00, 0xff, 0xff000000)
     info = info.ljust(108, b"\0")
     return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(pixels), 0, 0, 14 + len(info)) + info + pixels
 
@@ -380,7 +389,8 @@ def test_a_truncated_picture_says_how_to_have_what_is_there_and_a_lost_one_does_
 
 
 def test_files_that_cannot_be_read_say_why_and_nothing_waits_for_a_pipe(tmp_path):
-    for name, make, line in (("pipe", os.mkfifo, "is a pipe"), ("gone", lambda p: os.symlink("nowhere", p), "a link to what is not there"),
+    for name, make, line in (("pipe", os.mkfifo, "is a pipe"),
+                             ("gone", lambda p: os.symlink("nowhere", p), "a link to what is not there"),
                              ("self", lambda p: os.symlink(p.name, p), "a link that leads to itself"),
                              ("zero", lambda p: os.symlink("/dev/zero", p), "is a device")):
         root = own(tmp_path/name)

@@ -1,4 +1,4 @@
-"The playground: a control for every setting, words that give back what was chosen, nothing cut twice; no front end needed."
+"The playground: a control for every setting, words that give back the choice, nothing cut twice; no front end needed."
 from dataclasses import replace
 
 import pytest
@@ -26,7 +26,8 @@ def other(leaf, g):
     low, high = (v if v is not None else d for v, d in ((meta["low"], -999), (meta["high"], 999)))
     whole = meta["kind"] is int or isinstance(leaf.value, tuple) and all(type(v) is int for v in leaf.value)
     drawn = lambda: int(g.integers(max(low, 0), min(high, 10**6) + 1)) if whole else float(g.uniform(low, high))
-    if leaf.path.endswith("recipe.image_size"): return int(g.integers(32, 99)) if g.random() < .5 else (64, int(g.integers(32, 99)))
+    if leaf.path.endswith("recipe.image_size"):
+        return int(g.integers(32, 99)) if g.random() < .5 else (64, int(g.integers(32, 99)))
     if meta["path"]: return leaf.value
     if words: return words[g.integers(len(words))]
     if meta["kind"] is bool: return not leaf.value

@@ -57,7 +57,8 @@ def test_a_pipe_sees_nothing_and_every_bar_is_made_in_one_place():
     done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, timeout=60, cwd=ROOT, env=env)
     assert (done.stdout, done.stderr) == ("False False\n", "")
     sources = [p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    cells = {p: ["".join(c["source"]) for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "code"] for p in sources}
+    cells = {p: ["".join(c["source"]) for c in json.loads(p.read_text())["cells"] if c["cell_type"] == "code"]
+             for p in sources}
     assert [p.stem for p in sources if any("import tqdm" in c for c in cells[p])] == ["02_machine"]
 
 
@@ -80,8 +81,10 @@ with progress(what='scratch', total=30, delay=0) as bar:
 def test_a_terminal_shows_how_far_a_notebook_is_and_each_line_once(tmp_path, monkeypatch):
     "Nothing was to be seen while arms trained in processes of their own, and the table at the end stood there twice."
     import nbformat
-    cells = [nbformat.v4.new_code_cell("n:int = 1  # '=' in a comment", metadata=dict(tags=["parameters"])), *map(nbformat.v4.new_code_cell, ("print('counts')" + SLOW, "print('the table')"))]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), tmp_path/"a.ipynb")
+    cells = [nbformat.v4.new_code_cell("n:int = 1  # '=' in a comment", metadata=dict(tags=["parameters"])),
+             *map(nbformat.v4.new_code_cell, ("print('counts')" + SLOW, "print('the table')"))]
+    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path/"a.ipynb")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     screen = Screen()
     for name in ("stdout", "stderr"): monkeypatch.setattr(sys, name, screen)
@@ -90,7 +93,9 @@ def test_a_terminal_shows_how_far_a_notebook_is_and_each_line_once(tmp_path, mon
     seen = screen.getvalue()
     assert "/30, loss=0.5, " in seen and "scratch " in seen and " left" in seen and "Unable to parse" not in seen
     assert seen.count("the table") == seen.count("counts") == 1 and text == "the table\n"
-    assert "SYNTHDET_BARS" not in os.environ and "scratch" not in json.dumps([c.get("outputs") for c in json.loads((tmp_path/"out.ipynb").read_text())["cells"]])
+    assert "SYNTHDET_BARS" not in os.environ
+    left = json.loads((tmp_path/"out.ipynb").read_text())["cells"]
+    assert "scratch" not in json.dumps([c.get("outputs") for c in left])
 
 
 def test_a_default_is_called_one():
@@ -99,5 +104,6 @@ def test_a_default_is_called_one():
     cells = ["domain:str = 'butterflies'\nn_real:int = 25\nfold:int = 0", "# Parameters\nfold = 0"]
     try:
         typed(dict(In=cells, domain="butterflies", n_real=25, fold=0))
-        assert [option(f"labels.{w}") for w in ("n_real=25", "n_real=9", "fold=0", "n_real")] == ["n_real=25 (the default)", "n_real=9", "fold=0", "n_real="]
+        told = {"n_real=25": "n_real=25 (the default)", "n_real=9": "n_real=9", "fold=0": "fold=0", "n_real": "n_real="}
+        for word, line in told.items(): assert option(f"labels.{word}") == line
     finally: through(before)

@@ -22,7 +22,8 @@ from synthdet.detection.train import matcher_of, train
 from synthdet.evidence.arm import make_arms
 from synthdet.evidence.notebooks import run_plan
 from synthdet.evidence.phases import fit, load
-from synthdet.ranks import agree, equal_share, gathered, heard, launched, mean, on_one_disk, one_first, rank, ranks, total
+from synthdet.ranks import (agree, equal_share, gathered, heard, launched, mean,
+                            on_one_disk, one_first, rank, ranks, total)
 
 TORCHRUN = Path(sys.executable).parent/'torchrun'
 SIDE, BATCH = 64, 8
@@ -32,11 +33,13 @@ class Plain(nn.Module):
     "A detector as torchvision's are: no matcher, losses that are means over what it is given."
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.ReLU(),
+                                  nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
 
     def forward(self, images, targets=None):
         boxes = self.body(torch.stack(images)) * 8
-        if not self.training: return [dict(boxes=b[None], scores=b.new_ones(1), labels=b.new_ones(1).long()) for b in boxes]
+        if not self.training:
+            return [dict(boxes=b[None], scores=b.new_ones(1), labels=b.new_ones(1).long()) for b in boxes]
         return dict(box=(boxes - torch.stack([t['boxes'].sum(0) for t in targets])).abs().mean())
 
 
@@ -63,7 +66,8 @@ def pictures(name, n=2*BATCH):
         many = 0 if k < BATCH//2 and name != 'plain' else k % 3 + 1
         xy, wh = torch.rand(many, 2, generator=g)*SIDE*.4, SIDE*(.2 + .4*torch.rand(many, 2, generator=g))
         target = dict(boxes=torch.cat([xy, xy + wh], 1), labels=torch.ones(many, dtype=torch.int64))
-        if name == 'retinaface' and k >= BATCH//2: target['landmarks'] = xy[:, None] + wh[:, None]*torch.rand(many, 5, 2, generator=g)
+        if name == 'retinaface' and k >= BATCH//2:
+            target['landmarks'] = xy[:, None] + wh[:, None]*torch.rand(many, 5, 2, generator=g)
         found.append((torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8, generator=g), target))
     return found
 
@@ -92,7 +96,8 @@ def results(folder):
         model, done = trained(name, folder/f'{name}-{steps}', steps, lr=1e-3)
         rows = [{k: v for k, v in r.items() if k != 'seconds'} for r in done['history']]
         weights = torch.load(folder/f'{name}-{steps}'/'state.pt', weights_only=True)['model']
-        found[f'{name}-{steps}'] = dict(gradients={k: p.grad for k, p in model.named_parameters()}, weights=weights, rows=rows)
+        gradients = {k: p.grad for k, p in model.named_parameters()}
+        found[f'{name}-{steps}'] = dict(gradients=gradients, weights=weights, rows=rows)
     return found
 
 
@@ -110,7 +115,8 @@ def lines(folder):
     "What is refused on every rank."
     feeble = folder/('seen' if rank() == 0 else 'elsewhere')
     trained('ssd', folder/'ten', 2)
-    return dict(agree=refused(agree, rank(), 'the data'), share=refused(equal_share, 9), disk=refused(on_one_disk, feeble),
+    return dict(agree=refused(agree, rank(), 'the data'), share=refused(equal_share, 9),
+                disk=refused(on_one_disk, feeble),
                 schedule=refused(trained, 'ssd', folder/'lr', 2, lr=1e-3*(1 + rank())),
                 odd=refused(trained, 'ssd', folder/'odd', 2, batch_size=9),
                 nan=refused(spoiled, folder/'nan'), one=refused(trained, 'ssd', folder.parent/'one', 4))
@@ -123,8 +129,8 @@ def spoiled(out):
         if rank() == 1: matched['goals'][:] = float('nan')
         return images, matched
     model = built('ssd')
-    train(model, lambda start: batches(InOrder(pictures('ssd')), BATCH, start, part=(rank(), ranks()), prepare=bad), 2, out,
-          batch_size=BATCH, precision='fp32', device='cpu')
+    def feed(start): return batches(InOrder(pictures('ssd')), BATCH, start, part=(rank(), ranks()), prepare=bad)
+    train(model, feed, 2, out, batch_size=BATCH, precision='fp32', device='cpu')
 
 
 def averages(folder):
@@ -132,8 +138,8 @@ def averages(folder):
     torch.manual_seed(0)
     model = detector('ssd', 2, image_size=SIDE, backbone='resnet_small')
     seen = InOrder(pictures('ssd'))
-    train(model, lambda start: batches(seen, BATCH, start, part=(rank(), ranks()), prepare=matcher_of(model)), 3, folder/'bn',
-          batch_size=BATCH, precision='fp32', device='cpu')
+    def feed(start): return batches(seen, BATCH, start, part=(rank(), ranks()), prepare=matcher_of(model))
+    train(model, feed, 3, folder/'bn', batch_size=BATCH, precision='fp32', device='cpu')
     return [b.double().sum().item() for k, b in model.named_buffers() if 'running' in k]
 
 
@@ -210,7 +216,8 @@ def test_what_would_mix_two_runs_is_one_line_on_every_rank(both):
     assert zero['agree'].startswith('the data is 1 on rank 1 and 0 on rank 0; give all machines')
     assert zero['share'] == 'batch_size=9 cannot be shared equally by 2 ranks; choose a multiple of 2'
     assert all('rank 1 does not see' in l['disk'] and 'all machines share' in l['disk'] for l in (zero, first))
-    assert zero['schedule'].startswith('lr is 0.002 on rank 1 and 0.001 on rank 0') and 'cannot be shared' in zero['odd'] and 'not finite at step 1' in zero['nan']
+    assert zero['schedule'].startswith('lr is 0.002 on rank 1 and 0.001 on rank 0')
+    assert 'cannot be shared' in zero['odd'] and 'not finite at step 1' in zero['nan']
     assert 'begun by 1 ranks' in zero['one']
 
 
@@ -268,15 +275,17 @@ def test_four_ranks_sum_in_the_same_order_after_a_stop(tmp_path):
 # -- torchrun itself
 
 def words(root, out, **change):
-    return {**dict(backbone='mobilenetv1_025', batch_size=4, steps=10, pretrain_steps=10, eval_every=2, n_real=5, arms='pretrain',
-                   precision='fp32', domain='folder', root=str(root), out=str(out)), 'model.image_size': 96, **change}
+    return {**dict(backbone='mobilenetv1_025', batch_size=4, steps=10, pretrain_steps=10, eval_every=2, n_real=5,
+                   arms='pretrain', precision='fp32', domain='folder', root=str(root), out=str(out)),
+            'model.image_size': 96, **change}
 
 
 def torchrun(values, restarts=0):
     "The command of two ranks on this machine, under way."
-    command = [TORCHRUN, '--standalone', '--nproc-per-node', '2', '--max-restarts', f'{restarts}', '-m', 'synthdet', 'run']
-    return subprocess.Popen([*command, *(f'{k}={v}' for k, v in values.items())], stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.PIPE, env=dict(os.environ, OMP_NUM_THREADS='1', GLOO_SOCKET_IFNAME='lo'))
+    command = [TORCHRUN, '--standalone', '--nproc-per-node', '2', '--max-restarts', f'{restarts}',
+               '-m', 'synthdet', 'run', *(f'{k}={v}' for k, v in values.items())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=dict(os.environ, OMP_NUM_THREADS='1', GLOO_SOCKET_IFNAME='lo'))
 
 
 def ended(process):
@@ -284,7 +293,8 @@ def ended(process):
     return process.returncode, out, err
 
 
-def workers(process): return [int(p) for p in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
+def workers(process):
+    return [int(p) for p in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
 
 
 @pytest.mark.slow
@@ -298,7 +308,8 @@ def test_a_rank_that_is_killed_changes_no_bit(root, tmp_path, monkeypatch):
         time.sleep(1)
     code, said, err = ended(process)
     assert code == 0 and err.count('exitcode: -9') == 2 and 'Traceback' not in err, err
-    weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob('best.safetensors')} for d in ('whole', 'killed')]
+    weights = [{p.parent.name: p.read_bytes() for p in (tmp_path/d).rglob('best.safetensors')}
+               for d in ('whole', 'killed')]
     assert len(weights[0]) == 2 and weights[0] == weights[1]
     a, b = (read_jsonl(tmp_path/d/'results.jsonl') for d in ('whole', 'killed'))
     assert len(a) == len(b) == 1 and a[0]['ranks'] == [2, 2]

@@ -1,4 +1,4 @@
-"ReDO (Chen, Artières and Denoyer 2019, as released) against an oracle: all of it once more, as functions of state dicts."
+"ReDO (Chen, Artières and Denoyer 2019, as released) against an oracle: all of it again, as functions of state dicts."
 from types import SimpleNamespace
 
 import pytest

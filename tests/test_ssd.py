@@ -254,7 +254,8 @@ def test_a_detector_of_other_classes_is_a_start(classes, before, tmp_path):
         assert all(torch.equal(getattr(mine, k)[-offsets:], getattr(its, k)[-offsets:]) for k in ("weight", "bias"))
         assert not mine.bias[:-offsets].any() and len(mine.bias) == 3*(classes + 4)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items() if "heads" not in k)
-    assert "does not fit" in refused(ssd, weights=str(tmp_path/"mine.pt"), num_classes=4, backbone="mobilenetv1_050", image_size=64)
+    kind = dict(backbone="mobilenetv1_050", image_size=64)
+    assert "does not fit" in refused(ssd, weights=str(tmp_path/"mine.pt"), num_classes=4, **kind)
 
 
 def test_imagenet_without_a_network(monkeypatch, tmp_path):

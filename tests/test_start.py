@@ -15,7 +15,8 @@ root = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "timm", "papermill", "nbclient", "matplotlib", "seaborn", "pandas", "cv2", "numpy",
          "scipy", "PIL", "supervision", "pycocotools", "faster_coco_eval", "huggingface_hub")
 
-# command -> lines of words and a part of what is said of them; HERE is a folder with the parts that `here` makes
+# command -> lines of words and a part of what is said of them, which may go on in a line that is set in further; HERE
+# is a folder with the parts that `here` makes
 REFUSED = dict(
     run="""
         arms=pretrian | arm 'pretrian' is unknown; choose from scratch, scratch_long, pretrain
@@ -40,7 +41,8 @@ REFUSED = dict(
         domain=folder root=HERE/mine class_images=/nope | /nope: no such folder; expected class images
         domain=folder root=HERE/mine backgrounds=/nope | /nope: no such folder; expected backgrounds
         domain=folder root=HERE/mine protocol=paper | protocol 'paper' has no recipe for domain 'folder'
-        domain=birds | root is empty; domain 'birds' reads public data sets from a folder with CUB_200_2011 and birds_splits
+        domain=birds | root is empty; domain 'birds' reads public data sets from a folder with CUB_200_2011
+            and birds_splits
         domain=birds root=HERE/empty | empty: holds nothing of it; domain 'birds' reads public data sets
         domain=cars root=/nope | /nope: no such folder; domain 'cars' reads public data sets
         domain=birds root=HERE/empty class_images=dm-gan | class_images='dm-gan' is no folder; choose one, or dmgan
@@ -50,13 +52,15 @@ REFUSED = dict(
         objects=gan objects.weights=/nope.pt | objects.weights '/nope.pt': no such file
         objects=stylegan | stylegan for domain 'butterflies' needs stylegan[!2]*, and none come with the package
         objects=stylegan objects.weights=HERE/empty | holds 0 stylegan[!2]*
-        objects=gan domain=folder root=HERE/mine | gan64 for domain 'mine' needs gan64*.safetensors, and there is no folder
+        objects=gan domain=folder root=HERE/mine | gan64 for domain 'mine' needs gan64*.safetensors,
+            and there is no folder
         objects=gan64 psi=.5 | psi=0.5 is for stylegan and stylegan2; leave it out for gan64
         psi=.5 | objects=real takes no psi=0.5
         objects=images | objects=images of domain 'butterflies' needs a folder
         objects=images domain=folder root=HERE/mine | generated: no such folder; expected drawn pictures
         segmenter=sam | segmenter 'sam' is unknown; choose from grabcut, redo
-        segmenter=redo masks.weights=/nope | masks.weights '/nope': no such file; choose butterflies or the path of a file
+        segmenter=redo masks.weights=/nope | masks.weights '/nope': no such file;
+            choose butterflies or the path of a file
         segmenter=redo domain=folder root=HERE/mine | no ReDO weights are shipped for domain 'mine'
         masks.weights=butterflies | segmenter 'grabcut' takes no weights; leave masks.weights='butterflies' out
         protocol=papr | protocol 'papr' is unknown; choose from quick, paper, released
@@ -126,7 +130,9 @@ REFUSED = dict(
         check butterflies | domain 'butterflies' is unknown; choose from faces, birds
         check birds --options x | 'x' is no setting; write name=value
         fetch nonsense | data set 'nonsense' is unknown
-        fetch cub | CUB-200-2011: Caltech-UCSD Birds has terms: non-commercial research and education; image rights with their owners (https://www.vision.caltech.edu/datasets/cub_200_2011/); read them there, then say so with --accept
+        fetch cub | CUB-200-2011: Caltech-UCSD Birds has terms: non-commercial research and education;
+            image rights with their owners (https://www.vision.caltech.edu/datasets/cub_200_2011/);
+            read them there, then say so with --accept
         draw nonsense | domain 'nonsense' is unknown""")
 
 CODE = """
@@ -173,31 +179,36 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("command", REFUSED)
 def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, here):
-    rows = [[part.strip() for part in line.split("|")] for line in REFUSED[command].replace("HERE", str(here)).split("\n")[1:]]
+    text = re.sub(r"\n {12}", " ", REFUSED[command]).replace("HERE", str(here))
+    rows = [[part.strip() for part in line.split("|")] for line in text.split("\n")[1:]]
     found = said([*((command, words.split()) for words, _ in rows), (command, ["--help"])], here)
     for (words, line), row in zip(rows, found):
         assert row["code"] == 2 and line in row["said"], (words, row)
-        lines = 3 if "public data sets" in line else 1
-        assert row["said"].startswith("error: ") and row["said"].count("\n") == lines or "usage: " in row["said"], (words, row)
-        no_strange_hint(command, words, row["said"], found[-1]["said"])
+        told, lines = row["said"], 3 if "public data sets" in line else 1
+        assert told.startswith("error: ") and told.count("\n") == lines or "usage: " in told, (words, row)
+        no_strange_hint(command, words, told, found[-1]["said"])
         assert row["loaded"] == [], words
     assert not (here/"new").exists() and not (here/"runs").exists(), "and nothing is written"
 
 
 def test_help_and_lists_cost_nothing(here):
-    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("study", ["--results", str(here/"no.jsonl")]), ("data", ["list", "birds"]), ("data", ["check", "birds"])]
+    calls = [*((c, ["--help"]) for c in REFUSED), ("data", ["list"]), ("study", ["--results", str(here/"no.jsonl")]),
+             ("data", ["list", "birds"]), ("data", ["check", "birds"])]
     for (command, words), row in zip(calls, said(calls, here), strict=True):
         assert row["code"] in (None, 0) or words[0] == "check" and row["code"] == 1, row
         assert row["loaded"] == [] and len(row["said"]) > 100
 
 
 @pytest.mark.parametrize("words, code, line", [
-    ([], 2, "error: which command? choose from run, preview, synth, notebooks, study, runs, data"), (["nonsense"], 2, "error: which command?"),
-    (["--help"], 0, "commands of synthdet"), (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
-    (["preview", "blend=x"], 2, "error: blend 'x' is unknown"), (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
+    ([], 2, "error: which command? choose from run, preview, synth, notebooks, study, runs, data"),
+    (["nonsense"], 2, "error: which command?"), (["--help"], 0, "commands of synthdet"),
+    (["run", "arms=pretrian"], 2, "error: arm 'pretrian' is unknown"),
+    (["preview", "blend=x"], 2, "error: blend 'x' is unknown"),
+    (["data", "check", "brids"], 2, "error: domain 'brids' is unknown"),
 ])
 def test_the_module_says_the_same(words, code, line, tmp_path):
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True, capture_output=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "synthdet", *words], text=True,
+                          capture_output=True, cwd=tmp_path, timeout=300)
     told = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
     assert done.returncode == code and (done.stdout + "\n".join(told)).startswith(line)
     loaded = {l.rsplit("|", 1)[1].strip() for l in done.stderr.splitlines() if l.startswith("import time:")}

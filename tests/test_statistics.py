@@ -15,8 +15,8 @@ from synthdet.evidence.statistics import (
 
 
 def side(arm, **more):
-    return pd.DataFrame([dict(dict(id=f"{arm}-{d}{s}", arm=arm, domain=d, n_real=20, fold=s, seed=s, lr=1e-3, scale=[.2, .8],
-                                   ap50=.5 + s/100, curve=[[s, .1]], seconds=s, commit=arm), **more)
+    return pd.DataFrame([dict(dict(id=f"{arm}-{d}{s}", arm=arm, domain=d, n_real=20, fold=s, seed=s, lr=1e-3,
+                                   scale=[.2, .8], ap50=.5 + s/100, curve=[[s, .1]], seconds=s, commit=arm), **more)
                          for d in ("birds", "cars") for s in range(3)])
 
 
@@ -86,8 +86,8 @@ def test_intervals_are_scipys(n):
     assert np.isclose(found["sd"], d.std(ddof=1)) and np.isclose(found["mean"], d.mean())
 
 
-@pytest.mark.parametrize("d", [[1.], [1., 2., 3.], [1., -2., 3.], [.1, .2, .3], [0., 0., 1.], [2., 2., -2., 2.], [-1., -5.],
-                               list(range(-4, 8))])
+@pytest.mark.parametrize("d", [[1.], [1., 2., 3.], [1., -2., 3.], [.1, .2, .3], [0., 0., 1.], [2., 2., -2., 2.],
+                               [-1., -5.], list(range(-4, 8))])
 def test_sign_flips_are_all_gone_through(d):
     every = [np.mean(np.array(s)*d) for s in itertools.product([-1, 1], repeat=len(d))]
     right = np.mean([abs(m) >= abs(np.mean(d)) - 1e-12 for m in every])
@@ -148,7 +148,8 @@ def test_a_bootstrap_draws_inside_its_domain():
 # equivalence
 
 
-@pytest.mark.parametrize("gains", [[.5, -.5, 1., -.2, .4], [4., 6., 5., 4.5, 7.], [6., -5., 3.], [-2., -2.5, -1.5, -2.2]])
+@pytest.mark.parametrize("gains", [[.5, -.5, 1., -.2, .4], [4., 6., 5., 4.5, 7.], [6., -5., 3.],
+                                   [-2., -2.5, -1.5, -2.2]])
 def test_equivalence_is_two_one_sided_tests(gains):
     p = [stats.ttest_1samp(gains, v, alternative=side).pvalue for v, side in ((-MARGIN, "greater"), (MARGIN, "less"))]
     found, one = equivalence(gains), at_least(gains)
@@ -177,7 +178,8 @@ def test_a_prediction_interval_is_the_textbooks():
 
 def test_a_prediction_interval_holds_one_more_run():
     g = generator(0, "more")
-    inside = [p["low"] <= x <= p["high"] for p, x in ((prediction_interval(g.normal(0, 1, 4)), g.normal()) for _ in range(4000))]
+    inside = [p["low"] <= x <= p["high"]
+              for p, x in ((prediction_interval(g.normal(0, 1, 4)), g.normal()) for _ in range(4000))]
     assert abs(np.mean(inside) - .95) < .015
 
 
@@ -230,10 +232,12 @@ NEAR, WIDE = dict(low=-1, high=2), dict(low=-4, high=2)
     (WIDE, dict(claim="equal"), "inconclusive", "-4.0"), (WIDE, dict(claim="at_least"), "inconclusive", "-4.0"),
     (UP, dict(paper=90, level=OURS), "direction only", "the paper's 90.0 lies outside 75.0 to 85.0"),
     (UP, dict(paper=80, level=OURS, surrogate=True), "direction only", "surrogate data"),
-    (UP, dict(level=OURS), "direction only", "no value of the paper"), (UP, dict(paper=80), "direction only", "no value"),
+    (UP, dict(level=OURS), "direction only", "no value of the paper"),
+    (UP, dict(paper=80), "direction only", "no value"),
     (NEAR, dict(claim="equal", surrogate=True), "direction only", "surrogate data"),
     (UP, dict(paper=80, level=OURS), "reproduced", "+5.0 to +11.0"),
-    (UP, dict(paper=75, level=OURS), "reproduced", ""), (DOWN, dict(claim="less", paper=80, level=OURS), "reproduced", ""),
+    (UP, dict(paper=75, level=OURS), "reproduced", ""),
+    (DOWN, dict(claim="less", paper=80, level=OURS), "reproduced", ""),
     (NEAR, dict(claim="equal", paper=80, level=OURS), "reproduced", ""),
     (NEAR, dict(claim="at_least", paper=80, level=OURS), "reproduced", ""),
     (UP, dict(claim="at_least", paper=80, level=OURS), "reproduced", ""),
@@ -258,7 +262,8 @@ def test_what_is_no_claim_is_said():
 
 @pytest.mark.parametrize("gains, expected", [
     (dict(butterflies=[4, 5, 6]), "inconclusive"), (dict(butterflies=[4, 5, 6], birds=[3, 4, 5]), "contradicted"),
-    (dict(butterflies=[4, 5, 6], birds=[-4, -5, -6]), "direction only"), (dict(butterflies=[4, 5, 6], birds=[-9, 1, 9]), "inconclusive")])
+    (dict(butterflies=[4, 5, 6], birds=[-4, -5, -6]), "direction only"),
+    (dict(butterflies=[4, 5, 6], birds=[-9, 1, 9]), "inconclusive")])
 def test_that_a_sign_depends_on_the_domain_takes_two_domains(gains, expected):
     assert depending({d: {"8x": v} for d, v in gains.items()}) == expected
 
@@ -275,8 +280,9 @@ def depending(gains):
 
 def test_it_is_the_domain_that_a_sign_depends_on():
     up, down = [4, 5, 6], [-4, -5, -6]
-    assert depending(dict(birds={"1x": down, "8x": up}, cars={"1x": down, "8x": up})) == "inconclusive", "it depends on the number"
-    assert depending(dict(birds={"1x": down, "8x": up}, cars={"1x": up, "8x": up})) == "direction only"
+    birds = {"1x": down, "8x": up}
+    assert depending(dict(birds=birds, cars={"1x": down, "8x": up})) == "inconclusive", "it depends on the number"
+    assert depending(dict(birds=birds, cars={"1x": up, "8x": up})) == "direction only"
 
 
 def test_a_whole_claim_is_of_runs_not_of_places():
@@ -289,8 +295,9 @@ def test_a_whole_claim_is_of_runs_not_of_places():
 
 @pytest.mark.parametrize("protocol, expected", [("quick", "direction only"), ("paper", "reproduced")])
 def test_the_papers_own_protocol_can_reproduce_it(protocol, expected):
-    known = claims._paper_mean(claims.CLAIMS["C1"], 0, dict(domain="birds")), claims._paper_mean(claims.CLAIMS["C1"], 1, dict(domain="birds"))
-    rows = pd.DataFrame([dict(id=f"{a}{s}", arm=a, domain="birds", n_real=20, seed=s, protocol=protocol, ap50=(m + s)/100, versions=1)
+    known = [claims._paper_mean(claims.CLAIMS["C1"], side, dict(domain="birds")) for side in (0, 1)]
+    rows = pd.DataFrame([dict(id=f"{a}{s}", arm=a, domain="birds", n_real=20, seed=s, protocol=protocol,
+                              ap50=(m + s)/100, versions=1)
                          for a, m in zip(("scratch", "pretrain"), known) for s in range(3)])
     found = claims.findings(claims.CLAIMS["C1"], rows)
     assert found.verdict[0] == expected and claims.whole(claims.CLAIMS["C1"], found)["verdict"] == expected

@@ -1,4 +1,4 @@
-"A training step: matched where batches are made, one graph for any number of boxes, the losses and gradients of plain lists."
+"A training step: matched where batches are made, one graph for any number of boxes, losses and gradients of lists."
 import copy
 import pickle
 from functools import partial
@@ -202,7 +202,8 @@ def test_a_detector_without_a_matcher_gets_lists(tmp_path):
 def test_auto_becomes_what_the_processor_has(monkeypatch):
     for has, says in ((True, 'bf16'), (False, 'fp32')):
         monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: has)
-        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has and not including_emulation)
+        native = lambda including_emulation: has and not including_emulation
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', native)
         assert all(resolved_schedule(Schedule(), d).precision == says for d in ('cpu', 'cuda'))
         assert resolved_schedule(Schedule(precision='fp32'), 'cpu').precision == 'fp32'
     assert resolved_schedule(Schedule(), 'meta').precision == 'fp32'
@@ -231,7 +232,8 @@ def test_a_compiled_run_resumes_and_learns_the_same(tmp_path, monkeypatch):
 def test_bf16_without_instructions_is_the_same_compiled(monkeypatch):
     monkeypatch.setattr('synthdet.precision.native_bf16', lambda kind: False)
     torch.manual_seed(0)
-    net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)), torch.rand(2, 3, 9, 9)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    x = torch.rand(2, 3, 9, 9)
     def computed(net):
         with autocast('cpu', torch.bfloat16): y = net(x)
         return y, *torch.autograd.grad(y.float().square().sum(), list(net.parameters()))

@@ -282,7 +282,8 @@ DAMAGE = dict(
     line_changed=lambda f, g: put(f, [l.replace(b'"seed": 5', b'"seed": 6') for l in lines_of(f)]),
     keys_out_of_order=lambda f, g: put(f, [json.dumps(json.loads(l), sort_keys=True).encode() + b'\n'
                                            for l in lines_of(f)]),
-    lines_of_others=lambda f, g: put(f, [b'[1]\n', b'\xff\xfe\n', b'\n', b'{"sample": "x", "digest": 1}\n', *lines_of(f)]),
+    lines_of_others=lambda f, g: put(f, [b'[1]\n', b'\xff\xfe\n', b'\n', b'{"sample": "x", "digest": 1}\n',
+                                         *lines_of(f)]),
     no_lines=lambda f, g: (f/'provenance.jsonl').unlink(),
     annotations_gone=lambda f, g: [p.unlink() for p in f.glob('*.json')],
     left_over=lambda f, g: [(f/p).touch() for p in ('.lock', '.stream.yaml.1f.tmp', 'images/.000002.jpg.1f.tmp')])

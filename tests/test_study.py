@@ -209,7 +209,8 @@ def test_whole_parts_are_taken_out_of_rows_of_any_runs(tmp_path, monkeypatch, ca
         if words: assert '50 rows would be added' in said and not (tmp_path/'labels_curve.jsonl').exists()
     assert 'added' not in said and 'labels_curve: kangaroos, 20 labels: 4 of 12 runs, not taken' in said
     rows, rest = begun(STUDIES['labels_curve'], tmp_path/'labels_curve.jsonl')
-    assert set(rows.domain) == {'butterflies'} and len(rest) == 15 and len(read_rows(tmp_path/'labels_curve.jsonl')) == 50
+    assert set(rows.domain) == {'butterflies'} and len(rest) == 15
+    assert len(read_rows(tmp_path/'labels_curve.jsonl')) == 50
     naive = [planted_row(c) for c in STUDIES['naive_paste'].only(domain='butterflies', masks='frame').cells()]
     for r in naive: write_row(tmp_path/'frames.jsonl', r)
     cli.study(['--rows', str(tmp_path/'frames.jsonl')])
@@ -416,7 +417,8 @@ SOME = STUDIES['labels_curve'].only(domain='butterflies', arm=['pretrain', 'pret
 def renamed(row, **changes):
     "A row with changes, and the id that fits them, as somebody would plant it who knows how ids are made."
     row = row | changes
-    return row | dict(id=(name := run_id(row['arm'], row['artefacts'][-1], row['data_test'], 1)), weights_file=f'{name}.safetensors')
+    name = run_id(row['arm'], row['artefacts'][-1], row['data_test'], 1)
+    return row | dict(id=name, weights_file=f'{name}.safetensors')
 
 
 def posing(a, b): return renamed(b, artefacts=a['artefacts']) | {k: a[k] for k in ('ap50', 'curve')}
@@ -427,29 +429,41 @@ def bare(row): return {k: v for k, v in row.items() if k not in ('artefacts', 'd
 
 # what is planted in the row of seed 1, made of those of seeds 0 and 1; and the words that name it
 PLANTED = {
-    'the row of another seed': (lambda a, b: a | dict(settings=b['settings']), '{a} (seed 0) and {a} (seed 1) have the same id'),
+    'the row of another seed': (lambda a, b: a | dict(settings=b['settings']),
+                                '{a} (seed 0) and {a} (seed 1) have the same id'),
     'the training of another seed': (posing, '{a} (seed 0) and {a} (seed 1) have the same id'),
-    'a shared pretraining': (lambda a, b: b | dict(artefacts=[*a['artefacts'], *b['artefacts']]), '{a} (seed 0) and {b} (seed 1) have the same artefacts'),
-    'the predictions of another seed': (lambda a, b: b | dict(predictions=a['predictions']), '{a} (seed 0) and {b} (seed 1) have the same predictions'),
-    'the labels of another seed': (lambda a, b: b | dict(labels=a['labels']), '{a} (seed 0) and {b} (seed 1) have the same labels'),
-    'the weights of another seed': (lambda a, b: b | dict(weights_file=a['weights_file']), 'row {b}: its weights_file is {a}.safetensors, of'),
+    'a shared pretraining': (lambda a, b: b | dict(artefacts=[*a['artefacts'], *b['artefacts']]),
+                             '{a} (seed 0) and {b} (seed 1) have the same artefacts'),
+    'the predictions of another seed': (lambda a, b: b | dict(predictions=a['predictions']),
+                                        '{a} (seed 0) and {b} (seed 1) have the same predictions'),
+    'the labels of another seed': (lambda a, b: b | dict(labels=a['labels']),
+                                   '{a} (seed 0) and {b} (seed 1) have the same labels'),
+    'the weights of another seed': (lambda a, b: b | dict(weights_file=a['weights_file']),
+                                    'row {b}: its weights_file is {a}.safetensors, of'),
     'an id of no run': (lambda a, b: b | dict(id='mine'), 'row mine: the id is not that of a run of arm pretrain'),
-    'the id of nothing': (lambda a, b: b | dict(id='pretrain-' + '0'*16, weights_file=''), 'row pretrain-0000000000000000: the id of its training and test images is {b}'),
+    'the id of nothing': (lambda a, b: b | dict(id='pretrain-' + '0'*16, weights_file=''),
+                          'row pretrain-0000000000000000: the id of its training and test images is {b}'),
     'another arm': (lambda a, b: b | dict(arm='scratch'), 'row {b}: its arm is scratch, in its settings pretrain'),
-    'another domain': (lambda a, b: b | dict(domain='faces'), 'row {b}: its domain is faces, in its settings butterflies'),
+    'another domain': (lambda a, b: b | dict(domain='faces'),
+                       'row {b}: its domain is faces, in its settings butterflies'),
     'more labels': (lambda a, b: b | dict(n_labels=500), 'row {b}: it saw 500 labels, in its settings 25'),
-    'no score': (lambda a, b: {k: v for k, v in b.items() if k != 'ap50'}, 'row {b}: ap50 is None, expected a number in 0..1'),
+    'no score': (lambda a, b: {k: v for k, v in b.items() if k != 'ap50'},
+                 'row {b}: ap50 is None, expected a number in 0..1'),
     'a score that is null': (lambda a, b: b | dict(ap50=None), 'row {b}: ap50 is None'),
     'a score that is no number': (lambda a, b: b | dict(ap50=math.nan), 'row {b}: ap50 is nan'),
     'points': (lambda a, b: b | dict(ap50=93.), 'row {b}: ap50 is 93.0, expected a number in 0..1'),
     'points of small boxes': (lambda a, b: b | dict(ap_small=-1), 'row {b}: ap_small is -1'),
     'points of a curve': (lambda a, b: b | dict(curve=[[0, .5], [50, 50.]]), 'row {b}: ap50 of step 50 is 50.0'),
-    'other test images': (lambda a, b: renamed(b, data_test='0'*16), '{a} and {new} of butterflies differ in data_test'),
-    'other training images': (lambda a, b: b | dict(data_train='0'*16), '{a} and {b} of butterflies differ in data_train'),
-    'other threads': (lambda a, b: b | dict(threads=2), "its rows differ in threads: 1 ({a}...), 2 ({b}...); run those of one number"),
+    'other test images': (lambda a, b: renamed(b, data_test='0'*16),
+                          '{a} and {new} of butterflies differ in data_test'),
+    'other training images': (lambda a, b: b | dict(data_train='0'*16),
+                              '{a} and {b} of butterflies differ in data_train'),
+    'other threads': (lambda a, b: b | dict(threads=2),
+                      "its rows differ in threads: 1 ({a}...), 2 ({b}...); run those of one number"),
     'a number that is text': (lambda a, b: b | dict(n_labels='25'), "row {b}: n_labels is '25', expected int"),
     'no names': (lambda a, b: b | dict(artefacts=[]), 'row {b}: artefacts is [], expected names'),
-    'no digest': (lambda a, b: b | dict(ap50=.99), 'row {b}: it has no digest, so nobody knows whether it is what was written'),
+    'no digest': (lambda a, b: b | dict(ap50=.99),
+                  'row {b}: it has no digest, so nobody knows whether it is what was written'),
 }
 
 
@@ -496,7 +510,8 @@ def test_what_is_evidence_is_taken(tmp_path):
     "Rows of before that do not name their trainings; arms of one seed that found the same; runs that found nothing."
     for r in [bare(planted_row(c, threads=1)) for c in SOME.missing([])]:
         seed = r['settings']['seed']
-        r.update(predictions='nothing' if seed < 2 else f'seed {seed}', ap50=0 if seed < 2 else .5, ap_large=None, val_ap50=None)
+        r.update(predictions='nothing' if seed < 2 else f'seed {seed}', ap50=0 if seed < 2 else .5,
+                 ap_large=None, val_ap50=None)
         write_row(tmp_path/'rows.jsonl', r)
     assert len(begun(SOME, tmp_path/'rows.jsonl')[0]) == len(SOME.cells()) == 10
 
@@ -517,8 +532,10 @@ def test_what_is_evidence_is_taken(tmp_path):
     ('fold=0 sets the seed or the fold, and run k has seed k and fold k', dict(fold=[0, 1]), {}),
     ('labels.fold=3 sets the seed', {'labels.fold': [3]}, {}),
     ('how=a sets the seed', dict(how=dict(a='n_real=2 seed=7')), {}),
-    ("{'domain': 'a', 'seed': 0} and {'domain': 'b', 'seed': 0} are declared twice, as the same arm", dict(domain=dict(a='', b='')), {}),
-    ("{'precision': 'bf16', 'seed': 0} and {'precision': 'fp32', 'seed': 0} are declared twice", dict(precision=['bf16', 'fp32']), {}),
+    ("{'domain': 'a', 'seed': 0} and {'domain': 'b', 'seed': 0} are declared twice, as the same arm",
+     dict(domain=dict(a='', b='')), {}),
+    ("{'precision': 'bf16', 'seed': 0} and {'precision': 'fp32', 'seed': 0} are declared twice",
+     dict(precision=['bf16', 'fp32']), {}),
     ("are declared twice, as the same arm", dict(domain={k: f'domain=folder root={k}/cars' for k in 'ab'}), {})])
 def test_a_study_that_is_none_is_a_line(words, over, more):
     told = refused(lambda: Study(**dict(dict(name='mine', base=Arm(), over=over), **more)).cells())
@@ -618,7 +635,8 @@ def test_pruning_asks_first(left, tmp_path):
 
 def test_rows_beside_artefacts_count(left):
     write_row(left/'results.jsonl', dict(id='b', artefacts=KEYS[1:2]))
-    assert left/'results.jsonl' in artefacts.results_files(left) and left/'made.jsonl' not in artefacts.results_files(left)
+    assert left/'results.jsonl' in artefacts.results_files(left)
+    assert left/'made.jsonl' not in artefacts.results_files(left)
     found = artefacts.kept(left, artefacts.results_files(left))
     assert {k.path.name: k.needed for k in found}[KEYS[1]] == ('results.jsonl',)
 
@@ -653,7 +671,8 @@ def test_a_study_runs_and_tells_how_far_it_is(whole, data):
 def test_a_dry_run_says_what_it_costs_and_leaves_nothing(whole, data, tmp_path):
     said = done(data, *at(data, tmp_path/'new', '--dry', '--only', 'arm=pretrain'))
     lines = said.splitlines()
-    assert len(lines) == 3 and lines[0].split() == ['arm', 'n_real', 'seed'] and lines[-1].startswith('tiny: 1 runs, 20')
+    assert len(lines) == 3 and lines[0].split() == ['arm', 'n_real', 'seed']
+    assert lines[-1].startswith('tiny: 1 runs, 20')
     assert [p.name for p in (tmp_path/'new').iterdir()] == [], 'only looked at'
     rows = tmp_path/'rows.jsonl'
     for row in read_rows(whole[0]/'rows.jsonl'):

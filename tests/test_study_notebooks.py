@@ -35,7 +35,8 @@ def check(name, text):
 def few(over):
     "What varies in a study, with fewer objects: each of them is cut out."
     if isinstance(over, str): return over.replace("n_objects=1000", "n_objects=40")
-    if isinstance(over, dict): return {k: few(v or "options=n_class_images=40" if k == "butterflies" else v) for k, v in over.items()}
+    if isinstance(over, dict):
+        return {k: few(v or "options=n_class_images=40" if k == "butterflies" else v) for k, v in over.items()}
     return [*map(few, over)] if isinstance(over, list) else over
 
 
@@ -68,7 +69,9 @@ def test_by_one_command(tmp_path):
 
 
 def test_what_has_no_data_says_so(tmp_path):
-    assert "none of its data are there; say data=FOLDER" in refused(run_notebook, experiment_notebook("transfer"), tmp_path/"out.ipynb", dict(quick=True, only="domain=birds"))
+    told = refused(run_notebook, experiment_notebook("transfer"), tmp_path/"out.ipynb",
+                   dict(quick=True, only="domain=birds"))
+    assert "none of its data are there; say data=FOLDER" in told
 
 
 @pytest.mark.slow
@@ -76,16 +79,19 @@ def test_what_has_no_data_says_so(tmp_path):
 @pytest.mark.parametrize("name, domain, some", [("class_images_matter", "kangaroos", ""), ("transfer", "kangaroos", ""),
                                                 ("masks_matter", "cars", " masks=supervised arm=pretrain")])
 def test_a_study_of_photographs_in_small(name, domain, some, tmp_path):
-    run_notebook(experiment_notebook(name), tmp_path/"out.ipynb", dict(quick=True, data=str(shared()), only=f"domain={domain}{some}"))
+    run_notebook(experiment_notebook(name), tmp_path/"out.ipynb",
+                 dict(quick=True, data=str(shared()), only=f"domain={domain}{some}"))
     text = said(tmp_path/"out.ipynb")
     assert domain in text
-    if name == "transfer": assert "from coco and coco + synthdet: not run, because weights/ssd_mobilenetv1_100_coco" in text
+    if name == "transfer":
+        assert "from coco and coco + synthdet: not run, because weights/ssd_mobilenetv1_100_coco" in text
 
 
 def test_hours_of_work_are_asked_for(tmp_path, monkeypatch):
     "A notebook of a study began to train all that had no row."
     monkeypatch.chdir(tmp_path)
-    said = refused(run_notebook, experiment_notebook("labels_curve"), tmp_path/"out.ipynb", dict(results="none.jsonl", only="domain=butterflies"))
+    said = refused(run_notebook, experiment_notebook("labels_curve"), tmp_path/"out.ipynb",
+                   dict(results="none.jsonl", only="domain=butterflies"))
     assert "50 runs have no row" in said and "synthdet-study labels_curve --dry" in said and "run=True" in said
     assert not any(tmp_path.glob("**/artefacts"))
 
@@ -93,9 +99,11 @@ def test_hours_of_work_are_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", STUDIES)
 def test_what_a_notebook_shows_is_of_the_rows_that_are_there(name):
     rows, shows = shown(name, tell=list), said(experiment_notebook(name))
-    assert " minutes on " not in shows if rows is None else made_by(rows) in shows, f"execute nbs/experiments/{name}.ipynb"
+    right = " minutes on " not in shows if rows is None else made_by(rows) in shows
+    assert right, f"execute nbs/experiments/{name}.ipynb"
 
 
 def test_the_claims_are_shown_as_the_rows_have_them():
     shows, table = said(experiment_notebook("claims")), claims_table(judge_all(strict=False))
-    assert all(gain in shows for gain in table.gain) and all(f"\n{name}: " in "\n" + shows for name in STUDIES if name in {c.study for c in CLAIMS.values()})
+    assert all(gain in shows for gain in table.gain)
+    assert all(f"\n{name}: " in "\n" + shows for name in STUDIES if name in {c.study for c in CLAIMS.values()})

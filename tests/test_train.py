@@ -49,7 +49,8 @@ def new_model(seed=0):
     return Tiny()
 
 
-SETTINGS = dict(schedule=Schedule(lr=1e-2, eval_every=4, precision='fp32'), save_every=3, validate=validate, device='cpu')
+SETTINGS = dict(schedule=Schedule(lr=1e-2, eval_every=4, precision='fp32'),
+                save_every=3, validate=validate, device='cpu')
 STEPS = 22
 
 
@@ -206,8 +207,9 @@ def test_a_schedule_and_its_settings_one_by_one_are_the_same_run(tmp_path):
 @pytest.mark.parametrize('change, says', [
     (dict(lr=.1), 'lr is 0.01 there and 0.1 here'), (dict(steps=8), 'it is 22 steps along and steps is 8'),
     (dict(eval_every=2), 'eval_every is 4 there'), (dict(select='last'), "select is 'ap50' there"),
-    (dict(precision='bf16'), "precision is 'fp32' there"), (dict(compile=True), 'compile is False there'), (dict(seed=1), 'seed is 0 there'), (dict(key='birds'), 'birds'),
-    (dict(validate=None), 'validated is True there'), (dict(batch_size=3), 'batch_size is 16 there'),
+    (dict(precision='bf16'), "precision is 'fp32' there"), (dict(compile=True), 'compile is False there'),
+    (dict(seed=1), 'seed is 0 there'), (dict(key='birds'), 'birds'), (dict(validate=None), 'validated is True there'),
+    (dict(batch_size=3), 'batch_size is 16 there'),
     (dict(decay=(.5,)), 'decay is [] there and [11] here'), (dict(model=new_model(1)), 'other weights')])
 def test_a_state_of_another_run_is_refused_and_kept(tmp_path_factory, change, says):
     place = tmp_path_factory.getbasetemp()/'of another run' # the run is made once
@@ -353,7 +355,8 @@ def test_a_tracker_holds_every_step_once_however_often_a_training_is_killed(tmp_
         assert [r['step'] for r in rows] == list(range(1, STEPS + 1))
         if name == 'tensorboard': assert scalars(out) == columns(rows)
         if name == 'csv':
-            with open(out/'metrics.csv') as f: found = [{k: float(v) for k, v in r.items() if v} for r in csv.DictReader(f)]
+            with open(out/'metrics.csv') as f:
+                found = [{k: float(v) for k, v in r.items() if v} for r in csv.DictReader(f)]
             assert found == rows
     assert heard.read_text().split() == [str(k) for k in range(1, STEPS + 1)]
 

@@ -63,7 +63,8 @@ def plain(x):
 
 # One bit
 
-def pictures(n=8): return torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def pictures(n=8):
+    return torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def box(n=1): return dict(boxes=torch.tensor([[8., 8., 40., 40.]]), labels=torch.ones(1, dtype=torch.int64), image_id=0)
@@ -122,11 +123,13 @@ def made(kind, folder):
     "(file, function that reads it) of a kind that the package writes."
     if kind == 'weights': return save_weights(net(), folder/'a.safetensors', step=3, classes=['a']), weights_of
     if kind == 'state':
-        save_state(folder, dict(step=3, rows=[dict(step=k, loss=.5*k) for k in range(3)]), dict(steps=9, lr=.1), net=net())
+        done = dict(step=3, rows=[dict(step=k, loss=.5*k) for k in range(3)])
+        save_state(folder, done, dict(steps=9, lr=.1), net=net())
         return folder/'state.pt', state_of
     if kind == 'detector':
         settings = Model(backbone='resnet_small', image_size=64)
-        path = save_detector(detector(settings, 2), folder/'d.safetensors', settings=settings, classes=['a'], scores=dict(ap50=.5))
+        path = save_detector(detector(settings, 2), folder/'d.safetensors', settings=settings,
+                             classes=['a'], scores=dict(ap50=.5))
         return path, detector_of
     if kind == 'rows':
         for k in range(7): write_row(folder/'results.jsonl', dict(id=f'a{k}', ap50=k/9, curve=[(0, .5)], note='é'))
@@ -216,7 +219,8 @@ def test_shipped_files_are_those_in_the_list(monkeypatch, tmp_path):
     monkeypatch.setattr(synthdet, '__file__', str(tmp_path/'__init__.py'))
     for name in ASSETS:
         if name.endswith('.safetensors'):
-            for read in (read_note, read_weights): assert 'install synthdet again' in refused(read, tmp_path/'assets'/name)
+            for read in (read_note, read_weights):
+                assert 'install synthdet again' in refused(read, tmp_path/'assets'/name)
         assert 'is damaged or was changed' in refused(shipped, name)
         (tmp_path/'assets'/name).unlink()
         assert 'is missing; install synthdet again' in refused(shipped, name)
@@ -265,8 +269,10 @@ PEOPLE = dict(
     compiled=under('_orig_mod.'), both=under('module._orig_mod.'), nested=under('module._orig_mod.model.backbone.'),
     lightning=dict(state_dict=under('model.'), hyper_parameters=dict(lr=.1), callbacks={}, loops={},
                    **{'pytorch-lightning_version': '2.1'}),
-    encoder=under('encoder.'), net=dict(net=under('net.')), ema=dict(METADATA, state_dict=zeros(), state_dict_ema=body()),
-    model_ema=dict(model=zeros(), model_ema=under('module.')), ema_only=dict(ema=body()), swa={**under('module.'), 'n_averaged': torch.ones(())},
+    encoder=under('encoder.'), net=dict(net=under('net.')),
+    ema=dict(METADATA, state_dict=zeros(), state_dict_ema=body()),
+    model_ema=dict(model=zeros(), model_ema=under('module.')), ema_only=dict(ema=body()),
+    swa={**under('module.'), 'n_averaged': torch.ones(())},
     inner_ema=dict(state_dict={**under('model.', zeros()), **under('model_ema.')}),
     half_ema=dict(model=body(), ema={k: torch.zeros_like(v) for k, v in body().items() if 'running' not in k}),
     heads={**body(), 'fc.weight': torch.ones(7, 128), 'fc.bias': torch.ones(7)},
@@ -277,7 +283,8 @@ PEOPLE = dict(
     bf16={k: v.bfloat16() if v.is_floating_point() else v for k, v in body().items()},
     untracked={k: v for k, v in body().items() if 'num_batches' not in k},
     compiled_parts=within('layer1', '_orig_mod'), fsdp=within('layer2', '_fsdp_wrapped_module'),
-    checkpointed=within('layer2.0', '_checkpoint_wrapped_module'), ddp_parts=under('model.', within('layer2', 'module')),
+    checkpointed=within('layer2.0', '_checkpoint_wrapped_module'),
+    ddp_parts=under('model.', within('layer2', 'module')),
     fsdp_both=under('_fsdp_wrapped_module.', within('layer1', '_checkpoint_wrapped_module')),
     twice=dict(METADATA, state_dict=body(), model=body()), whole_optimizer=dict(model=body(), optimizer=an_optimizer()),
     odd_values=dict(model=body(), crop=(..., NotImplemented), devices={torch.device('cpu'): 1}))
@@ -285,7 +292,8 @@ PEOPLE = dict(
 
 def as_file(content, how, folder):
     "A file of one format, under a name that may say another."
-    path = folder/dict(zip='a.pth', legacy='a.pth.tar', misnamed='a.safetensors', safetensors='b.safetensors', wrong='b.pth')[how]
+    names = dict(zip='a.pth', legacy='a.pth.tar', misnamed='a.safetensors', safetensors='b.safetensors', wrong='b.pth')
+    path = folder/names[how]
     if how in ('safetensors', 'wrong'): save_weights(content, path)
     else: torch.save(content, path, _use_new_zipfile_serialization=how != 'legacy')
     return path
@@ -307,7 +315,8 @@ def test_people_s_checkpoints_are_read(name, how, tmp_path):
         if not k.endswith('num_batches_tracked'): assert torch.equal(v, right[k]), k
 
 
-SAID = dict(ema="below 'state_dict_ema.' is taken", inner_ema="below 'model_ema.' is taken", detector="'head.weight', are left out")
+SAID = dict(ema="below 'state_dict_ema.' is taken", inner_ema="below 'model_ema.' is taken",
+            detector="'head.weight', are left out")
 
 
 @pytest.mark.parametrize('name', SAID)
@@ -318,7 +327,8 @@ def test_what_was_chosen_is_said(name, tmp_path):
 
 UNCLEAR = {
     'several times': dict(state_dict={**under('encoder_q.'), **under('encoder_k.', zeros())}),
-    'two students': dict(a=body(), b=zeros()), 'is missing': under('model.', {k: v for k, v in body().items() if k != 'conv1.weight'}),
+    'two students': dict(a=body(), b=zeros()),
+    'is missing': under('model.', {k: v for k, v in body().items() if k != 'conv1.weight'}),
     'expected [': {**under('module.'), 'module.conv1.weight': torch.ones(1)},
     'whole pickled network (torch.nn.modules.container.Sequential)': net(),
     'whole pickled network': dict(model=net(), epoch=3), 'does not hold a dictionary of tensors': dict(epoch=3)}
@@ -347,7 +357,8 @@ def arrays(): return {k: v.numpy() for k, v in body().items()}
 
 def pickled(content, protocol, core='numpy._core'):
     "As NumPy of another age writes it."
-    return pickle.dumps(content, protocol).replace(b'numpy._core', core.encode()) if protocol < 4 else pickle.dumps(content, protocol)
+    data = pickle.dumps(content, protocol)
+    return data.replace(b'numpy._core', core.encode()) if protocol < 4 else data
 
 
 @pytest.mark.parametrize('protocol,core', [(2, 'numpy.core'), (2, 'numpy._core'), (4, ''), (5, '')])
@@ -359,10 +370,12 @@ def test_zoos_of_arrays_are_read(protocol, core, tmp_path):
     assert plain(found) == plain(body()) and plain(make_backbone(BODY, tmp_path/'a.pkl').body.layer1) is not None
     torch.save(content, tmp_path/'a.pth')
     assert plain(read_weights(tmp_path/'a.pth')) == plain(body())
-    odd = dict(columns=np.asfortranarray(np.arange(6.).reshape(2, 3)), big=np.arange(3, dtype='>i4'), none=np.zeros((0, 3)),
-               one=np.array(2, np.float32), flags=np.array([True, False]), half=np.ones(2, np.float16))
+    odd = dict(columns=np.asfortranarray(np.arange(6.).reshape(2, 3)), big=np.arange(3, dtype='>i4'),
+               none=np.zeros((0, 3)), one=np.array(2, np.float32), flags=np.array([True, False]),
+               half=np.ones(2, np.float16))
     (tmp_path/'b.pkl').write_bytes(pickled(odd, protocol, core or 'numpy._core'))
-    for k, v in read_weights(tmp_path/'b.pkl').items(): assert np.array_equal(v.numpy(), odd[k]) and v.shape == odd[k].shape, k
+    for k, v in read_weights(tmp_path/'b.pkl').items():
+        assert np.array_equal(v.numpy(), odd[k]) and v.shape == odd[k].shape, k
 
 
 def test_npz_are_read(tmp_path):
@@ -393,8 +406,9 @@ KINDS_OF_OTHERS = { # name -> (content, what is said of it)
     'a.h5': (b'\x89HDF\r\n\x1a\n' + bytes(600), 'Keras'), 'a.gguf': (b'GGUF' + bytes(99), 'GGUF'),
     'a.tflite': (bytes(4) + b'TFL3' + bytes(99), 'TensorFlow Lite'), 'config.json': (b' {"a": 1}', 'JSON'),
     'a.pt2': (zipped('a/archive_format', 'a/models/model.json'), 'torch.export'),
-    'old.pt2': (zipped('serialized_exported_program.json'), 'torch.export'), 'a.keras': (zipped('metadata.json', 'config.json'), 'Keras'),
-    'pytorch_model.bin': (b'\1\2\3'*99, '.bin'), 'pointer.pth': (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
+    'old.pt2': (zipped('serialized_exported_program.json'), 'torch.export'),
+    'a.keras': (zipped('metadata.json', 'config.json'), 'Keras'), 'pytorch_model.bin': (b'\1\2\3'*99, '.bin'),
+    'pointer.pth': (b'version https://git-lfs.github.com/spec/v1', 'git lfs pull'),
     'page.safetensors': (b'<!DOCTYPE html><html>', 'web page'), 'a.npy': (b'\x93NUMPY\1\0', 'np.savez'),
     'a.onnx': (b'\x08\x08\x12\x01', 'ONNX'), 'a.pb': (b'\x08\1', 'TensorFlow'), 'a.MSGPACK': (b'\x81', 'Flax')}
 
@@ -463,13 +477,15 @@ def many_entries(path, n=3_000_000):
     at = content.rfind(b'PK\1\2')
     end = content.rfind(b'PK\5\6')
     entry = content[at:end]
-    path.write_bytes(content[:at] + entry*n + b'PK\5\6' + bytes(4) + b'\xff\xff'*2 + (len(entry)*n).to_bytes(4, 'little') + at.to_bytes(4, 'little') + bytes(2))
+    path.write_bytes(content[:at] + entry*n + b'PK\5\6' + bytes(4) + b'\xff\xff'*2
+                     + (len(entry)*n).to_bytes(4, 'little') + at.to_bytes(4, 'little') + bytes(2))
     return path
 
 
 def zip64_lie(path):
     "A directory of 2**60 bytes, as a zip64 record says."
-    path.write_bytes(b'PK\3\4' + bytes(60) + b'PK\6\6' + (44).to_bytes(8, 'little') + bytes(12) + (2**60).to_bytes(8, 'little')*4
+    path.write_bytes(b'PK\3\4' + bytes(60)
+                     + b'PK\6\6' + (44).to_bytes(8, 'little') + bytes(12) + (2**60).to_bytes(8, 'little')*4
                      + b'PK\6\7' + bytes(4) + (64).to_bytes(8, 'little') + (1).to_bytes(4, 'little')
                      + b'PK\5\6' + bytes(4) + b'\xff'*12 + bytes(2))
     return path
@@ -500,20 +516,27 @@ BOMBS = dict(
     deflated=(lambda p: torch_zip(p, **{'data/0': [MIB]*500}), 'read_weights', 'refused'),
     lists=(lambda p: torch_zip(p, **{'data.pkl': [b'\x80\x02'] + [b']'*2**20]*40}), 'read_weights', 'refused'),
     members=(many_entries, 'read_weights', 'refused'), zip64=(zip64_lie, 'read_weights', 'cannot be read|refused'),
-    expanded=(expanded, 'read_weights', '1000000000000 elements'), claimed=(lambda p: claimed(p, False), 'read_weights', 'claimed'),
+    expanded=(expanded, 'read_weights', '1000000000000 elements'),
+    claimed=(lambda p: claimed(p, False), 'read_weights', 'claimed'),
     legacy=(lambda p: claimed(p, True), 'read_weights', 'claimed'),
     gz=(lambda p: tar_gz(p, [header(size=200 << 20), *[MIB]*200]), 'read_weights', 'refused|cannot be read'),
     headers=(lambda p: tar_gz(p, [header()*2048]*100), 'read_weights', 'members'),
-    long_name=(lambda p: tar_gz(p, [header('x', 200 << 20, tarfile.GNUTYPE_LONGNAME), *[MIB]*200]), 'read_weights', 'refused'),
+    long_name=(lambda p: tar_gz(p, [header('x', 200 << 20, tarfile.GNUTYPE_LONGNAME), *[MIB]*200]),
+               'read_weights', 'refused'),
     pax=(lambda p: tar_gz(p, [header('x', 200 << 20, tarfile.XHDTYPE), *[MIB]*200]), 'read_weights', 'refused'),
-    sparse=(lambda p: tar_gz(p, [header('a.pth', 0, tarfile.GNUTYPE_SPARSE), MIB]), 'read_weights', 'holes|cannot be read'),
-    nested_names=(lambda p: tar_gz(p, [header('x', 5, tarfile.GNUTYPE_LONGNAME) + b'name\0' + bytes(507)]*5000), 'read_weights', 'cannot be read'),
+    sparse=(lambda p: tar_gz(p, [header('a.pth', 0, tarfile.GNUTYPE_SPARSE), MIB]),
+            'read_weights', 'holes|cannot be read'),
+    nested_names=(lambda p: tar_gz(p, [header('x', 5, tarfile.GNUTYPE_LONGNAME) + b'name\0' + bytes(507)]*5000),
+                  'read_weights', 'cannot be read'),
     long_header=(lambda p: safetensors_of(p, b'{' + b' '*(90 << 20)), 'read_weights', 'header'),
-    beyond=(lambda p: safetensors_of(p, b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'), 'read_weights', 'cannot be read'),
+    beyond=(lambda p: safetensors_of(p, b'{"a":{"dtype":"F32","shape":[1000000000000],'
+                                        b'"data_offsets":[0,4000000000000]}}'), 'read_weights', 'cannot be read'),
     depth=(lambda p: safetensors_of(p, b'{"a":' + b'['*100000), 'read_weights', 'cannot be read'),
     predictions=(lambda p: tar_gz(p, [header('a/b.txt', 200 << 20), *[MIB]*200]), 'texts', 'unpacks|cannot be read'),
-    images=(lambda p: tar_gz(p, [header('a/b.jpg', 200 << 20), *[MIB]*200]), 'lambda p: extract(p, p.parent/"out")', 'unpack'),
-    captions=(lambda p: p.write_bytes(b'\x80\x04\x95' + (2**40).to_bytes(8, 'little') + b'.') and p, 'read_pickle', 'cannot be read'))
+    images=(lambda p: tar_gz(p, [header('a/b.jpg', 200 << 20), *[MIB]*200]),
+            'lambda p: extract(p, p.parent/"out")', 'unpack'),
+    captions=(lambda p: p.write_bytes(b'\x80\x04\x95' + (2**40).to_bytes(8, 'little') + b'.') and p,
+              'read_pickle', 'cannot be read'))
 
 
 @pytest.mark.slow
@@ -569,7 +592,7 @@ def fuzzed(name, folder):
 
 @pytest.mark.parametrize('name', ['safetensors', 'zip', 'legacy', 'state', 'tar', 'arrays', 'npz'])
 def test_two_thousand_mutations_end_in_one_line_or_in_values(name, tmp_path):
-    "Files with a digest or checksums give the right values or an error; the others may give other numbers, never worse."
+    "Files with a digest or checksums give the right values or an error; others may give other numbers, never worse."
     path, read = fuzzed(name, tmp_path)
     luck = random.Random(1)
     count = noticed(path, read, lambda whole: (mutated(whole, luck) for _ in range(2000)))
@@ -582,7 +605,8 @@ def test_two_thousand_mutations_end_in_one_line_or_in_values(name, tmp_path):
 
 def seen(i):
     "A drawn picture with marked boxes."
-    return pictures(8)[i], dict(boxes=box()['boxes'] + i, labels=torch.ones(1, dtype=torch.int64), difficult=torch.tensor([i % 2 > 0]), image_id=i)
+    return pictures(8)[i], dict(boxes=box()['boxes'] + i, labels=torch.ones(1, dtype=torch.int64),
+                                difficult=torch.tensor([i % 2 > 0]), image_id=i)
 
 
 def drawn_again():
@@ -592,12 +616,13 @@ def drawn_again():
 
 
 def cut_again(budget_mb=100):
-    pool = make_cutouts([ClassImage(class_image(i, size=40, seed=3)[0], 1, str(i)) for i in range(3)], budget_mb=budget_mb)
+    images = [ClassImage(class_image(i, size=40, seed=3)[0], 1, str(i)) for i in range(3)]
+    pool = make_cutouts(images, budget_mb=budget_mb)
     return [(plain(c.rgba), c.label, c.origin) for c in pool], pool.content, dict(pool.rejected)
 
 
-KEPT = dict(drawn=('*.safetensors', drawn_again), rows_of_a_pool=('*.npz', cut_again), pixels_of_a_pool=('*.rgba', cut_again),
-            pixels_read_from_disk=('*.rgba', lambda: cut_again(0)))
+KEPT = dict(drawn=('*.safetensors', drawn_again), rows_of_a_pool=('*.npz', cut_again),
+            pixels_of_a_pool=('*.rgba', cut_again), pixels_read_from_disk=('*.rgba', lambda: cut_again(0)))
 
 
 @pytest.mark.parametrize('kind', KEPT)
@@ -612,11 +637,17 @@ def test_one_bit_of_what_is_kept_is_never_used(kind, tmp_path, monkeypatch):
     assert count.total() == 30 and not count['silent']
 
 
+def written(folder, format, *more, **how):
+    write_detection([*(seen(i) for i in range(5)), *more], folder/'set', format, ['moth'], **how)
+
+
+CROWDED = (torch.zeros(3, 9, 9, dtype=torch.uint8), dict(
+    boxes=torch.tensor([[0., 0., 5., 5.]]).repeat(300, 1), labels=torch.ones(300, dtype=torch.int64)))
 FULL = dict(
-    pool=(2000, lambda folder: cut_again()), row=(900, lambda folder: [write_row(folder/'r.jsonl', dict(id=f'{k}', ap50=k/99)) for k in range(99)]),
-    coco=(600, lambda folder: write_detection([seen(i) for i in range(5)], folder/'set', 'coco', ['moth'], suffix='.jpg')),
-    voc=(20000, lambda folder: write_detection([seen(i) for i in range(5)] + [(torch.zeros(3, 9, 9, dtype=torch.uint8), dict(
-        boxes=torch.tensor([[0., 0., 5., 5.]]).repeat(300, 1), labels=torch.ones(300, dtype=torch.int64)))], folder/'set', 'voc', ['moth'])))
+    pool=(2000, lambda folder: cut_again()),
+    row=(900, lambda folder: [write_row(folder/'r.jsonl', dict(id=f'{k}', ap50=k/99)) for k in range(99)]),
+    coco=(600, lambda folder: written(folder, 'coco', suffix='.jpg')),
+    voc=(20000, lambda folder: written(folder, 'voc', CROWDED)))
 
 
 @pytest.mark.parametrize('kind', FULL)

@@ -132,7 +132,8 @@ def programs(seed, n=3000):
 
 def test_random_programs_build_data_or_are_refused():
     code = "import test_unpickle; print(test_unpickle.programs(0))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__),
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert min(ast.literal_eval(done.stdout).values()) > 20, done.stdout
 

@@ -47,7 +47,8 @@ PLAIN = dict(
     swapped_corners=xml('<bndbox><xmin>60</xmin><ymin>45</ymin><xmax>21</xmax><ymax>16</ymax></bndbox>'),
     outline=xml(f'<polygon>{POINTS}</polygon>'),
     short_outline=xml('<polygon><x1>20</x1><y1>15</y1><x2>60</x2><y2>45</y2></polygon>'),
-    parts=xml(more='<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>'),
+    parts=xml(more='<part><name>head</name>'
+                   '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>'),
     blanks=xml(name=' bird\n'), namespace=xml().replace('<annotation>', '<annotation xmlns="http://example.org/voc">'),
     mark_of_order=b'\xef\xbb\xbf' + xml().encode(),
     utf16=('<?xml version="1.0" encoding="utf-16"?>' + xml()).encode('utf-16'),
@@ -136,11 +137,11 @@ def test_three_hundred_objects(tmp_path):
 
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
 
-WHOLE = ('<annotation><folder>f</folder><filename>a.png</filename>' + SIZE + '<object><name>bird</name><difficult>0</difficult>'
-         + BOX + f'</object><object><name>bee</name><truncated>1</truncated><polygon>{POINTS}</polygon></object></annotation>')
+WHOLE = (f'<annotation><folder>f</folder><filename>a.png</filename>{SIZE}'
+         f'<object><name>bird</name><difficult>0</difficult>{BOX}</object>'
+         f'<object><name>bee</name><truncated>1</truncated><polygon>{POINTS}</polygon></object></annotation>')
 JUNK = ['', '0', '-1', '1e309', 'nan', '21.5', '999999999', 'x'*300, '<a/>', '</object>', '<object>', '&lt;', '&b;',
-        '<bndbox>',
-        '<name>../x</name>', '<difficult>2</difficult>', '<!--', '<![CDATA[1]]>', '\x00', '\ufeff',
+        '<bndbox>', '<name>../x</name>', '<difficult>2</difficult>', '<!--', '<![CDATA[1]]>', '\x00', '\ufeff',
         '<?xml version="1.0"?>', 'é']
 
 

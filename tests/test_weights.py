@@ -175,7 +175,8 @@ def test_damage_is_an_error_or_harmless(save, tmp_path):
 FOREIGN = {
     'empty.pth': (b'', 'EOFError'), 'page.pth': (b'quota exceeded', 'expected a file of torch.save'),
     'text.tar.gz': (b'hello', 'expected a file of torch.save'), 'gz.tar.gz': (b'\x1f\x8b' + bytes(60), 'cut short'),
-    'zip.pth': (b'PK\x03\x04' + bytes(60), 'cut short'), 'noise.pth': (bytes(range(128, 256)), 'unsupported pickle protocol'),
+    'zip.pth': (b'PK\x03\x04' + bytes(60), 'cut short'),
+    'noise.pth': (bytes(range(128, 256)), 'unsupported pickle protocol'),
     'protocol.pth': (pickle.dumps(dict(a=1), 4) + b'x', 'cannot be read')}
 
 

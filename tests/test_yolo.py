@@ -236,8 +236,9 @@ def official_coco(d):
     picture(d/'train2017'/'000000000009.jpg')
     coco(d/'annotations'/'instances_train2017.json', ('000000000009.jpg', [BIRD, CAT]))
     coco(d/'annotations'/'person_keypoints_train2017.json', ('000000000009.jpg', []))
-    segments = dict(images=[], annotations=[dict(segments_info=[dict(id=1, bbox=[0, 0, 1, 1])], file_name='x.png')], categories=[])
-    text(d/'annotations'/'panoptic_train2017.json', json.dumps(segments))
+    segments = [dict(segments_info=[dict(id=1, bbox=[0, 0, 1, 1])], file_name='x.png')]
+    panoptic = dict(images=[], annotations=segments, categories=[])
+    text(d/'annotations'/'panoptic_train2017.json', json.dumps(panoptic))
     text(d/'annotations'/'captions_train2017.json', json.dumps(dict(images=[], annotations=[dict(id=1, caption='a')])))
     text(d/'annotations'/'image_info_test-dev2017.json', json.dumps(dict(images=[], categories=[])))
     return {'train2017/000000000009.jpg': [BIRD, CAT]}
@@ -249,9 +250,9 @@ def label_studio_coco(d):
     return {'images/1a2b3c4d-a.png': [BIRD]}
 
 
-TOOLS = [label_studio, cvat_yolo, cvat_ultralytics, roboflow_yolo, roboflow_darknet, roboflow_coco, roboflow_voc, labelimg,
-         makesense, darknet, voc_label, x_anylabeling, labels_in_each, windows_zip, linked, cvat_voc, labelme_voc,
-         official_voc, cvat_coco, official_coco, label_studio_coco]
+TOOLS = [label_studio, cvat_yolo, cvat_ultralytics, roboflow_yolo, roboflow_darknet, roboflow_coco, roboflow_voc,
+         labelimg, makesense, darknet, voc_label, x_anylabeling, labels_in_each, windows_zip, linked, cvat_voc,
+         labelme_voc, official_voc, cvat_coco, official_coco, label_studio_coco]
 
 
 @pytest.mark.parametrize('tool', TOOLS, ids=lambda t: t.__name__)
@@ -316,11 +317,12 @@ def simple(d, *boxes):
 
 
 NAMES = {  # file -> its text -> the classes
-    'data.yaml': [('names: [no, on]', 'no on'), ('names: ["1", 2024-01-01]', '1 2024-01-01'), ('names: bird, cat', 'bird cat'),
-                  ('names: {bird: 0, cat: 1}', 'bird cat'), ("names: \"['bird', 'cat']\"", 'bird cat'),
-                  ('names:\n  1: cat\n  0: bird\n', 'bird cat'), ('names:\n- " bird "\n- cat\nnc: 2', 'bird cat'),
-                  ('\ufeffnames: [Vögel, 猫]', 'Vögel 猫')],
-    'birds.yml': [('nc: 2\nnames: ["bird", "cat"]', 'bird cat')], 'dataset.yaml': [('names:\n  "0": a\n  "1": b', 'a b')],
+    'data.yaml': [('names: [no, on]', 'no on'), ('names: ["1", 2024-01-01]', '1 2024-01-01'),
+                  ('names: bird, cat', 'bird cat'), ('names: {bird: 0, cat: 1}', 'bird cat'),
+                  ("names: \"['bird', 'cat']\"", 'bird cat'), ('names:\n  1: cat\n  0: bird\n', 'bird cat'),
+                  ('names:\n- " bird "\n- cat\nnc: 2', 'bird cat'), ('\ufeffnames: [Vögel, 猫]', 'Vögel 猫')],
+    'birds.yml': [('nc: 2\nnames: ["bird", "cat"]', 'bird cat')],
+    'dataset.yaml': [('names:\n  "0": a\n  "1": b', 'a b')],
     'labels/classes.txt': [('bird\r\ncat\r\n', 'bird cat')], 'images/labels.txt': [('bird\ncat', 'bird cat')],
     'labels/predefined_classes.txt': [('bird\ncat', 'bird cat')], '../classes.txt': [('bird\ncat', 'bird cat')],
     '../../coco.names': [('bird\ncat', 'bird cat')], '_darknet.labels': [('bird\ncat', 'bird cat')],
@@ -345,10 +347,12 @@ def test_names_from_one(tmp_path):
 
 
 BAD_NAMES = {
-    'data.yaml': [('names: [bird]\nnc: 3', 'nc is'), ('names: {0: bird, 2: cat}', 'expected `names:`'), ('names: []', 'expected `names:`'),
-                  ('names: [[a], b]', 'expected `names:`'), ('names: [bird, bird]', "class 'bird' is named 2 times"),
-                  ('names: [a/b, c]', 'cannot be one'), ('names: [bird', 'cannot be read as YAML'), ('nc: 1', 'no class names'),
-                  ('names: [""]', 'cannot be one'), ('a: &a [*a]', 'YAML'), ('names: [bird]\ntrain: {a: b}', 'expected a path or a list')],
+    'data.yaml': [('names: [bird]\nnc: 3', 'nc is'), ('names: {0: bird, 2: cat}', 'expected `names:`'),
+                  ('names: []', 'expected `names:`'), ('names: [[a], b]', 'expected `names:`'),
+                  ('names: [bird, bird]', "class 'bird' is named 2 times"), ('names: [a/b, c]', 'cannot be one'),
+                  ('names: [bird', 'cannot be read as YAML'), ('nc: 1', 'no class names'),
+                  ('names: [""]', 'cannot be one'), ('a: &a [*a]', 'YAML'),
+                  ('names: [bird]\ntrain: {a: b}', 'expected a path or a list')],
     'notes.json': [('{"categories": 3}', 'no class names'), ('{', 'cannot be read as JSON')]}
 
 
@@ -380,9 +384,10 @@ def rows_set(d, *texts, names='classes.txt'):
 
 
 B = '0 .5 .5 .5 .5'
-SPELLINGS = [B + ' \t', B + '\r\n\r\n', '\n\n' + B, '\ufeff' + B, '0.0 .5 .5 .5 .5', '0 5e-1 5.0E-01 +.5 0.5', B.replace(' ', '\t'),
-             B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another', B + ' .93', B + ' 1', B + ' 0', B + ' 361',
-             (B + '\n').encode('utf-16'), B.replace('.', '0.') + '000000000000']
+SPELLINGS = [B + ' \t', B + '\r\n\r\n', '\n\n' + B, '\ufeff' + B, '0.0 .5 .5 .5 .5', '0 5e-1 5.0E-01 +.5 0.5',
+             B.replace(' ', '\t'), B.replace(' ', ','), B.replace(' ', ', '), '# a comment\n' + B + ' # another',
+             B + ' .93', B + ' 1', B + ' 0', B + ' 361', (B + '\n').encode('utf-16'),
+             B.replace('.', '0.') + '000000000000']
 
 
 @pytest.mark.parametrize('row', SPELLINGS, ids=range(len(SPELLINGS)))
@@ -438,8 +443,8 @@ def test_what_nobody_could_know_is_refused_until_it_is_said(tmp_path):
 
 
 BAD_ROWS = ['0 .5 .5 .2', '0 .5 .5 .2 high', 'bird .5 .5 .2 .2', '-1 .5 .5 .2 .2', '.5 .5 .5 .2 .2', 'nan .5 .5 .2 .2',
-            '0 .5 inf .2 .2', '0 0,5 0,5 0,2 0,2 1 1', '0 .5 .5 .2 .2 -3', '0 .5 .5 .2 .2 1.5', '0 1_0 .5 .2 .2', '9 .5 .5 .2 .2',
-            '1e300 .5 .5 .2 .2', '0 320 240 100 80', '0 0 0 40 30', '0 10 10 50 10 50 40 10 40',
+            '0 .5 inf .2 .2', '0 0,5 0,5 0,2 0,2 1 1', '0 .5 .5 .2 .2 -3', '0 .5 .5 .2 .2 1.5', '0 1_0 .5 .2 .2',
+            '9 .5 .5 .2 .2', '1e300 .5 .5 .2 .2', '0 320 240 100 80', '0 0 0 40 30', '0 10 10 50 10 50 40 10 40',
             'Car 0.00 0 -1.57 599.41 156.40 629.75 189.25 2.85 2.63 12.34 0.47 1.49 69.44 -1.56',
             '10 20 30 20 30 40 10 40 plane 0']
 
@@ -495,7 +500,8 @@ def posed(x, y, k, seen=''):
 
 def turned(x, y, s=1.):
     "The corners of a rectangle that is turned."
-    return '0' + ''.join(f' {x + s*a:.4f} {y + s*b:.4f}' for a, b in ((-.06, .02), (.02, -.06), (.06, -.02), (-.02, .06)))
+    corners = (-.06, .02), (.02, -.06), (.06, -.02), (-.02, .06)
+    return '0' + ''.join(f' {x + s*a:.4f} {y + s*b:.4f}' for a, b in corners)
 
 
 @pytest.mark.parametrize('k, seen', [(1, ''), (2, ''), (5, ''), (3, ' 2'), (4, ' 1')])
@@ -508,15 +514,19 @@ def test_keypoints_of_which_no_word_is_said_are_no_outlines(tmp_path, k, seen, y
         assert np.allclose(t['boxes'][0], [(x-.05)*W, (y-.06)*H, (x+.05)*W, (y+.06)*H], atol=.02)
 
 
-@pytest.mark.parametrize('row', [posed(.3, .4, 1), posed(.3, .4, 2), posed(.3, .4, 8), B + ' .05 .9 .95 .1', posed(.3, .4, 1, ' 1'), posed(.3, .4, 2, ' 1')])
+@pytest.mark.parametrize('row', [
+    posed(.3, .4, 1), posed(.3, .4, 2), posed(.3, .4, 8), B + ' .05 .9 .95 .1', posed(.3, .4, 1, ' 1'),
+    posed(.3, .4, 2, ' 1')])
 def test_few_rows_of_keypoints_or_outlines_are_refused(tmp_path, row):
     line = remedy(read_detection, rows_set(tmp_path, '', row, row, names='data.yaml'))
-    assert '1.txt, line 1' in line and 'keypoints' in line and 'outlines' in line and 'kpt_shape: [number, 2 or 3]' in line
+    assert '1.txt, line 1' in line and 'keypoints' in line and 'outlines' in line
+    assert 'kpt_shape: [number, 2 or 3]' in line
 
 
 def test_one_box_drawn_out_of_its_picture_makes_no_outlines_of_all_others(tmp_path):
     rows = [posed(.5, .5, 2).replace('.1 .12', '.5 .5', 1)]*20 + [posed(.95, .5, 2).replace('.1 .12', '.2 .2', 1)]
-    assert 'may be outlines or boxes with keypoints of x, y' in remedy(read_detection, rows_set(tmp_path, '\n'.join(rows), names='data.yaml'))
+    line = remedy(read_detection, rows_set(tmp_path, '\n'.join(rows), names='data.yaml'))
+    assert 'may be outlines or boxes with keypoints of x, y' in line
 
 
 @pytest.mark.parametrize('behind', ['', ' .9', ' 0.9 7'])
@@ -528,7 +538,8 @@ def test_corners_of_rotated_boxes_are_corners(tmp_path, behind):
 
 def test_small_outlines_of_one_length_in_the_middle_are_outlines(tmp_path):
     "A second corner moves with the first, as no width and height do."
-    five = lambda x, y: '0' + ''.join(f' {x+a:.3f} {y+b:.3f}' for a, b in ((0, -.05), (.05, -.02), (.03, .05), (-.03, .05), (-.05, -.01)))
+    corners = (0, -.05), (.05, -.02), (.03, .05), (-.03, .05), (-.05, -.01)
+    five = lambda x, y: '0' + ''.join(f' {x+a:.3f} {y+b:.3f}' for a, b in corners)
     rows_set(tmp_path, *(five(.45 + .02*i, .45 + .02*i) for i in range(10)), names='data.yaml')
     assert np.allclose(read_detection(tmp_path).targets[0]['boxes'][0], [.4*W, .4*H, .5*W, .5*H], atol=.02)
 
@@ -538,14 +549,16 @@ def sixth(d, *files, names='data.yaml'):
     return rows_set(d, *('\n'.join(f'{B} {v}' for v in values) for values in files), names=names)
 
 
-ANGLES = {'degrees': [[30], [90, 45]], 'of one picture': [[17]], 'level ones': [[0], [0, 90], [45]], 'twice in a picture': [[1, 2, 2], [3]],
-          'all of them': [[v] for v in (7, 3, 9, 1, 8, 2, 6, 5, 4)], 'fractions, too': [[.5], [90]], 'none': [[0], [.7854]]}
+ANGLES = {'degrees': [[30], [90, 45]], 'of one picture': [[17]], 'level ones': [[0], [0, 90], [45]],
+          'twice in a picture': [[1, 2, 2], [3]], 'all of them': [[v] for v in (7, 3, 9, 1, 8, 2, 6, 5, 4)],
+          'fractions, too': [[.5], [90]], 'none': [[0], [.7854]]}
 
 
 @pytest.mark.parametrize('kind', ANGLES)
 def test_a_sixth_number_that_may_be_an_angle_is_refused_until_it_is_said(tmp_path, kind):
     line = remedy(read_detection, sixth(tmp_path, *ANGLES[kind]))
-    assert 'boxes with a track, or rotated boxes, class x y w h angle' in line and '.txt, line ' in line and 'task: detect' in line
+    assert 'boxes with a track, or rotated boxes, class x y w h angle' in line and '.txt, line ' in line
+    assert 'task: detect' in line
     text(tmp_path/'data.yaml', 'names: [bird, cat]\ntask: detect')
     assert held(read_detection(tmp_path), tmp_path)['images/0.png'] == [BIRD]*len(ANGLES[kind][0])
 
@@ -558,7 +571,8 @@ def test_a_sixth_number_that_is_an_angle_is_refused(tmp_path, row):
 def test_confidences_are_said_to_be_taken_for_such_until_data_yaml_says_it(tmp_path):
     "Small angles in radians look the same."
     d = sixth(tmp_path/'d', [.3, .9], [.25])
-    with pytest.warns(UserWarning, match='the sixth number of 3 rows is taken for a confidence; put task: detect.*the four corners') as said: read_detection(d)
+    told = 'the sixth number of 3 rows is taken for a confidence; put task: detect.*the four corners'
+    with pytest.warns(UserWarning, match=told) as said: read_detection(d)
     assert len(said) == 1
     text(d/'data.yaml', 'names: [bird, cat]\ntask: detect')
     with warnings.catch_warnings():
@@ -567,7 +581,8 @@ def test_confidences_are_said_to_be_taken_for_such_until_data_yaml_says_it(tmp_p
         for k in (0, 1): assert len(read_detection(sixth(tmp_path/f'{k}', [k], [k]))) == 2, 'not known, or one track'
 
 
-TRACKS = [[[1], [1, 2], [2, 3], [3]], [[0, 1], [1, 2]], [[400], [7]], [[i, i+1] for i in range(1, 14)], [[1]]*3, [[.9, 1], [.3]]]
+TRACKS = [[[1], [1, 2], [2, 3], [3]], [[0, 1], [1, 2]], [[400], [7]], [[i, i+1] for i in range(1, 14)], [[1]]*3,
+          [[.9, 1], [.3]]]
 
 
 @pytest.mark.parametrize('n', range(len(TRACKS)))
@@ -622,7 +637,8 @@ def test_two_whole_formats_are_an_error_that_names_both(tmp_path):
     yolo(tmp_path/'labels'/'a.txt', BIRD)
     text(tmp_path/'classes.txt', 'bird\ncat')
     line = remedy(read_detection, tmp_path)
-    assert 'Pascal VOC XML (Annotations/a.xml)' in line and 'YOLO labels (labels/a.txt)' in line and 'give the path' in line
+    assert 'Pascal VOC XML (Annotations/a.xml)' in line and 'YOLO labels (labels/a.txt)' in line
+    assert 'give the path' in line
     assert held(read_detection(tmp_path/'labels'), tmp_path) == {'JPEGImages/a.png': [BIRD]}
     coco(tmp_path/'set.json', ('JPEGImages/a.png', [BIRD]))
     assert 'COCO JSON (set.json)' in remedy(read_detection, tmp_path)
@@ -652,7 +668,8 @@ def domain_of(root):
 
 
 def ultralytics(d):
-    text(d/'data.yaml', 'path: ../datasets/birds\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [bird, cat]')
+    text(d/'data.yaml',
+         'path: ../datasets/birds\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [bird, cat]')
     for s, b in PARTS.items():
         picture(d/'images'/s/'a.png')
         yolo(d/'labels'/s/'a.txt', *b)
@@ -720,8 +737,9 @@ def in_an_archive(d): ultralytics(d/'birds-v3'/'birds')
 
 
 @pytest.mark.filterwarnings('ignore:.*read as one set')
-@pytest.mark.parametrize('tool', [ultralytics, ultralytics_bare, lists, roboflow_parts, darknet_parts, coco_parts,
-                                  roboflow_coco_parts, roboflow_voc_parts, voc_parts, in_an_archive], ids=lambda t: t.__name__)
+@pytest.mark.parametrize('tool', [
+    ultralytics, ultralytics_bare, lists, roboflow_parts, darknet_parts, coco_parts, roboflow_coco_parts,
+    roboflow_voc_parts, voc_parts, in_an_archive], ids=lambda t: t.__name__)
 def test_the_parts_of_a_set_wherever_the_tool_puts_them(tmp_path, tool):
     tool(tmp_path/'detection')
     domain = domain_of(tmp_path)
@@ -754,11 +772,13 @@ def test_a_set_of_parts_is_not_one_set_without_a_word(tmp_path):
 def test_an_export_of_another_name_is_told(tmp_path):
     cvat_coco(tmp_path/'detection')
     picture(tmp_path/'class_images'/'a.png')
-    with pytest.warns(UserWarning, match='annotations/instances_default.json: holds a labelled set without parts.*split=70/15/15'): d = load_domain('folder', tmp_path)
-    assert 'annotations/instances_default.json: holds a labelled set without parts' in remedy(len, d.train)
+    told = 'annotations/instances_default.json: holds a labelled set without parts'
+    with pytest.warns(UserWarning, match=f'{told}.*split=70/15/15'): d = load_domain('folder', tmp_path)
+    assert told in remedy(len, d.train)
     (tmp_path/'class_images'/'a.png').unlink()
     (tmp_path/'class_images').rmdir()
-    with pytest.warns(UserWarning): assert 'holds a labelled set without parts' in remedy(load_domain, 'folder', tmp_path)
+    with pytest.warns(UserWarning):
+        assert 'holds a labelled set without parts' in remedy(load_domain, 'folder', tmp_path)
 
 
 def test_lists_of_the_same_pictures_are_what_somebody_wrote(tmp_path):
@@ -823,8 +843,9 @@ def test_a_set_without_any_label_is_told(tmp_path):
 
 # ---- fuzz ------------------------------------------------------------------------------------------------------------
 
-PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0', '\ufeff', 'é', '{', '}',
-          '[', ']', ':', '- ', '&a', '*a', '!!python/object', '"', 'names: ', 'train: ', 'path: ', '../', '/', '\\', 'C:', 'null', '~', 'yes']
+PIECES = ['0', '1', '-1', '2', '.5', '1.0004', 'nan', 'inf', '1e400', '9'*400, '#', ',', ' ', '\t', '\n', '\r', '\0',
+          '\ufeff', 'é', '{', '}', '[', ']', ':', '- ', '&a', '*a', '!!python/object', '"', 'names: ', 'train: ',
+          'path: ', '../', '/', '\\', 'C:', 'null', '~', 'yes']
 
 
 def mutated(g, content):
@@ -836,7 +857,8 @@ def mutated(g, content):
     return content
 
 
-SOURCES = {'labels/a.txt': B + '\n1 .25 .25 .5 .5\n' + POLYGON + '\n', 'classes.txt': 'bird\ncat\n', 'images.txt': 'images/a.png\nimages/b.png\n',
+SOURCES = {'labels/a.txt': B + '\n1 .25 .25 .5 .5\n' + POLYGON + '\n', 'classes.txt': 'bird\ncat\n',
+           'images.txt': 'images/a.png\nimages/b.png\n',
            'data.yaml': 'path: .\ntrain: images\nval: [images]\ntest: images.txt\nnc: 2\nnames:\n  0: bird\n  1: cat\n',
            'obj.data': 'classes = 2\ntrain = images.txt\nnames = classes.txt\n'}
 
@@ -847,7 +869,8 @@ def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
     "Mutations of texts and of the tree."
     g, read = random.Random(seed), 0
     for stem in 'ab': picture(tmp_path/'images'/f'{stem}.png')
-    names = [*SOURCES, 'labels/b.txt', 'labels/train.txt', 'x/labels/a.txt', 'README.txt', 'annotations/a.xml', 'a.json']
+    names = [*SOURCES, 'labels/b.txt', 'labels/train.txt', 'x/labels/a.txt', 'README.txt',
+             'annotations/a.xml', 'a.json']
     for _ in range(n):
         for name, content in SOURCES.items(): text(tmp_path/name, content)
         for name in g.sample(list(SOURCES), g.choice([1, 1, 2])): text(tmp_path/name, mutated(g, SOURCES[name]))
@@ -866,8 +889,9 @@ def test_damage_ends_in_one_line_or_in_a_set(tmp_path, seed, n):
     assert read > n/5
 
 
-POSES = [(' .3 .3 .91 .6 .6 .12', tail) for tail in ('', ' .87', ' 3', ' .87 3')] + [(' .3 .3 .6 .6', tail) for tail in (' .87', ' .87 3')] + [
-    (''.join(f' .{40+k} .5 .{99-k}' for k in range(17)), tail) for tail in ('', ' .87', ' .87 3')] + [(' 0 0 .2 .5 .5 .9', '')]
+TAILS = {' .3 .3 .91 .6 .6 .12': ('', ' .87', ' 3', ' .87 3'), ' .3 .3 .6 .6': (' .87', ' .87 3'),
+         ''.join(f' .{40+k} .5 .{99-k}' for k in range(17)): ('', ' .87', ' .87 3'), ' 0 0 .2 .5 .5 .9': ('',)}
+POSES = [(points, tail) for points, tails in TAILS.items() for tail in tails]
 
 
 @pytest.mark.parametrize('points, behind', POSES)
@@ -884,7 +908,8 @@ def test_predicted_keypoints_are_no_outline_until_it_is_said(tmp_path, points, b
 
 OTHER_ROWS = {  # rows of a set that would be boxes elsewhere -> what is said
     'corners': (['0 .4 .3 .6 .7', '0 .8 .1 .95 .3', '0 .1 .7 .3 .9', '0 .7 .7 .9 .9'], 'these look like two corners'),
-    'confidence in front': (['0 .93 .5 .5 .2 .4', '0 .88 .2 .2 .1 .1', '0 .9 .5 .4 .5 .4'], 'these look like class confidence')}
+    'confidence in front': (['0 .93 .5 .5 .2 .4', '0 .88 .2 .2 .1 .1', '0 .9 .5 .4 .5 .4'],
+                            'these look like class confidence')}
 
 
 @pytest.mark.parametrize('kind', OTHER_ROWS)
@@ -894,7 +919,7 @@ def test_rows_of_another_order_are_no_boxes(tmp_path, kind):
 
 
 def test_boxes_that_reach_out_are_still_boxes(tmp_path):
-    "Half of them by a fifth of the picture, with confidences; small ones in the corner, of which centre and size are in order."
+    "Half of them by a fifth of the picture, with confidences; small ones in the corner, with centre and size in order."
     rows_set(tmp_path/'a', '0 .9 .5 .6 .5 .9', '0 .2 .3 .2 .3 .8', '0 .5 .5 .2 .2 .7')
     rows_set(tmp_path/'b', '0 .03 .03 .06 .06', '0 .05 .04 .12 .1')
     assert [len(read_detection(tmp_path/n)) for n in 'ab'] == [3, 2]

@@ -9,7 +9,7 @@ __all__ = ['DATA', 'OF_ONE', 'Cell', 'Study', 'part', 'one_each']
 import itertools
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 from ..core import choose, short, UserError
 from .arm import Arm, command
@@ -37,16 +37,27 @@ def _choices(axis, values):
     if isinstance(values, Mapping): return [(axis, label, words) for label, words in values.items()]
     return [(axis, v, {axis: v}) for v in values]
 
+_settled = lru_cache(4096)(settled)
+
+@lru_cache(4096, typed=True)
+def _once(arm, *given): return override(arm, given[0] if len(given) == 1 else dict(zip(given[::2], given[1::2])))
+
+def _changed(arm, changes):
+    "An arm with changes; plain ones are worked out once, since parts of a study ask for the same again."
+    given = (changes,) if isinstance(changes, str) else tuple(itertools.chain(*changes.items()))
+    plain = all(isinstance(x, (str, int, float)) for x in given)
+    return (_once if plain else _once.__wrapped__)(arm, *given)
+
 def _cell(study, choice):
     "The cell of some choices, the last of which is the seed; raises `UserError` for another seed or fold."
-    arm = override(study.base, choice[-1][2])
+    arm = _changed(study.base, choice[-1][2])
     new = arm.seed, arm.labels.fold
     for axis, label, changes in choice[:-1]:
-        arm = override(arm, changes)
+        arm = _changed(arm, changes)
         if (arm.seed, arm.labels.fold) != new:
             raise UserError(f'study {study.name}: {axis}={label} sets the seed or the fold, and run k has seed k and '
                             'fold k; leave it out, and say seeds=')
-    return Cell({axis: label for axis, label, _ in choice}, settled(arm))
+    return Cell({axis: label for axis, label, _ in choice}, _settled(arm))
 
 def _check_axis(name, axis, values):
     "Raise `UserError` for an axis that has no values, or some that cannot be labels."
