@@ -64,8 +64,9 @@ def test_table_v_in_small(few_butterflies, tmp_path, monkeypatch, capsys):
 
 
 def test_by_one_command(tmp_path):
-    run_notebook(experiment_notebook("naive_paste"), tmp_path/"out.ipynb", dict(quick=True, only="masks=frame"))
-    check("naive_paste", said(tmp_path/"out.ipynb"))
+    given = dict(quick=True, only="arm=scratch n_real=20,25")
+    run_notebook(experiment_notebook("labels_curve"), tmp_path/"out.ipynb", given)
+    check("labels_curve", said(tmp_path/"out.ipynb"))
 
 
 def test_what_has_no_data_says_so(tmp_path):
