@@ -1,4 +1,5 @@
-"""Test AP50 of a constant box: how much of a score the places of the objects give away, domain by domain.
+"""Test AP50 of a constant box: how much of a score the places of the objects give away, domain by domain, and how many
+training, validation and test images a domain has.
 
     python benchmarks/constant_box.py --data /data     # the domains of the study labels_curve, their images at its size
 
@@ -27,8 +28,9 @@ def main():
         if cell.at['domain'] in found: continue
         loaded = load(placed(cell.arm, a.data))
         score = constant_score(loaded.val, loaded.test)
-        found[cell.at['domain']] = dict(ap50=round(score, 6), images=len(loaded.test),
-                                        image_size=cell.arm.model.image_size, data_test=fingerprint(loaded.domain.test))
+        counts = dict(train=len(loaded.domain.train), val=len(loaded.domain.val), images=len(loaded.test))
+        found[cell.at['domain']] = dict(ap50=round(score, 6), **counts, image_size=cell.arm.model.image_size,
+                                        data_test=fingerprint(loaded.domain.test))
         print(f"{cell.at['domain']} AP50 {100*score:.1f}", flush=True)
     told = dict(command='python benchmarks/constant_box.py --data FOLDER', domains=found, run=run_info())
     write_atomic(Path(a.out), json.dumps(told, indent=1) + '\n')
