@@ -74,6 +74,7 @@ def save_weights(model, path, /, **note) -> Path:
 ASSETS = { # name -> SHA-256 of what the package ships
     'gan64_butterflies.safetensors': 'cca4562a87b7ec8d6c96a1e08344975b52d0c384cbb482d45596bb72d4c03b9e',
     'paper_tables.csv': 'e82f812ad7e33631a2f509c54f78202645059527f60eb4e54fd9fbc673e729d1',
+    'released_curves.csv': '90acacbdbd42ee8da03baac9b6a9ff87358cfe05badad4f4df447cabeb840ae6',
     'released_runs.csv': '81eac128b585612f66b0cf0416f2ee3f2e2e8b65c1ebee7a6e72a57ce8239490',
     'redo_butterflies.safetensors': '6d1150ef3b3aed7d0a2f385226b370ad2aa2efa051ed199fb2299ab0519c74fe'}
 

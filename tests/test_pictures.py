@@ -330,8 +330,8 @@ def arms(*names): return {n: [(s, s/1000) for s in (-10, 0, 10, 20)] for n in na
 
 
 def rows(domain="d", arm="pretrain", segmenter="redo"):
-    both = [dict(source=s, fold=f, ap50=.3 + f/10) for s in ("real", "gan") for f in range(2)]
-    return pd.DataFrame([dict(domain=domain, arm=arm, segmenter=segmenter, **r) for r in both])
+    runs = [dict(id=f"{arm}-{f}", fold=f, ap50=.3 + f/10) for f in range(4)]
+    return pd.DataFrame([dict(domain=domain, arm=arm, segmenter=segmenter, **r) for r in runs])
 
 
 CHARTS = dict(

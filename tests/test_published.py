@@ -8,7 +8,7 @@ import pytest
 
 from synthdet.core import refused
 from synthdet.machine import shared
-from synthdet.evidence.published import published, released_runs, TABLES
+from synthdet.evidence.published import published, released_curves, released_runs, TABLES
 
 REFERENCE = (shared() or Path("none"))/"reference"
 beside = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no shared/reference beside the project")
@@ -98,6 +98,16 @@ def test_released_runs_are_the_references():
     assert len(theirs) == len(ours) and np.allclose(theirs.map50, ours.ap50, atol=5e-7)
     assert (theirs.domain == ours.domain).all() and (theirs.n_real == ours.n_real).all()
     assert (theirs.run == ours.run).all()
+
+
+@beside
+def test_released_curves_are_the_references():
+    theirs, ours = pd.read_csv(REFERENCE/"authors_histories.csv.gz"), released_curves()
+    theirs = theirs[(theirs.architecture == "SSDMobileNet") & (theirs.experiment == "main") & (theirs.n_real == 100)]
+    for run in ours.itertuples():
+        method = dict(pretrain="finetuned", scratch="from_scratch")[run.arm]
+        right = theirs[(theirs.domain == run.domain) & (theirs.method == method) & (theirs.run == run.run)]
+        assert np.allclose(run.curve, right[["step", "val_map50"]], atol=5e-7)
 
 
 @beside

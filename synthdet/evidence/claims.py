@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FOLLOWS', 'Claim', 'papers', 'paper_table', 'paired_runs', 'findings', 'whole', 'agreed', 'claim_figure',
-           'reached', 'constant_boxes', 'above_constant', 'judge', 'so_far', 'judge_all', 'claims_table']
+           'findings_table', 'reached', 'constant_boxes', 'above_constant', 'sources', 'cut_off', 'judge', 'judge_all',
+           'claims_table']
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #594d5f76
 import json
@@ -16,12 +17,12 @@ from scipy import stats
 from ..core import UserError
 from ..machine import project
 from .arm import Arm
-from .parts import about, begun, studies_file
-from .plots import gains
+from .parts import begun, not_run, studies_file
+from .plots import gains, places
 from .published import published
 from .statistics import (at_least, contrast, equivalence, improvement, labels_needed, MARGIN,
                                           overall, pairs, prediction_interval, suite, verdict)
-from .studies import STUDIES
+from .studies import SOURCES, STUDIES
 from ..settings import columns, leaves
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #72056dd4
@@ -53,6 +54,7 @@ _FEW = dict(n_real=[20, 25, 100])
 _ALL = dict(n_real=['all'])
 _AUGMENTED = dict(augment=['ssd'])
 _TUNED = dict(arm='pretrain', labels='few')
+_PASTED = dict(segmenter='frame'), dict(arm='pretrain', segmenter='redo')
 CLAIMS = dict(
     C1=Claim('pretraining helps with few labels', 'labels_curve', 'arm', 'scratch', 'pretrain', _FEW, 'more', 'table1',
              (dict(arm='scratch', labels='few'), _TUNED)),
@@ -72,8 +74,10 @@ CLAIMS = dict(
              (dict(arm='pretrain', fake='8x'), dict(arm='pretrain', fake='infinite'))),
     C6=Claim('objects that a GAN drew equal those of real class images', 'real_vs_gan', 'objects', 'real', 'gan', {},
              'equal', 'table3', (dict(source='real'), dict(source='gan'))),
-    C7=Claim('objects that were cut out beat naive pasting', 'naive_paste', 'masks', 'frame', 'grabcut', {}, 'more',
-             'table4', (dict(segmenter='frame'), dict(arm='pretrain', segmenter='redo'))),
+    C7=Claim('objects that were cut out beat naive pasting (GrabCut stands in for ReDO)', 'naive_paste', 'masks',
+             'frame', 'grabcut', {}, 'more', 'table4', _PASTED),
+    C7_redo=Claim('... cut out by ReDO, as in the paper', 'masks_matter', 'masks', 'frame', 'redo',
+                  dict(arm=['pretrain']), 'more', 'table4', _PASTED),
     C8=Claim('class images beat the objects of the labelled images alone (ours)', 'class_images_matter', 'objects',
              'labelled', 'real', {}),
     C9=Claim('pretraining helps where the labelled images are augmented, too (ours)', 'augment_matters', 'arm',
@@ -117,13 +121,11 @@ def _paper_mean(claim, side, place):
     lines = _paper_lines(claim, side, place)
     return float(lines['mean'].iloc[0]) if len(lines) else np.nan
 
-def _paper_sign(claim, place):
-    "The sign of the paper's gain; 0 where its means do not tell one (Welch's test, 5 %), nan where it has none."
+def _paper_tells(claim, place):
+    "Do the paper's two means tell the sign of their difference (Welch's test, 5 %)?"
     sides = [_paper_lines(claim, side, place) for side in (0, 1)]
-    if not all(map(len, sides)): return np.nan
     a, b = (lines[['mean', 'sd', 'n']].iloc[0] for lines in sides)
-    told = stats.ttest_ind_from_stats(*b, *a, equal_var=False)
-    return np.sign(told.statistic)*(told.pvalue < .05)
+    return stats.ttest_ind_from_stats(*b, *a, equal_var=False).pvalue < .05
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #d44c1080
 def paper_table(table, columns, of='paper', **where) -> pd.DataFrame:
@@ -137,13 +139,18 @@ def paper_table(table, columns, of='paper', **where) -> pd.DataFrame:
     """
     rows = papers(table, of)
     for column, value in where.items(): rows = rows[rows[column] == value]
+    rows = rows.assign(**{columns: rows[columns].replace('', 'none')})
+    heads, domains = dict.fromkeys(rows[columns]), list(dict.fromkeys(rows.domain))
+    rows = rows.assign(endless=rows.n_fake == 0, place=rows.domain.map(domains.index))
+    rows = rows.sort_values(['place', 'n_real', 'endless', 'n_fake'], kind='stable')
     told = [f'{m:.1f} (n={n})' if np.isnan(s) else f'{m:.1f} ± {s:.1f} (n={n})' for m, s, n in
             rows[['mean', 'sd', 'n']].itertuples(index=False)]
     index = [c for c in ('domain', 'n_real', 'fake', 'score', 'arm')
              if c != columns and (c in ('domain', 'n_real') or rows[c].nunique() > 1)]
     if rows.duplicated([*index, columns]).any():
         raise UserError(f'{table} has several lines for {columns} at some places; say which, as in arm=\'pretrain\'')
-    return rows.assign(told=told).pivot_table('told', index, columns, 'first', sort=False).fillna('')
+    lines = pd.MultiIndex.from_frame(rows[index].drop_duplicates())      # in order, which a pivot does not keep
+    return rows.assign(told=told).pivot_table('told', index, columns, 'first').reindex(lines)[[*heads]].fillna('')
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #7e0954c1
 FOLLOWS = dict(val=('labels', 'n_labels'), source=('class_images_from',)) # from a setting
@@ -199,13 +206,13 @@ def _judged(claim, place, gain, scores, paper, surrogate):
     "The verdict of a place; a domain that is not in the paper has no sign that depends on it."
     kind = claim.kind
     if kind == 'depends':
-        sign = _paper_sign(claim, place)
-        if np.isnan(sign): return dict(verdict='', why='the paper has no such domain')
-        if not sign: return dict(verdict='', why="the paper's means tell no sign here")
-        kind = 'more' if sign > 0 else 'less'
+        if np.isnan(paper['paper_gain']): return dict(verdict='', why='the paper has no such domain')
+        kind = 'more' if paper['paper_gain'] > 0 else 'less'
     own = paper['paper_b'] == paper['paper_b']
-    return verdict(gain, kind, paper=paper['paper_b'] if own else None, level=prediction_interval(scores),
-                   surrogate=own and surrogate)
+    judged = verdict(gain, kind, paper=paper['paper_b'] if own else None, level=prediction_interval(scores),
+                     surrogate=own and surrogate)
+    if claim.kind != 'depends' or _paper_tells(claim, place): return judged
+    return dict(judged, why=f"{judged['why']}; the paper's own means do not tell the sign")
 
 def findings(claim:Claim, rows) -> pd.DataFrame:
     """Judge a claim place by place.
@@ -278,7 +285,8 @@ def whole(claim:Claim, found) -> dict:
         places counts once), places, verdict, why
     """
     if found is None or not len(found):
-        reason = f'no rows of {claim.b} and {claim.a} in study {claim.study}'
+        where = ''.join(f", {k} {' or '.join(map(str, labels))}" for k, labels in claim.where.items())
+        reason = f'no pairs of {claim.b} and {claim.a} in study {claim.study}{where}'
         nothing = dict.fromkeys(('mean', 'low', 'high'), np.nan)
         return dict(nothing, iqm=None, better=None, n=0, places=0, **verdict(None, reason=reason))
     gains, a, b = (_runs_of(found, what) for what in ('dots', 'runs_a', 'runs_b'))
@@ -300,20 +308,38 @@ def agreed(found) -> str:
     return ', '.join(f'{v} {n}' for v, n in counts.items())
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #9f73729d
-def claim_figure(claim:Claim, found, ax=None):
+def claim_figure(claim:Claim, found, name='', ax=None):
     """The gains of a claim, place by place, the paper's beside them.
 
     Parameters
     ----------
     claim : `Claim`
     found : of `findings`
+    name : of the claim, for the title
     ax : axes to draw on; new ones when None
     """
     axes = list(found.columns[:list(found.columns).index('a')])
-    names = [', '.join(f'{v} labels' if k == 'n_real' else str(v) for k, v in zip(axes, at))
-             for at in found[axes].itertuples(index=False)]
     margin = MARGIN if claim.kind in ('equal', 'at_least') else 0
-    return gains(found, names, f'{claim.says}: {claim.b} - {claim.a}', margin, ax)
+    title = f"{f'{name}: '*bool(name)}{claim.says}: {claim.b} - {claim.a}"
+    return gains(found, places(found, axes), title, margin, ax)
+
+def findings_table(claim:Claim, found) -> pd.DataFrame:
+    """The lines of `findings` that are shown, what is compared by its names.
+
+    Parameters
+    ----------
+    claim : `Claim`
+    found : of `findings`
+
+    Returns
+    -------
+    DataFrame : the axes, the means of the two sides, gain, low, high, n (pairs), p, of paper's gain, verdict, why;
+        points
+    """
+    axes, sides = [*found.columns[:list(found.columns).index('a')]], {'a': claim.a, 'b': claim.b}
+    heads = {'mean': 'gain', 'paper_gain': "the paper's gain"}
+    lines = found[[*axes, 'a', 'b', 'mean', 'low', 'high', 'n', 'p', 'paper_gain', 'verdict', 'why']].round(2)
+    return lines.rename(columns={k: f'{v}, mean' for k, v in sides.items()} | heads).set_index(axes)
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #140012e8
 def reached(rows) -> pd.DataFrame:
@@ -341,10 +367,16 @@ def reached(rows) -> pd.DataFrame:
 def _needed(found, fewest, of):
     "How many labels are needed, in words."
     count = lambda v: 'more than were run' if np.isinf(v) else f"{'at most '*(v <= fewest)}{v:.0f}"
-    if found['labels'] <= fewest or np.isinf(found['labels']): return f"{count(found['labels'])} of {of}"
-    return f"{count(found['labels'])} of {of} ({count(found['low'])} to {count(found['high'])}, between the counts run)"
+    low, point, high = (count(found[k]) for k in ('low', 'labels', 'high'))
+    between = f' ({low} to {high}, between the counts run)' if low != high else ''
+    return f'{point} of {of}{between}'
 
 # %% ../../nbs/6_evidence/19_claims.ipynb #162d8163
+def _measured():
+    "What `benchmarks/constant_box.py` recorded, domain by domain; nothing outside of a checkout."
+    file = project() and project()/'results'/'constant_box.json'
+    return json.loads(file.read_text())['domains'] if file and file.is_file() else {}
+
 def constant_boxes(rows) -> pd.Series:
     """Test AP50 of a constant box, in points, domain by domain, as it was recorded in a checkout.
 
@@ -356,8 +388,7 @@ def constant_boxes(rows) -> pd.Series:
     -------
     Series : indexed by domain, without those whose recorded test images are others; empty outside of a checkout
     """
-    file = project() and project()/'results'/'constant_box.json'
-    found = json.loads(file.read_text())['domains'] if file and file.is_file() else {}
+    found = _measured()
     tested = dict(zip(rows.domain, rows.data_test))
     same = [d for d in tested if found.get(d, {}).get('data_test') == tested[d]]
     return pd.Series({d: 100*found[d]['ap50'] for d in same}, dtype=float, name='constant box')
@@ -387,6 +418,38 @@ def above_constant(rows, constant) -> pd.DataFrame:
                       'ap50': 100*some.ap50.mean(), **{k: gain[k] for k in _MEASURES}, 'is': side})
     return pd.DataFrame(lines)
 
+def sources() -> pd.DataFrame:
+    """What the data of the studies are, domain by domain (`studies.SOURCES`).
+
+    Returns
+    -------
+    DataFrame : indexed by domain: photographs (that are labelled, and tested on), instead of (the paper's), class
+        images, boxes that each of them cost, and training, validation and test images as they were counted in a
+        checkout
+    """
+    found = pd.DataFrame.from_dict({d: s._asdict() for d, s in SOURCES.items()}, 'index')
+    heads = dict(instead_of="instead of the paper's", class_images='class images', cost='a box for each of them')
+    found = found.rename(columns=heads).rename_axis('domain').replace('', '-')
+    parts = {d: [f'{m[k]:,}' for k in ('train', 'val', 'images')] for d, m in _measured().items()}
+    counts = pd.Series({d: ' / '.join(n) for d, n in parts.items()}, dtype=object)
+    return found.assign(**{'training / validation / test images': counts.reindex(found.index).fillna('')})
+
+def cut_off(rows) -> pd.DataFrame:
+    """How many runs were best at their last step, so that more steps might have served them.
+
+    Parameters
+    ----------
+    rows : of a study: domain, n_real, arm, best_step, curve
+
+    Returns
+    -------
+    DataFrame : arms by domain and n_real: '2 of 3'
+    """
+    last = rows.best_step == rows.curve.map(lambda curve: curve[-1][0])
+    found = last.groupby([rows[k] for k in ('domain', 'n_real', 'arm')], sort=False).agg(['sum', 'size'])
+    told = found['sum'].astype(str) + ' of ' + found['size'].astype(str)
+    return told.unstack('arm')[[*dict.fromkeys(rows.arm)]].fillna('')
+
 # %% ../../nbs/6_evidence/19_claims.ipynb #0f08879b
 def _touches(claim, part):
     "Is a claim made of this part? Where a study has one side alone, there is nothing to compare."
@@ -401,7 +464,7 @@ def _touches(claim, part):
 def _lacking(claim, rest):
     "Where a claim was not run, in words, whichever of its sides is missing there."
     sides = [[{k: v for k, v in grid.items() if k != claim.axis} for grid in p.grids] for p in rest]
-    return about(*(replace(p, over=over) for p, over in zip(rest, sides) if _touches(claim, p)))
+    return not_run(*(replace(p, over=over) for p, over in zip(rest, sides) if _touches(claim, p)))
 
 def judge(study, rows, rest=()) -> dict:
     """Judge the claims of a study.
@@ -423,41 +486,20 @@ def judge(study, rows, rest=()) -> dict:
         judged[name] = whole(claim, found), found, _lacking(claim, rest)
     return judged
 
-def so_far(name, folder='', tell=print) -> tuple:
-    """What there is of a study while it is being run: its own file, or what `unfinished.jsonl` above it holds.
-
-    Parameters
-    ----------
-    name : key of `STUDIES`
-    folder : of results files; '': results/studies of the checkout
-    tell : function of a line of text
-
-    Returns
-    -------
-    tuple : of `begun`, not strict: the rows of whole parts (None: there are none), and the parts that were not run
-    """
-    file = studies_file(name, folder)
-    there = [begun(STUDIES[name], f, strict=False) for f in (file, file.parent.parent/'unfinished.jsonl')]
-    rows, rest = max(there, key=lambda found: 0 if found[0] is None else len(found[0]))
-    lacking = about(*rest)
-    if rest: tell(f"study {name}: {'not run yet' if rows is None else f'not run yet: {lacking}'}")
-    return rows, rest
-
-def judge_all(folder='', *, strict=True) -> dict:
+def judge_all(folder='') -> dict:
     """Judge all claims; what `judge` returns.
 
     Parameters
     ----------
     folder : of results files; '': results/studies of the checkout
-    strict : is a study's part that has some of its rows an error?
 
     Raises
     ------
-    UserError : as `Study.rows` does
+    UserError : as `Study.rows` does; a part of a study that has some of its rows
     """
     judged = {}
     for name in dict.fromkeys(c.study for c in CLAIMS.values()):
-        judged |= judge(name, *begun(STUDIES[name], studies_file(name, folder), strict=strict))
+        judged |= judge(name, *begun(STUDIES[name], studies_file(name, folder)))
     return judged
 
 def _of_suite(over):
