@@ -7,13 +7,16 @@ import pytest
 from planted import plant, row, run_here
 
 from synthdet.core import refused, VERSIONS
-from synthdet.evidence.parts import studies_file
+from synthdet.evidence.identity import run_key
+from synthdet.evidence.parts import shown, studies_file
 from synthdet.evidence.experiments import parameters
 from synthdet.evidence.rows import read_rows, write_row
 from synthdet.evidence.studies import STUDIES
 
 root = Path(__file__).resolve().parents[1]
-MADE = dict(curves=["fig3", "fig4"], claims=["claims"], pictures=["fig1", "fig2"], segmentation=["segmentation"],
+PUBLISHED = ["fig3_published", "fig4_published"]
+MADE = dict(curves=["fig3", "fig4", *PUBLISHED], claims=["claims"], pictures=["fig1", "fig2"],
+            segmentation=["segmentation"],
             tables=[*(f"table{k}" for k in range(1, 6)), "class_images", "masks", "reuse", "transfer", "val_budget"])
 
 
@@ -56,7 +59,8 @@ def test_the_readme_shows_the_studies(tmp_path, studies):
 def test_a_study_without_rows_is_passed_over_aloud(name, tmp_path, capsys):
     (tmp_path/"none").mkdir()
     run_here(notebook(name), out=str(tmp_path/"out"), studies=str(tmp_path/"none"))
-    assert "ot run" in capsys.readouterr().out and not list((tmp_path/"out").glob("*.svg"))
+    drawn = sorted(p.stem for p in (tmp_path/"out").glob("*.svg"))
+    assert "ot run" in capsys.readouterr().out and drawn == (PUBLISHED if name == "curves" else [])
 
 
 def test_a_part_that_is_whole_is_shown_though_others_were_not_run(tmp_path, capsys):
@@ -77,7 +81,7 @@ def fault(kind, folder):
     if kind == "older": rows[3] = rows[3] | dict(versions=VERSIONS | dict(train=0))
     if kind == "missing": del rows[3]
     for r in rows: write_row(file, r)
-    return "synthdet-run arms=" if kind == "missing" else row(runs[3])["id"]
+    return f"{runs[3].arm.arm}-{run_key(runs[3].arm)}" if kind == "missing" else row(runs[3])["id"]
 
 
 @pytest.mark.parametrize("kind", ["twice", "older", "missing"])
@@ -88,3 +92,12 @@ def test_a_mistake_in_the_rows_stops_the_figures(kind, tmp_path):
         assert named in told and not list((tmp_path/"out").glob("*.svg"))
     first = studies_file("labels_curve", tmp_path/"studies").read_text().splitlines()[0]
     assert json.loads(first)["commit"] == "planted"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_row_that_is_missing_is_named_in_every_study(name, studies, tmp_path):
+    rows = read_rows(studies_file(name, studies))
+    for r in rows[:len(rows)//2] + rows[len(rows)//2 + 1:]: write_row(studies_file(name, tmp_path), r)
+    lost, = STUDIES[name].missing(read_rows(studies_file(name, tmp_path)))
+    told = refused(shown, name, tmp_path)
+    assert f"has no row of {lost.arm.arm}-{run_key(lost.arm)}" in told and f"seed {lost.at['seed']}" in told

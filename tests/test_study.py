@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from synthdet.core import refused, UserError
 from synthdet.data.domains import load_domain, write_domain
 from synthdet.detection.detectors import detector
 from synthdet.evidence import artefacts, cluster, jobs, runner
-from synthdet.evidence.arm import Arm, ARMS, resolved
+from synthdet.evidence.arm import Arm, ARMS, make_arms, resolved
 from synthdet.evidence.claims import CLAIMS
 from synthdet.evidence.parts import begun
 from synthdet.evidence.rows import named_row, read_rows, run_id, write_row
@@ -182,6 +182,20 @@ def test_an_arm_that_fails_is_told_at_the_end_and_the_others_run(tmp_path, data,
     monkeypatch.setattr(runner, 'plan', lambda *_: runner.Plan(6, 1, 1, 1))
     told = refused(tiny(4).run, tmp_path, tmp_path/'rows.jsonl', data=data, jobs=2, tell=lambda _: None)
     assert told == 'study tiny: 3 runs failed, the first: no luck' and len(read_rows(tmp_path/'rows.jsonl')) == 3
+
+
+def test_what_arms_share_is_not_left_twice():
+    first, after, other = make_arms('pretrain,pretrain_only,scratch', steps=10, pretrain_steps=30)
+    assert runner._left([first], [after]) == 0 and runner._left([first], [after, other]) == 10/40
+
+
+def test_a_client_tries_a_run_again_three_times_unless_told_otherwise():
+    class Client:
+        def get_executor(self, **how): asked.append(how); return ThreadPoolExecutor(1)
+    asked = []
+    for how in ({}, dict(retries=0, resources=dict(GPU=1))):
+        with runner._beside(1, 1, Client(), how): pass
+    assert asked == [dict(pure=False, retries=3), dict(pure=False, retries=0, resources=dict(GPU=1))]
 
 
 def test_parts_of_a_study():
@@ -611,7 +625,7 @@ def test_what_no_row_needs_can_go_and_nothing_else(left, tmp_path):
         'flies-pretrain-bbbbb': (1, ())}
     assert all(abs(k.mb - 1) < .1 for k in found[:3]) and all(0 <= k.days < 1 for k in found)
     before = {p for p in left.rglob('*') if p.is_file()}
-    old = artefacts.prunable(found, results)
+    old = artefacts.prunable(left, results)
     assert {p for p in left.rglob('*') if p.is_file()} == before, 'saying it deletes nothing'
     artefacts.remove(old)
     lost = before - {p for p in left.rglob('*') if p.is_file()}
@@ -621,8 +635,13 @@ def test_what_no_row_needs_can_go_and_nothing_else(left, tmp_path):
 def test_rows_of_before_keep_every_training(left, tmp_path):
     write_row(tmp_path/'old.jsonl', dict(id='of-before'))
     results = [tmp_path/'rows.jsonl', tmp_path/'old.jsonl']
-    old = artefacts.prunable(artefacts.kept(left, results), results)
+    old = artefacts.prunable(left, results)
     assert [k.path.name for k in old] == [f"flies-pretrain-{'b'*16}.safetensors"]
+    (tmp_path/'program.py').write_text(CODE)
+    told = done(tmp_path, 'runs', left, '--prune', *(w for f in results for w in ('--results', f)))
+    assert 'which trainings they need (1 in old.jsonl) may need any' in told
+    write_row(left/'made.jsonl', dict(id='of-before', artefacts=KEYS[2:3]))
+    assert {k.path.name for k in artefacts.prunable(left, results)} > {KEYS[1]}, 'made.jsonl says what it was made of'
 
 
 def test_pruning_asks_first(left, tmp_path):

@@ -114,7 +114,7 @@ are "none known": a study may go on from them. `--prune all` lists them, too.'''
 
 def _runs(argv):
     "What `synthdet-runs` does."
-    from synthdet.evidence.artefacts import kept, prunable, remove, results_files, usual_out
+    from synthdet.evidence.artefacts import kept, prunable, remove, results_files, unnamed, usual_out
     p = Parser('synthdet-runs', description=_RUNS, allow_abbrev=False)
     p.add_argument('out', nargs='?', metavar='OUT', help='folder of artefacts (default: that of synthdet-study)')
     p.add_argument('--results', action='append', default=[], metavar='FILE', help='a results file that needs them, too')
@@ -133,10 +133,12 @@ def _runs(argv):
     results = [*results_files(out), *(plain_path(f, '--results') for f in a.results)]
     found = kept(out, results)
     if not found and a.out is None: return print(_nothing(out))
-    if a.prune: found = prunable(found, results, unknown=a.prune == 'all')
+    if a.prune: found = prunable(out, results, unknown=a.prune == 'all')
     total = f'{len(found)} in {out}, {sum(k.mb for k in found):,.1f} MB'
     if found: print(lines([_about(k, out) for k in found], 'MB', 'days', 'what', 'runs', 'needed by'))
     print(total)
+    silent = ', '.join(f'{n} in {name}' for name, n in unnamed(out, results).items()) if a.prune else ''
+    if silent: print(f'no training is listed: rows that do not say which trainings they need ({silent}) may need any')
     if a.prune and found and a.yes: print(f'deleted, {remove(found):,.1f} MB are free')
     elif a.prune and found: print('add --yes to delete them')
     elif any(not k.rows for k in found):

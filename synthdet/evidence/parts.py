@@ -223,7 +223,8 @@ def made_by(rows) -> str:
     def all_of(column, digits=None):
         return ', '.join(sorted(set(rows[column].astype(str).str[:digits]))) if column in rows else 'not told'
     once = rows.drop_duplicates('id')
-    return (f"{len(once)} runs, {once.seconds.sum()/60:.0f} minutes on {all_of('device')} in {all_of('precision')}; "
+    took = f'{once.seconds.sum()/60:.0f} minutes by the clock'
+    return (f"{len(once)} runs, {took} on {all_of('device')} in {all_of('precision')}; "
             f"torch {all_of('torch')}, commit {all_of('commit', 7)}")
 
 # %% ../../nbs/6_evidence/18_parts.ipynb #5d15e9c0

@@ -15,7 +15,7 @@ from itertools import chain, combinations
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
-from ..core import option, short, UserError, VERSIONS
+from ..core import counted, option, short, UserError, VERSIONS
 from ..files import read_jsonl
 from ..machine import processes, progress, run_info
 from ..paths import alone, folder, writable
@@ -349,7 +349,7 @@ def run_study(study, out='runs', results=None, *, data='', also=(), known=(), jo
         # a client has queues of its own, and workers may still come
         ended = in_turn(arms, lambda arm: submit(arm=arm, **request), len(arms) if client else jobs, ran)
     failed = [e for _, e in ended if isinstance(e, Exception)]
-    if failed: raise UserError(f'study {study.name}: {len(failed)} runs failed, the first: {failed[0]}')
+    if failed: raise UserError(f"study {study.name}: {counted(len(failed), 'run')} failed, the first: {failed[0]}")
     return study.rows(results)
 
 def prepared(study, out, results, data='', also=()) -> tuple:
@@ -383,14 +383,19 @@ def prepared(study, out, results, data='', also=()) -> tuple:
     if arms or there: writable(results), writable(Path(out)/'made.jsonl')
     return lacking, arms, there
 
+def _left(ended, todo):
+    "How much is left, as a multiple of what was done, in steps; what arms share counts once."
+    def steps(arms): return {k: p.steps for a in arms for k, p in zip(phase_keys(a), ARMS[a.arm](a))}
+    done, all_steps = steps(ended), steps(ended + todo)
+    return (sum(all_steps.values()) - sum(done.values()))/sum(done.values())
+
 @contextmanager
 def _progress(study, missing, tell):
     "What shows, as each run ends, how far a study is: a bar where somebody watches, lines elsewhere."
     start, total = time.time(), len({run_key(c.arm) for c in study.cells()})
     with progress(what=study.name, total=total, initial=total - missing, delay=0, leave=False) as bar:
         def ran(ended, running, todo):
-            steps, left = (sum(map(total_steps, arms)) for arms in (ended, running + todo))
-            minutes = (time.time() - start)/60/steps*left
+            minutes = (time.time() - start)/60*_left(ended, running + todo)
             done = total - len(running) - len(todo)
             line = f'{len(running)} running, about {minutes:.0f} min left'
             bar.set_postfix_str(line, refresh=False)

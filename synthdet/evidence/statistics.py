@@ -98,7 +98,7 @@ def cell(scores) -> dict:
 
     Parameters
     ----------
-    scores : one per run
+    scores : one per run, points
 
     Returns
     -------
@@ -117,8 +117,8 @@ def t_interval(values, level=.95) -> tuple:
 
     Parameters
     ----------
-    values : one per run
-    level : share of such intervals that hold the mean, when the values are normal
+    values : one per run, points
+    level : in (0,1): share of such intervals that hold the mean, when the values are normal
 
     Returns
     -------
@@ -140,7 +140,7 @@ def sign_flip(gains) -> float:
 
     Parameters
     ----------
-    gains : one per pair, at most 40
+    gains : one per pair, points, at most 40
 
     Returns
     -------
@@ -162,7 +162,7 @@ def contrast(gains) -> dict:
 
     Parameters
     ----------
-    gains : one per pair: `pairs(a, b).gain`
+    gains : one per pair, points: `pairs(a, b).gain`
 
     Returns
     -------
@@ -205,8 +205,8 @@ def suite(scores, *, repeats=REPEATS, seed=0) -> dict:
 
     Parameters
     ----------
-    scores : dict domain -> one score, or one gain, per run
-    repeats : draws of the bootstrap
+    scores : dict domain -> one score, or one gain, per run, points
+    repeats : draws of the bootstrap, from 1
     seed : of the draws
 
     Returns
@@ -223,8 +223,8 @@ def overall(gains, level=.95) -> dict:
 
     Parameters
     ----------
-    gains : dict domain -> one gain per run
-    level : of the interval
+    gains : dict domain -> one gain per run, points
+    level : of the interval, in (0,1)
 
     Returns
     -------
@@ -254,8 +254,8 @@ def improvement(a, b, *, repeats=2000, seed=0) -> dict:
 
     Parameters
     ----------
-    a, b : dicts domain -> one score per run, of the same domains
-    repeats : draws of the bootstrap
+    a, b : dicts domain -> one score per run, points, of the same domains
+    repeats : draws of the bootstrap, from 1
     seed : of the draws
 
     Returns
@@ -293,8 +293,8 @@ def equivalence(gains, margin=MARGIN) -> dict:
 
     Parameters
     ----------
-    gains : one per pair
-    margin : points
+    gains : one per pair, points
+    margin : points, above 0
 
     Returns
     -------
@@ -310,8 +310,8 @@ def at_least(gains, margin=MARGIN) -> dict:
 
     Parameters
     ----------
-    gains : one per pair
-    margin : points that it may lose
+    gains : one per pair, points
+    margin : points that it may lose, above 0
 
     Returns
     -------
@@ -326,8 +326,8 @@ def prediction_interval(values, level=.95) -> dict:
 
     Parameters
     ----------
-    values : one per run
-    level : share of such intervals that hold the new value, when all are normal
+    values : one per run, points
+    level : in (0,1): share of such intervals that hold the new value, when all are normal
 
     Returns
     -------
@@ -353,8 +353,8 @@ def labels_needed(labels, scores, goal, *, repeats=2000, seed=0) -> dict:
     Parameters
     ----------
     labels : label counts, ascending, from 1: [L]
-    scores : scores of each run at each count: [runs,L]
-    goal : the score to reach, one per run: [runs], as scratch's with all labels
+    scores : scores of each run at each count, points or 0..1: [runs,L]
+    goal : the score to reach, in the same unit, one per run: [runs], as scratch's with all labels
     repeats : draws of the bootstrap
     seed : of the draws
 
@@ -397,7 +397,7 @@ def verdict(gain, claim='more', *, paper=None, level=None, surrogate=False, reas
     gain : of `contrast` for 'more' and 'less', of `equivalence` or `at_least` for their claims: low and high; None: not
         run
     claim : key of `CLAIMS`
-    paper : the paper's score of the arm that is claimed of; None: it gives none
+    paper : the paper's score of the arm that is claimed of, points; None: it gives none
     level : `prediction_interval` of our scores of that arm; None: there are none
     surrogate : do other data stand in for the paper's?
     reason : why it was not run
