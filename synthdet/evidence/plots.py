@@ -116,6 +116,12 @@ def _framed(ax):
     return ax
 
 # %% ../../nbs/6_evidence/04_plots.ipynb #65a94fb7
+def _spread(counts, most=6):
+    "Those of some numbers that have room on a logarithmic axis."
+    kept, apart = counts[:1], (counts[-1]/counts[0])**(1/(most - 1))
+    for n in counts[1:]: kept += [n]*(n >= .99*kept[-1]*apart)
+    return kept
+
 def label_curve(rows, title='', score='ap50', ax=None, constant=math.nan):
     """Test score against the number of labelled images, on a logarithmic axis (Fig. 4).
 
@@ -132,14 +138,15 @@ def label_curve(rows, title='', score='ap50', ax=None, constant=math.nan):
     rest = rest.assign(points=100*rest[score])
     hue = [a for a in ARM_COLOURS if a in set(rest.arm)]
     how = dict(data=rest, x='n_labels', y='points', hue='arm', hue_order=hue, palette=ARM_COLOURS, ax=ax)
-    sns.lineplot(**how, errorbar='sd', lw=2, marker='_', markersize=14, markeredgewidth=2, markeredgecolor=None)
+    sns.lineplot(**how, errorbar='sd', lw=2)
     sns.scatterplot(**how, s=16, legend=False)
+    for arm, of in rest.groupby('arm'):                           # a line of one count is none
+        if of.n_labels.nunique() == 1: ax.plot(of.n_labels[:1], of.points.mean(), '_', ms=14, mew=2, c=ARM_COLOURS[arm])
     if len(alone):
         ax.axhline(100*alone[score].mean(), ls='--', color=ARM_COLOURS['pretrain_only'], label='pretrain_only')
     if not math.isnan(constant): ax.axhline(constant, ls=':', color='k', label='constant box')
     ax.set_xscale('log')
-    counts = sorted(set(rest.n_labels))
-    counts = counts if len(counts) < 7 else counts[::len(counts)//4]
+    counts = _spread(sorted(set(rest.n_labels)))
     ax.set_xticks(counts, [f'{n:,.0f}' for n in counts], minor=False)
     ax.minorticks_off()
     ax.set(xlabel='labelled images', ylabel=f'test {score.upper()}, points', ylim=(0, 100))
