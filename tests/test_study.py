@@ -632,14 +632,14 @@ def test_what_no_row_needs_can_go_and_nothing_else(left, tmp_path):
     assert lost == {left/'artefacts'/KEYS[1]/'state.pt', left/f"flies-pretrain-{'b'*16}.safetensors"}
 
 
-def test_rows_of_before_keep_every_training(left, tmp_path):
+def test_rows_of_before_keep_every_training(left, tmp_path, monkeypatch, capsys):
     write_row(tmp_path/'old.jsonl', dict(id='of-before'))
     results = [tmp_path/'rows.jsonl', tmp_path/'old.jsonl']
     old = artefacts.prunable(left, results)
     assert [k.path.name for k in old] == [f"flies-pretrain-{'b'*16}.safetensors"]
-    (tmp_path/'program.py').write_text(CODE)
-    told = done(tmp_path, 'runs', left, '--prune', *(w for f in results for w in ('--results', f)))
-    assert 'which trainings they need (1 in old.jsonl) may need any' in told
+    monkeypatch.setattr(artefacts, 'project', lambda: None)
+    cli.runs([str(left), '--prune', *(w for f in results for w in ('--results', str(f)))])
+    assert 'which trainings they need (1 in old.jsonl) may need any' in capsys.readouterr().out
     write_row(left/'made.jsonl', dict(id='of-before', artefacts=KEYS[2:3]))
     assert {k.path.name for k in artefacts.prunable(left, results)} > {KEYS[1]}, 'made.jsonl says what it was made of'
 
@@ -777,8 +777,10 @@ def test_a_cluster_that_loses_a_worker_ends_with_the_same_rows(whole, data, tmp_
 @pytest.mark.slow
 def test_the_command_starts_a_cluster_of_its_own(whole, data, tmp_path):
     pytest.importorskip('distributed')
-    said = done(data, *at(data, tmp_path, '--dask', 'local', '--jobs', 2, '--resources', 'GPU=1'))
-    assert plain(tmp_path/'rows.jsonl') == plain(whole[0]/'rows.jsonl') and said.count(' of 3 done') == 3
+    words = '--dask', 'local', '--jobs', 1, '--resources', 'GPU=1', '--only', 'arm=scratch'
+    said = done(data, *at(data, tmp_path, *words), cores=1)
+    row, = plain(tmp_path/'rows.jsonl')
+    assert row in plain(whole[0]/'rows.jsonl') and said.count(' of 1 done') == 1
 
 
 def test_rows_know_the_run_of_a_cell_whatever_folder_its_data_are_in(data):
