@@ -55,8 +55,8 @@ def _listed(labels):
     return ', '.join(first) + ' and '*bool(first) + last
 
 def about(*some) -> str:
-    """Parts of a study in words: domains, numbers of labels and of synthesised images, and starts; those that have the
-    same together.
+    """Parts of a study in words: domains, numbers of labels and of synthesised images, starts, and further seeds; those
+    that have the same together.
 
     Parameters
     ----------
@@ -67,8 +67,10 @@ def about(*some) -> str:
         grid, = part.grids
         labels, start, fake = (_listed(grid.get(axis, ())) for axis in ('n_real', 'start', 'n_fake'))
         alone = f", {_listed(grid['arm'])}" if len(grid.get('arm', ())) == 1 else ''
+        seeds = grid.get('seed', part.seeds)
+        more = f", {'seeds' if len(seeds) > 1 else 'seed'} {_listed(seeds)}"*(0 not in seeds)
         told = ''.join((f', {labels} labels'*bool(labels), f', {fake} synthesised images'*bool(fake),
-                        f', from {start}'*bool(start), alone))
+                        f', from {start}'*bool(start), alone, more))
         found.setdefault(told, []).extend(grid.get('domain', [part.name]))
     return '; '.join(', '.join(dict.fromkeys(names)) + told for told, names in found.items())
 
