@@ -103,8 +103,9 @@ def kept(out, results) -> list:
     """
     out = folder(out, 'a folder of artefacts')
     here = _users(read_rows(out/'made.jsonl'))
-    there = {Path(path).name: _users(read_rows(path)) for path in results}
-    runs = {Path(path).name: {row['id'] for row in read_rows(path)} for path in results}
+    rows = {Path(path).name: read_rows(path) for path in results}
+    there = {name: _users(of) for name, of in rows.items()}
+    runs = {name: {row['id'] for row in of} for name, of in rows.items()}
     def about(what, path):
         needed = tuple(name for name, users in there.items() if what in users or runs[name] & here.get(what, {}).keys())
         ids = {**here.get(what, {}), **{i: True for name in needed for i in there[name].get(what, ())}}
